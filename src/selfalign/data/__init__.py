@@ -1,0 +1,1 @@
+"""From recordings on disk to arrays a model can be trained on: episodes, LeRobot files, caches, statistics, frames."""
