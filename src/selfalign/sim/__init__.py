@@ -1,0 +1,1 @@
+"""Simulated robots, tasks and scripted experts in plain MuJoCo."""
