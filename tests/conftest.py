@@ -1,0 +1,24 @@
+"""Checks the types and shapes of selfalign's public boundaries in every test, and keeps each worker to one thread."""
+
+import os
+
+# Before torch, NumPy and the simulator are imported; pytest's workers share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Must come before any import of selfalign. SELFALIGN_TEST_TYPES=0 turns it off, for timing.
+if os.environ.get("SELFALIGN_TEST_TYPES", "1") != "0":
+    install_import_hook("selfalign", "typeguard.typechecked")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Each test starts from the same global random state, whichever worker runs it."""
+    torch.manual_seed(0)
