@@ -1,0 +1,141 @@
+"""Scripted experts: they read the simulator's state and answer with canonical end-effector deltas.
+
+Each is a feedback law of what it sees now, not a plan that is played back, so a disturbed or noisy run recovers by
+itself, and a policy that imitates it needs no memory either.
+
+    python -m selfalign.sim.experts --episodes 100 --json benchmarks/results/experts.json
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from selfalign.sim.control import TIP_STEP
+from selfalign.sim.tasks import HOVER, PUSH_DISTANCE, Task, World
+
+Action = Float[np.ndarray, "4"]
+Expert = Callable[[World], Action]
+"""Observes a world and returns [dx, dy, dz, gripper] in [-1, 1]."""
+
+OPEN, CLOSE = -1.0, 1.0
+GAIN = 0.5
+"""Part of the remaining distance that one step covers: near the largest that does not overshoot behind a servo's lag."""
+
+
+def toward(world: World, goal: Float[np.ndarray, "3"], gripper: float, speed: float = 1.0) -> Action:
+    """A delta straight toward `goal`, at most `speed` long, slowing down near it."""
+    delta = GAIN * (goal - world.tip) / TIP_STEP
+    length = float(np.linalg.norm(delta))
+    if length > speed:
+        delta = delta * (speed / length)
+    return np.array([*delta, gripper])
+
+
+@dataclass
+class ReachExpert:
+    """Goes to the hover point above the cube, gripper open."""
+
+    task: Task
+
+    def __call__(self, world: World) -> Action:
+        return toward(world, world.cube_position(self.task.colour) + [0, 0, HOVER], OPEN)
+
+
+@dataclass
+class PushExpert:
+    """Goes behind the cube with closed fingers, down, and through, correcting sideways as it goes."""
+
+    task: Task
+    start: Float[np.ndarray, "3"]
+    """Where the cube was when the episode began."""
+    behind: float = 0.055
+    """Metres from the cube's centre to where the fingers come down."""
+    safe_height: float = 0.09
+    push_height: float = 0.025
+    goal: float = PUSH_DISTANCE + 0.015
+
+    def __call__(self, world: World) -> Action:
+        tip, cube, forward = world.tip, world.cube_position(self.task.colour), self.task.direction
+        if (cube - self.start) @ forward >= self.goal:
+            return toward(world, np.array([*tip[:2], self.push_height]), CLOSE)
+        relative = tip - cube
+        along = float(relative @ forward)
+        sideways = relative - along * forward
+        sideways[2] = 0
+        aside = float(np.linalg.norm(sideways))
+        if tip[2] < 0.05 and aside < 0.012 and -0.08 < along < 0:
+            goal = cube + 0.04 * forward
+            return toward(world, np.array([*(goal - 0.5 * sideways)[:2], self.push_height]), CLOSE, speed=0.5)
+        place = cube - self.behind * forward
+        return approach_from_above(world, place, self.push_height, self.safe_height, CLOSE)
+
+
+@dataclass
+class LiftExpert:
+    """Comes down over the cube with open fingers, closes them, waits until they hold, goes up."""
+
+    task: Task
+    start: Float[np.ndarray, "3"]
+    safe_height: float = 0.09
+    lift_to: float = 0.12
+    held: float = -1.0
+    """Opening at the last step: fingers that no longer move have closed on something."""
+
+    def __call__(self, world: World) -> Action:
+        cube, tip, opening = world.cube_position(self.task.colour), world.tip, world.gripper_opening
+        stalled, self.held = abs(opening - self.held) < 0.01 and opening < 0.9, opening
+        offset = tip - cube
+        if float(np.linalg.norm(offset[:2])) < 0.015 and abs(offset[2]) < 0.015:
+            goal = np.array([*cube[:2], self.lift_to]) if stalled else tip
+            return toward(world, goal, CLOSE, speed=0.6)
+        return approach_from_above(world, cube, float(cube[2]), float(cube[2]) + 0.07, OPEN)
+
+
+def approach_from_above(
+    world: World, place: Float[np.ndarray, "3"], low: float, high: float, gripper: float, funnel: float = 0.01
+) -> Action:
+    """Up where needed, across at the height `high`, then down onto `place` to the height `low`."""
+    tip = world.tip
+    aside = float(np.linalg.norm((tip - place)[:2]))
+    if aside < funnel:
+        return toward(world, np.array([*place[:2], low]), gripper, speed=0.7)
+    # Inside a cone above the place it may descend while it still centres; outside of it, it keeps clear of the cubes.
+    height = high if aside > 0.03 else max(low + 2.0 * (aside - funnel) + 0.02, min(tip[2], high))
+    if tip[2] < high - 0.02 and aside > 0.03:
+        return toward(world, np.array([*tip[:2], high + 0.02]), gripper)
+    return toward(world, np.array([*place[:2], height]), gripper)
+
+
+def make_expert(task: Task, world: World) -> Expert:
+    """The expert of a task in the world as it is when the episode begins."""
+    if task.kind == "reach":
+        return ReachExpert(task)
+    start = world.cube_position(task.colour).copy()
+    return PushExpert(task, start) if task.kind == "push" else LiftExpert(task, start)
+
+
+@dataclass
+class Noise:
+    """Disturbs what is executed, never the label: demonstrations then also show how to come back.
+
+    Disturbances come in bursts, because a single noisy step is gone before the arm has moved.
+    """
+
+    rng: np.random.Generator
+    start_probability: float = 0.06
+    keep_probability: float = 0.75
+    scale: float = 0.6
+    _burst: np.ndarray | None = None
+
+    def __call__(self, action: Action) -> Action:
+        """The action to execute for an expert's action."""
+        if self._burst is None:
+            if self.rng.random() < self.start_probability:
+                self._burst = self.rng.normal(scale=self.scale, size=3)
+        elif self.rng.random() > self.keep_probability:
+            self._burst = None
+        if self._burst is None:
+            return action
+        return np.array([*np.clip(action[:3] + self._burst, -1, 1), action[3]])
