@@ -43,7 +43,8 @@ from selfalign.data.schema import (
 )
 
 _STATS_FRAMES = 4
-"""Frames an episode whose pixels enter the image statistics (LeRobot samples frames, too)."""
+_STATS_GRID = 8
+"""Frames an episode, and pixels a side, that enter the image statistics (LeRobot samples frames, too)."""
 
 
 class LeRobotWriter:
@@ -246,8 +247,8 @@ class LeRobotWriter:
             values = columns[name]
             if feature.is_image:
                 picks = np.unique(np.linspace(0, len(values) - 1, _STATS_FRAMES).astype(int))
-                # One row a frame: channel means would lose the spread, so pixels are thinned to a coarse grid.
-                flat = values[picks, ::4, ::4].reshape(-1, 3).astype(np.float64) / 255.0
+                down, across = (max(1, size // _STATS_GRID) for size in feature.shape[:2])
+                flat = values[picks, ::down, ::across].reshape(-1, 3).astype(np.float64) / 255.0
                 shape, count = (3, 1, 1), len(picks)
             else:
                 flat = values.reshape(len(values), -1).astype(np.float64)
@@ -320,6 +321,7 @@ class LeRobotReader:
         self.tasks = self._read_tasks()
         self.embodiments = self._read_embodiments()
         self.metadata = self._read_metadata()
+        self._open_file: _FrameFile | None = None
 
     def __len__(self) -> int:
         return len(self.metadata)
@@ -333,12 +335,12 @@ class LeRobotReader:
 
     def episodes(self, indices: Iterable[int] | None = None) -> Iterator[Episode]:
         """Episodes in the order of `indices` (default: all); reads and decodes one at a time."""
-        files: dict[str, _FrameFile] = {}
         for index in range(len(self)) if indices is None else indices:
             meta = self.metadata[index]
-            if meta.file not in files:
-                files = {meta.file: _FrameFile(self.root / meta.file, list(self.info.features))}
-            yield self._episode(meta, files[meta.file].rows(meta.row, meta.length))
+            path = self.root / meta.file
+            if self._open_file is None or self._open_file.path != path:
+                self._open_file = _FrameFile(path, list(self.info.features))
+            yield self._episode(meta, self._open_file.rows(meta.row, meta.length))
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Whole columns [N, ...] over all frames, without decoding images (which cannot be asked for)."""

@@ -187,11 +187,11 @@ class NormStats:
 
     def _normalize(self, name: str, values: Array) -> Array:
         center, scale = self._affine(name, values)
-        return (values - center) / scale
+        return (values - center) / scale  # type: ignore[return-value]
 
     def _unnormalize(self, name: str, values: Array) -> Array:
         center, scale = self._affine(name, values)
-        return values * scale + center
+        return values * scale + center  # type: ignore[return-value]
 
     def _affine(self, name: str, values: Array) -> tuple[Array, Array]:
         if name not in self._cache:

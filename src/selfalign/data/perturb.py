@@ -217,7 +217,7 @@ class JointFrame:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(*(tuple(data[name]) for name in ("permutation", "sign", "scale", "offset")))
+        return cls(data["permutation"], data["sign"], data["scale"], data["offset"])
 
 
 def frame_from_dict(data: Mapping[str, Any]) -> LinearFrame | JointFrame:

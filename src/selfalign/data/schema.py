@@ -155,6 +155,9 @@ class DatasetInfo:
         for name in (STATE, ACTION):
             if name not in self.features:
                 raise ValueError(f"{path}: the data set has no {name!r} column; it has {', '.join(self.features)}")
+        for name, feature in self.features.items():
+            if feature.is_image and not name.startswith(IMAGE_PREFIX):
+                raise ValueError(f"{path}: the camera column {name!r} must be named {IMAGE_PREFIX}<camera>; rename it")
         videos = [name for name, feature in self.features.items() if feature.dtype == "video"]
         if videos:
             raise ValueError(
