@@ -4,6 +4,7 @@ At 64 to 128 pixels nothing is gained from shadows, reflections or a skybox, whi
 time; they are off.
 """
 
+import atexit
 import ctypes.util
 import os
 import weakref
@@ -134,8 +135,11 @@ class Renderer:
         self._camera = mujoco.MjvCamera()
         self._gpu = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._gpu)
-        # At exit the display is closed before objects are deleted; contexts must be gone by then.
+        # mujoco.egl closes the display at exit; contexts must be gone by then. Handlers run last in, first out, so
+        # ours is registered here, and not by `finalize`, which may have done so before that module was imported.
         self._finalizer = weakref.finalize(self, _free, self._gpu, self._context)
+        self._finalizer.atexit = False
+        atexit.register(self._finalizer)
 
     def render(self, data: mujoco.MjData, camera: CameraPose | str, size: int) -> UInt8[np.ndarray, "size size 3"]:
         """One picture.

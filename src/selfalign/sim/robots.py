@@ -73,12 +73,12 @@ class RobotSpec:
 
 
 ARMS: dict[str, ArmModel] = {
-    "panda": ArmModel("Panda", (-0.55, 0.0, 0.0), (0.0, 0.196, 0.0, -2.618, 0.0, 2.942, 0.785)),
+    "panda": ArmModel("Panda", (-0.52, 0.0, 0.0), (0.0, 0.196, 0.0, -2.618, 0.0, 2.942, 0.785)),
     "ur5e": ArmModel("UR5e", (-0.55, 0.0, 0.0), (-0.47, -1.735, 2.48, -2.275, -1.59, -1.991)),
-    "iiwa": ArmModel("IIWA", (-0.60, 0.0, 0.0), (0.0, 0.65, 0.0, -1.89, 0.0, 0.6, 0.0)),
-    "kinova3": ArmModel("Kinova3", (-0.52, 0.0, 0.0), (0.0, 0.65, 0.0, 1.89, 0.0, 0.6, -1.571)),
+    "iiwa": ArmModel("IIWA", (-0.55, 0.0, 0.0), (0.0, 0.65, 0.0, -1.89, 0.0, 0.6, 0.0)),
+    "kinova3": ArmModel("Kinova3", (-0.46, 0.0, 0.0), (0.0, 0.65, 0.0, 1.89, 0.0, 0.6, -1.571)),
     "xarm7": ArmModel("XArm7", (-0.50, 0.0, 0.0), (0.0, 0.0, 0.0, 1.225, 0.0, 1.225, 0.0)),
-    "jaco": ArmModel("Jaco", (-0.50, 0.0, 0.0), (3.192, 3.68, 0.0, 1.17, 0.05, 3.76, 3.142)),
+    "jaco": ArmModel("Jaco", (-0.46, 0.0, 0.0), (3.192, 3.68, 0.0, 1.17, 0.05, 3.76, 3.142)),
     "sawyer": ArmModel("Sawyer", (-0.60, 0.0, 0.0), (0.0, -1.18, 0.0, 2.18, 0.0, 0.57, -1.57)),
 }
 
@@ -95,5 +95,11 @@ GRIPPERS: dict[str, GripperModel] = {
 
 ROBOTS: dict[str, RobotSpec] = {
     "panda": RobotSpec("panda", "panda"),
+    "ur5e_panda": RobotSpec("ur5e", "panda"),
+    "iiwa": RobotSpec("iiwa", "panda"),
+    "kinova3": RobotSpec("kinova3", "panda"),
+    "xarm7": RobotSpec("xarm7", "panda"),
+    "jaco": RobotSpec("jaco", "panda"),
+    "sawyer": RobotSpec("sawyer", "panda"),
 }
 """The named robots; `RobotSpec(arm, gripper)` makes any other pair."""
