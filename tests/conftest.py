@@ -1,4 +1,4 @@
-"""Checks the types and shapes of selfalign's public boundaries in every test, and keeps each worker to one thread."""
+"""Checks the shapes of arrays at selfalign's boundaries in every test, and keeps each worker to one thread."""
 
 import os
 
@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 
 # Must come before any import of selfalign. SELFALIGN_TEST_TYPES=0 turns it off, for timing.
 if os.environ.get("SELFALIGN_TEST_TYPES", "1") != "0":
-    install_import_hook("selfalign", "typeguard.typechecked")
+    install_import_hook("selfalign", "typecheck.typechecked")
 
 torch.set_num_threads(1)
 

@@ -59,7 +59,9 @@ def test_relative_imports_are_resolved(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     (tmp_path / "data").mkdir()
     path = tmp_path / "data" / "play.py"
-    path.write_text("from ..align import store\nfrom . import cache\nimport selfalign.types\nfrom selfalign import sim\n")
+    path.write_text(
+        "from ..align import store\nfrom . import cache\nimport selfalign.types\nfrom selfalign import sim\n"
+    )
     assert [part for _, part in imported_parts(path)] == ["align", "data", "types", "sim"]
 
 
