@@ -1,0 +1,1 @@
+"""The brain: streams of transformers with one joint attention, TTT layers and the alignment losses. Imports only types."""

@@ -1,0 +1,295 @@
+"""START HERE: the vision-language-action model. `losses` and `sample_actions` are the whole of it.
+
+    prefix  = VLM(image tokens, prompt)                               computed once, independent of W
+    actions = action expert(state, noisy actions | prefix, W)
+    L_align = alignment expert(perception, dynamics, inverse | prefix, W)
+
+The model knows normalised tensors only; `selfalign.Policy` adds robots, units and statistics.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from selfalign.model import flow, masks
+from selfalign.model.alignment import AlignmentInputs, AlignmentLayout, AlignmentSuffix
+from selfalign.model.context import ContextInfo, EmbodimentContext
+from selfalign.model.layers import TIME_COMPONENTS
+from selfalign.model.streams import Mixture, PrefixCache, StreamConfig
+from selfalign.model.ttt import TTTConfig, TTTLayer
+from selfalign.model.vision import KeypointTowerConfig, VisionConfig
+from selfalign.types import Observation, Transition
+
+ACTION, ALIGNMENT = "action", "alignment"
+BOTH = (ACTION, ALIGNMENT)
+
+
+@dataclass(frozen=True)
+class VLAConfig:
+    """Everything that is needed to build the model."""
+
+    vlm: StreamConfig
+    action: StreamConfig
+    alignment: StreamConfig | None
+    """None: a plain policy without alignment expert."""
+    ttt: TTTConfig = field(default_factory=TTTConfig)
+    vision: VisionConfig = field(default_factory=KeypointTowerConfig)
+    vocab_size: int = 258
+    max_token_len: int = 48
+    cameras: tuple[str, ...] = ("scene",)
+    state_dim: int = 8
+    action_dim: int = 8
+    action_horizon: int = 8
+    time: str = "adarms"
+    """How flow time comes in: "adarms" (pi0.5) or "concat" (pi0)."""
+
+    @property
+    def image_size(self) -> int:
+        return self.vision.image_size
+
+
+@dataclass(frozen=True)
+class FlowNoise:
+    """The noise of one training sample. Inverse dynamics reuses the action noise."""
+
+    actions: Float[Tensor, "B H A"]
+    state: Float[Tensor, "B S"]
+    next_features: Float[Tensor, "B N F"] | None
+
+    @classmethod
+    def like(cls, batch: Transition, *, generator: torch.Generator | None = None) -> "FlowNoise":
+        def draw(x: Tensor) -> Tensor:
+            return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+        following = None if batch.next_features is None else draw(batch.next_features)
+        return cls(draw(batch.actions.values), draw(batch.observation.state), following)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the parts in the total."""
+
+    action: float = 1.0
+    ttt: float = 1.0
+    perception: float = 1.0
+    dynamics: float = 1.0
+    inverse: float = 1.0
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The total and its parts: scalars, or `[B]` with `reduction="none"`. A part that was not asked for is None."""
+
+    total: Tensor
+    action: Tensor | None = None
+    ttt: Tensor | None = None
+    perception: Tensor | None = None
+    dynamics: Tensor | None = None
+    inverse: Tensor | None = None
+
+    def scalars(self) -> dict[str, float]:
+        """The parts that are present, as numbers for a log."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: float(value.detach().mean()) for name, value in parts.items() if value is not None}
+
+
+class VLA(nn.Module):
+    """A pi0-style policy with an alignment expert and shared TTT layers."""
+
+    def __init__(self, config: VLAConfig):
+        super().__init__()
+        self.config = config
+        self.vision = config.vision.build()
+        self.image_proj = self.vision.connector(config.vlm.width)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.vlm.width)
+        nn.init.normal_(self.embed_tokens.weight, std=config.vlm.width**-0.5)
+
+        time = TIME_COMPONENTS[config.time]
+        self.time = nn.ModuleDict({ACTION: time(config.action.width)})
+        experts: dict[str, tuple[StreamConfig, int | None]] = {ACTION: (config.action, self.time[ACTION].cond_dim)}
+        if config.alignment is not None:
+            self.time[ALIGNMENT] = time(config.alignment.width)
+            experts[ALIGNMENT] = (config.alignment, self.time[ALIGNMENT].cond_dim)
+        depths = config.ttt.depths(config.vlm.depth)
+        self._check_ttt_widths(depths)
+        ttt = {depth: TTTLayer(config.action.width, config.ttt, self.time[ACTION].cond_dim) for depth in depths}
+        self.mixture = Mixture(config.vlm, experts, ttt)
+        self._ttt_layers = [ttt[depth] for depth in sorted(ttt)]
+
+        self.state_in = nn.Linear(config.state_dim, config.action.width)
+        self.action_in = nn.Linear(config.action_dim, config.action.width)
+        self.action_out = nn.Linear(config.action.width, config.action_dim)
+        next_tokens, feature_dim = self.vision.summary_shape
+        next_tokens *= len(config.cameras)
+        self.layout = AlignmentLayout(config.action_horizon, next_tokens)
+        if config.alignment is not None:
+            self.alignment = AlignmentSuffix(
+                config.alignment.width, self.layout, config.state_dim, config.action_dim, feature_dim
+            )
+        self.register_buffer("feature_mean", torch.zeros(next_tokens, feature_dim))
+        self.register_buffer("feature_std", torch.ones(next_tokens, feature_dim))
+
+    # ---- inputs ----------------------------------------------------------------------------------------------------
+
+    def prefix(self, observation: Observation) -> PrefixCache:
+        """Keys and values of images and prompt, reused by all experts, denoising steps and alignment steps."""
+        embeddings, valid = [], []
+        for camera in self.config.cameras:
+            tokens = self.image_proj(self._camera_tokens(observation, camera))
+            embeddings.append(tokens)
+            valid.append(observation.image_masks[camera][:, None].expand(-1, tokens.shape[1]))
+        embeddings.append(self.embed_tokens(observation.tokens) * self.config.vlm.width**0.5)
+        valid.append(observation.token_mask)
+        return self.mixture.prefix(torch.cat(embeddings, dim=1), torch.cat(valid, dim=1))
+
+    def image_features(self, images: Mapping[str, Float[Tensor, "B 3 S S"]]) -> dict[str, Float[Tensor, "B N D"]]:
+        """The frozen tower's tokens, in the form that `Observation.image_features` takes."""
+        with torch.no_grad():
+            return {camera: self.vision(images[camera]) for camera in self.config.cameras}
+
+    def next_features(self, tower_tokens: Mapping[str, Float[Tensor, "B N D"]]) -> Float[Tensor, "B n F"]:
+        """Targets of dynamics from the tower's tokens of o_{t+H}: summaries, normalised with the stored statistics."""
+        with torch.no_grad():
+            summaries = [self.vision.summary(tower_tokens[camera]) for camera in self.config.cameras]
+            return (torch.cat(summaries, dim=1) - self.feature_mean) / self.feature_std
+
+    def prior(self) -> EmbodimentContext:
+        """W0, from which every alignment starts: the model's own parameters, so gradients reach them."""
+        w1, b1 = tuple(t.W1 for t in self._ttt_layers), tuple(t.b1 for t in self._ttt_layers)
+        return EmbodimentContext(w1, b1, ContextInfo(embodiment="prior"))
+
+    # ---- training --------------------------------------------------------------------------------------------------
+
+    def losses(
+        self,
+        batch: Transition,
+        context: EmbodimentContext | None = None,
+        *,
+        noise: FlowNoise | None = None,
+        time: Float[Tensor, " B"] | None = None,
+        prefix: PrefixCache | None = None,
+        parts: Collection[str] = BOTH,
+        weights: LossWeights = LossWeights(),
+        reduction: str = "mean",
+    ) -> Losses:
+        """Flow-matching losses of the experts named in `parts`, with one flow time per sample for all of them.
+
+        Args:
+            context: the embodiment context(s); None reads the prior W0.
+            prefix: the cache of `self.prefix(batch.observation)` where it is at hand.
+            reduction: "mean" over the batch, or "none" for one number per sample `[B]`.
+        """
+        context = self.prior() if context is None else context
+        noise = FlowNoise.like(batch) if noise is None else noise
+        time = flow.sample_time(batch.observation.batch_size, device=noise.actions.device) if time is None else time
+        prefix = self.prefix(batch.observation) if prefix is None else prefix
+        values: dict[str, Tensor] = {}
+        if ACTION in parts:
+            values[ACTION] = self._action_loss(batch, context, noise, time, prefix)
+        if ALIGNMENT in parts:
+            values |= self._alignment_losses(batch, context, noise, time, prefix)
+        total = sum((getattr(weights, name) * value for name, value in values.items()), start=torch.zeros_like(time))
+        values = {"total": total, **values}
+        return Losses(**(values if reduction == "none" else {name: value.mean() for name, value in values.items()}))
+
+    def _action_loss(self, batch, context, noise: FlowNoise, time, prefix) -> Float[Tensor, " B"]:
+        clean = batch.actions.values
+        predicted = self._action_velocity(
+            batch.observation.state, flow.interpolate(clean, noise.actions, time), time, prefix, context
+        )
+        return _masked_mse(predicted, flow.velocity(clean, noise.actions), batch.actions.loss_mask())
+
+    def _alignment_losses(self, batch, context, noise: FlowNoise, time, prefix) -> dict[str, Float[Tensor, " B"]]:
+        if self.config.alignment is None or batch.next_features is None or noise.next_features is None:
+            raise ValueError("alignment losses need an alignment expert, and next_features in the batch and the noise")
+        state, actions, following = batch.observation.state, batch.actions.values, batch.next_features
+        inputs = AlignmentInputs(
+            noisy_state=flow.interpolate(state, noise.state, time),
+            actions=actions,
+            noisy_next=flow.interpolate(following, noise.next_features, time),
+            next_features=following,
+            noisy_actions=flow.interpolate(actions, noise.actions, time),
+        )
+        timed = self.time[ALIGNMENT](self.alignment.embed(inputs), time)
+        mask = self.layout.mask(timed.tokens.device)
+        out = self.mixture.suffix(ALIGNMENT, *timed, mask, prefix, context, with_ttt_loss=True)
+        predicted = self.alignment.velocities(out.tokens)
+
+        full = torch.ones_like(time) if batch.next_mask is None else batch.next_mask.to(time.dtype)
+        state_mask = torch.ones_like(state) if batch.observation.state_mask is None else batch.observation.state_mask
+        following_mask = full[:, None, None].expand_as(following)
+        action_mask = batch.actions.loss_mask() * full[:, None, None]
+        return {
+            "perception": _masked_mse(predicted.state, flow.velocity(state, noise.state), state_mask),
+            "dynamics": _masked_mse(
+                predicted.next_features, flow.velocity(following, noise.next_features), following_mask
+            ),
+            "inverse": _masked_mse(predicted.actions, flow.velocity(actions, noise.actions), action_mask),
+            "ttt": sum(out.ttt_losses.values(), start=torch.zeros_like(time)),
+        }
+
+    # ---- acting ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        observation: Observation,
+        context: EmbodimentContext | None = None,
+        *,
+        noise: Float[Tensor, "B H A"] | None = None,
+        num_steps: int = 10,
+        prefix: PrefixCache | None = None,
+    ) -> Float[Tensor, "B H A"]:
+        """Normalised actions by Euler integration from `noise` (drawn where None)."""
+        context = self.prior() if context is None else context
+        prefix = self.prefix(observation) if prefix is None else prefix
+        if noise is None:
+            shape = (observation.batch_size, self.config.action_horizon, self.config.action_dim)
+            noise = torch.randn(shape, device=observation.state.device, dtype=observation.state.dtype)
+        return flow.integrate(
+            lambda x, time: self._action_velocity(observation.state, x, time, prefix, context), noise, num_steps
+        )
+
+    def _action_velocity(self, state, noisy_actions, time, prefix, context) -> Float[Tensor, "B H A"]:
+        timed = self.time[ACTION](self.action_in(noisy_actions), time)
+        tokens = torch.cat([self.state_in(state)[:, None], timed.tokens], dim=1)
+        starts = torch.zeros(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+        starts[:2] = True  # the state token, then all actions: openpi's ar mask
+        out = self.mixture.suffix(ACTION, tokens, timed.cond, masks.block_mask(starts), prefix, context)
+        return self.action_out(out.tokens[:, 1:])
+
+    # ---- identity --------------------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """A hash of config and weights: a context belongs to exactly one."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _camera_tokens(self, observation: Observation, camera: str) -> Tensor:
+        if observation.image_features is not None and camera in observation.image_features:
+            return observation.image_features[camera]
+        if camera not in observation.images:
+            raise ValueError(f"the model reads camera {camera!r}; the observation has {sorted(observation.images)}")
+        return self.vision(observation.images[camera])
+
+    def _check_ttt_widths(self, depths: tuple[int, ...]) -> None:
+        alignment, action = self.config.alignment, self.config.action
+        if depths and alignment is not None and alignment.width != action.width:
+            raise ValueError(
+                f"TTT layers are shared, so the experts need one width; got action {action.width}, alignment {alignment.width}"
+            )
+
+
+def _masked_mse(predicted: Tensor, target: Tensor, mask: Tensor) -> Float[Tensor, " B"]:
+    """Mean squared error of each sample over the elements that the mask counts; 0 where it counts none."""
+    mask = mask.to(predicted.dtype).flatten(1)
+    error = (predicted - target).square().flatten(1)
+    return (error * mask).sum(1) / mask.sum(1).clamp_min(1)

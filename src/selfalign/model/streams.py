@@ -1,0 +1,267 @@
+"""N streams with one joint attention.
+
+Each layer projects every present stream's tokens with that stream's own weights, concatenates, attends once and
+splits. A stream that is absent costs nothing. The prefix (the `vlm` stream) never attends to a suffix, so its keys and
+values are computed once (`prefix`) and every suffix reads them (`suffix`); `joint` is the plain twin of the two.
+
+Shapes: B batch, T tokens (P of the prefix), D width of the stream, H heads, G key/value heads, K head_dim.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from selfalign.model import masks
+from selfalign.model.context import EmbodimentContext
+from selfalign.model.layers import GatedMLP, RMSNorm, apply_rope, gated_residual, make_norm
+from selfalign.model.ttt import TTTLayer
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Sizes of one stream. Heads, KV heads and head_dim are the same in all streams that attend together."""
+
+    width: int
+    mlp_dim: int
+    depth: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    reads: tuple[int, ...] | None = None
+    """Per layer, the VLM layer that it attends to; None: layer i reads VLM layer i."""
+
+    def vlm_layers(self) -> tuple[int, ...]:
+        return tuple(range(self.depth)) if self.reads is None else self.reads
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Keys (after RoPE) and values of one layer."""
+
+    k: Float[Tensor, "B T G K"]
+    v: Float[Tensor, "B T G K"]
+
+
+@dataclass(frozen=True)
+class PrefixCache:
+    """Everything that a suffix needs of the prefix. It does not depend on W."""
+
+    layers: tuple[KeyValues, ...]
+    mask: Bool[Tensor, "B P"]
+
+    @property
+    def lengths(self) -> Int[Tensor, " B"]:
+        """Valid prefix tokens of each sample: where a suffix's positions start."""
+        return self.mask.long().sum(1)
+
+    def map(self, fn) -> "PrefixCache":
+        """A copy with `fn` applied to every tensor."""
+        return PrefixCache(tuple(KeyValues(fn(kv.k), fn(kv.v)) for kv in self.layers), fn(self.mask))
+
+    def __getitem__(self, index) -> "PrefixCache":
+        """A copy with the batch axis indexed."""
+        return self.map(lambda t: t[index])
+
+    def detach(self) -> "PrefixCache":
+        return self.map(Tensor.detach)
+
+
+@dataclass(frozen=True)
+class SuffixOutput:
+    """A suffix after its stream."""
+
+    tokens: Float[Tensor, "B T D"]
+    ttt_losses: Mapping[int, Float[Tensor, " B"]]
+    """L_ttt of each sample, by depth of the TTT layer."""
+
+
+class Block(nn.Module):
+    """One layer of one stream. `ttt` may be shared with the block of another stream."""
+
+    def __init__(self, config: StreamConfig, cond_dim: int | None, ttt: TTTLayer | None = None):
+        super().__init__()
+        self.heads, self.head_dim = config.num_heads, config.head_dim
+        self.attention_norm = make_norm(config.width, cond_dim)
+        self.q_proj = nn.Linear(config.width, config.num_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.width, bias=False)
+        self.ttt = ttt
+        self.mlp_norm = make_norm(config.width, cond_dim)
+        self.mlp = GatedMLP(config.width, config.mlp_dim)
+
+    def key_values(self, normed: Tensor, positions: Tensor) -> KeyValues:
+        k, v = (proj(normed).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
+        return KeyValues(apply_rope(k, positions), v)
+
+    def queries(self, normed: Tensor, positions: Tensor) -> Tensor:
+        return apply_rope(self.q_proj(normed).unflatten(-1, (self.heads, self.head_dim)), positions)
+
+    def after_attention(
+        self, x: Tensor, attended: Tensor, gate: Tensor | None, cond: Tensor | None, fast, with_loss: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention's residual, the TTT layer where there is one, the MLP."""
+        x = gated_residual(x, self.o_proj(attended), gate)
+        loss = None
+        if self.ttt is not None and fast is not None:
+            x, loss = self.ttt(x, cond, *fast, with_loss=with_loss)
+        normed, gate = self.mlp_norm(x, cond)
+        return gated_residual(x, self.mlp(normed), gate), loss
+
+
+class Stream(nn.Module):
+    """The transformer of one stream: blocks and a final norm."""
+
+    def __init__(self, config: StreamConfig, cond_dim: int | None = None, ttt: Mapping[int, TTTLayer] | None = None):
+        super().__init__()
+        self.config = config
+        depths = config.vlm_layers()
+        self.blocks = nn.ModuleList(Block(config, cond_dim, (ttt or {}).get(depth)) for depth in depths)
+        self.final_norm = make_norm(config.width, cond_dim)
+
+
+def attend(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_BTT: Bool[Tensor, "B T S"]
+) -> Float[Tensor, "B T HK"]:
+    """Softmax attention with grouped key/value heads."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
+    grouped = k.shape[1] != q.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BTT[:, None], enable_gqa=grouped)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _fast_weights(context: EmbodimentContext | None, slots: Mapping[int, int], depth: int):
+    """(W1, b1) of the TTT layer at a depth; None where there is none."""
+    if context is None or depth not in slots:
+        return None
+    return context.W1[slots[depth]], context.b1[slots[depth]]
+
+
+class Mixture(nn.Module):
+    """The streams, their TTT layers, and the three ways to run them: `prefix`, `suffix`, `joint`.
+
+    Args:
+        vlm: the prefix's stream.
+        experts: the suffixes' streams by name, with the width of their time condition (None: no adaRMS).
+        ttt: TTT layers by depth, one object for all experts.
+    """
+
+    def __init__(
+        self,
+        vlm: StreamConfig,
+        experts: Mapping[str, tuple[StreamConfig, int | None]],
+        ttt: Mapping[int, TTTLayer] | None = None,
+    ):
+        super().__init__()
+        for name, (config, _) in experts.items():
+            _check_compatible(name, config, vlm)
+        self.vlm = Stream(vlm)
+        self.experts = nn.ModuleDict({name: Stream(c, cond_dim, ttt) for name, (c, cond_dim) in experts.items()})
+        self.ttt_slots = {depth: i for i, depth in enumerate(sorted(ttt or {}))}
+
+    # ---- the fast path: prefix once, suffixes on its cache ---------------------------------------------------------
+
+    def prefix(self, x: Float[Tensor, "B P D"], mask: Bool[Tensor, "B P"]) -> PrefixCache:
+        """Run the prefix alone. The last layer computes keys and values only: nothing reads its output."""
+        positions, attention = masks.positions(mask), masks.prefix_self_mask(mask)
+        cache = []
+        for depth, block in enumerate(self.vlm.blocks):
+            normed, gate = block.attention_norm(x)
+            kv = block.key_values(normed, positions)
+            cache.append(kv)
+            if depth + 1 < len(self.vlm.blocks):
+                attended = attend(block.queries(normed, positions), kv.k, kv.v, attention)
+                x, _ = block.after_attention(x, attended, gate, None, None, False)
+        return PrefixCache(tuple(cache), mask)
+
+    def suffix(
+        self,
+        name: str,
+        x: Float[Tensor, "B T D"],
+        cond: Float[Tensor, "B C"] | None,
+        mask: Bool[Tensor, "T T"],
+        cache: PrefixCache,
+        context: EmbodimentContext | None,
+        *,
+        with_ttt_loss: bool = False,
+    ) -> SuffixOutput:
+        """Run one expert's tokens on a cached prefix."""
+        stream = self.experts[name]
+        positions = cache.lengths[:, None] + torch.arange(x.shape[1], device=x.device)
+        attention = masks.suffix_mask(cache.mask, mask)
+        losses: dict[int, Tensor] = {}
+        for block, depth in zip(stream.blocks, stream.config.vlm_layers(), strict=True):
+            normed, gate = block.attention_norm(x, cond)
+            kv, read = block.key_values(normed, positions), cache.layers[depth]
+            k, v = torch.cat([read.k, kv.k], dim=1), torch.cat([read.v, kv.v], dim=1)
+            attended = attend(block.queries(normed, positions), k, v, attention)
+            fast = _fast_weights(context, self.ttt_slots, depth)
+            x, loss = block.after_attention(x, attended, gate, cond, fast, with_ttt_loss)
+            if loss is not None:
+                losses[depth] = loss
+        return SuffixOutput(stream.final_norm(x, cond)[0], losses)
+
+    # ---- the plain twin --------------------------------------------------------------------------------------------
+
+    def joint(
+        self,
+        prefix: Float[Tensor, "B P D"],
+        prefix_mask: Bool[Tensor, "B P"],
+        suffixes: Mapping[str, tuple[Tensor, Tensor | None, Bool[Tensor, "T T"]]],
+        context: EmbodimentContext | None,
+    ) -> dict[str, Float[Tensor, "B T D"]]:
+        """All streams in one forward with one attention matrix; experts must be as deep as the VLM.
+
+        `suffixes` maps an expert's name to its tokens, condition and own mask. The reference for `prefix` + `suffix`.
+        """
+        names = list(suffixes)
+        streams = [self.vlm, *(self.experts[n] for n in names)]
+        xs = [prefix, *(suffixes[n][0] for n in names)]
+        conds = [None, *(suffixes[n][1] for n in names)]
+        lengths = [x.shape[1] for x in xs]
+        start = prefix_mask.long().sum(1)[:, None]
+        positions = [masks.positions(prefix_mask)]
+        positions += [start + torch.arange(n, device=prefix.device) for n in lengths[1:]]
+        attention = _joint_mask(prefix_mask, [suffixes[n][2] for n in names])
+        for depth in range(len(self.vlm.blocks)):
+            blocks = [s.blocks[depth] for s in streams]
+            normed, gates = zip(*(b.attention_norm(x, c) for b, x, c in zip(blocks, xs, conds, strict=True)), strict=True)
+            kvs = [b.key_values(n, p) for b, n, p in zip(blocks, normed, positions, strict=True)]
+            q = torch.cat([b.queries(n, p) for b, n, p in zip(blocks, normed, positions, strict=True)], dim=1)
+            k, v = torch.cat([kv.k for kv in kvs], dim=1), torch.cat([kv.v for kv in kvs], dim=1)
+            attended = attend(q, k, v, attention).split(lengths, dim=1)
+            fast = [None, *[_fast_weights(context, self.ttt_slots, depth)] * len(names)]
+            xs = [
+                b.after_attention(x, a, g, c, f, False)[0]
+                for b, x, a, g, c, f in zip(blocks, xs, attended, gates, conds, fast, strict=True)
+            ]
+        out = [s.final_norm(x, c)[0] for s, x, c in zip(streams, xs, conds, strict=True)]
+        return dict(zip(["vlm", *names], out, strict=True))
+
+
+def _joint_mask(prefix_mask: Tensor, suffixes: list[Tensor]) -> Bool[Tensor, "B T T"]:
+    """Prefix rows see the prefix; each suffix's rows see the prefix and themselves; suffixes never see each other."""
+    blocks = torch.block_diag(*[torch.ones(1, 1), *[s.float() for s in suffixes]]).bool()[1:, 1:].to(prefix_mask.device)
+    batch, p = prefix_mask.shape
+    mask = torch.zeros(batch, p + len(blocks), p + len(blocks), dtype=torch.bool, device=prefix_mask.device)
+    mask[:, :p, :p] = masks.prefix_self_mask(prefix_mask)
+    mask[:, p:] = masks.suffix_mask(prefix_mask, blocks)
+    return mask
+
+
+def _check_compatible(name: str, config: StreamConfig, vlm: StreamConfig) -> None:
+    for field in ("num_heads", "num_kv_heads", "head_dim"):
+        if getattr(config, field) != getattr(vlm, field):
+            raise ValueError(
+                f"stream {name!r} has {field}={getattr(config, field)} but the VLM has {getattr(vlm, field)}: "
+                "streams that attend together must agree"
+            )
+    if len(config.vlm_layers()) != config.depth or max(config.vlm_layers()) >= vlm.depth:
+        raise ValueError(f"stream {name!r}: `reads` must name one of the VLM's {vlm.depth} layers per layer")
+
+
+__all__ = ["Block", "KeyValues", "Mixture", "PrefixCache", "RMSNorm", "Stream", "StreamConfig", "SuffixOutput", "attend"]

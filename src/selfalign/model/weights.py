@@ -1,0 +1,125 @@
+"""A model as files: `config.json` and `model.safetensors`. Loading is strict and loud."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.streams import StreamConfig
+from selfalign.model.ttt import TTTConfig
+from selfalign.model.vision import KeypointTowerConfig, SigLIPConfig
+
+VISION_KINDS = {"siglip": SigLIPConfig, "keypoints": KeypointTowerConfig}
+
+
+def config_to_dict(config: VLAConfig) -> dict[str, Any]:
+    """The config as JSON values; the vision tower's kind is written beside its sizes."""
+    kind = next(name for name, cls in VISION_KINDS.items() if isinstance(config.vision, cls))
+    data = dataclasses.asdict(config)
+    data["vision"] = {"kind": kind, **data["vision"]}
+    return data
+
+
+def config_from_dict(data: Mapping[str, Any]) -> VLAConfig:
+    """The inverse of `config_to_dict`."""
+    data = _tuples(dict(data))
+    vision = dict(data["vision"])
+    streams = {
+        name: None if data[name] is None else StreamConfig(**data[name]) for name in ("vlm", "action", "alignment")
+    }
+    ttt, tower = TTTConfig(**data["ttt"]), VISION_KINDS[vision.pop("kind")](**vision)
+    return VLAConfig(**{**data, **streams, "ttt": ttt, "vision": tower})
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, each once: a TTT layer stands in both experts but is one object."""
+    seen: set[int] = set()
+    unique = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            unique[name] = tensor.detach()
+    return unique
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy `tensors` into the model; every name and shape must fit.
+
+    Raises:
+        ValueError: lists up to ten missing, unexpected and wrongly shaped names, and counts the rest.
+    """
+    own = unique_tensors(model)
+    problems = [f"missing: {name}" for name in own.keys() - tensors.keys()]
+    problems += [f"unexpected: {name}" for name in tensors.keys() - own.keys()]
+    problems += [
+        f"shape of {name}: file {tuple(tensors[name].shape)}, model {tuple(own[name].shape)}"
+        for name in own.keys() & tensors.keys()
+        if own[name].shape != tensors[name].shape
+    ]
+    if problems:
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ValueError(f"{source} does not fit this model:\n  " + "\n  ".join(sorted(problems)[:10]) + more)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def save_model(model: VLA, directory: str | Path) -> None:
+    """Write `config.json` and `model.safetensors`, each atomically."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config_to_dict(model.config), indent=2) + "\n"
+    write_atomically(directory / "config.json", lambda path: path.write_text(text))
+    tensors = {name: t.cpu().contiguous() for name, t in unique_tensors(model).items()}
+    write_atomically(directory / "model.safetensors", lambda path: save_file(tensors, path))
+
+
+def load_model(directory: str | Path) -> VLA:
+    """Build the model that `directory` describes and load its weights, strictly.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged or does not fit.
+    """
+    directory = Path(directory)
+    for name in ("config.json", "model.safetensors"):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"{directory} is not a checkpoint: it has no {name}")
+    try:
+        config = config_from_dict(json.loads((directory / "config.json").read_text()))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{directory / 'config.json'} is not a model config: {error!r}") from error
+    try:
+        tensors = load_file(directory / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{directory / 'model.safetensors'} is truncated or not safetensors ({error})") from error
+    model = VLA(config)
+    load_tensors(model, tensors, str(directory / "model.safetensors"))
+    return model.eval()
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call `write(temporary)` and move the result into place; a failure leaves the old file as it was."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,31 @@
+"""Whole systems by name. A preset is a function that returns a frozen config."""
+
+from collections.abc import Callable
+
+from selfalign.model.policy import VLAConfig
+from selfalign.model.streams import StreamConfig
+from selfalign.model.ttt import TTTConfig
+from selfalign.model.vision import KeypointTowerConfig
+
+
+def tiny() -> VLAConfig:
+    """About two million parameters: trains on two CPU cores in under an hour."""
+    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32}
+    expert = StreamConfig(width=128, mlp_dim=384, depth=4, **heads)
+    return VLAConfig(
+        vlm=StreamConfig(width=96, mlp_dim=256, depth=4, **heads),
+        action=expert,
+        alignment=expert,
+        ttt=TTTConfig(num_heads=4, head_dim=32),
+        vision=KeypointTowerConfig(image_size=64),
+    )
+
+
+PRESETS: dict[str, Callable[[], VLAConfig]] = {"tiny": tiny}
+
+
+def get(name: str) -> VLAConfig:
+    """The preset of that name."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are: {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]()
