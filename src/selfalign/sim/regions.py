@@ -28,7 +28,7 @@ CAMERA_WEDGE_CENTRES = (-52.5, -17.5, 17.5, 52.5)
 CAMERA_WEDGE_HALF_WIDTH = 5.0
 CAMERA_GUARD = 2.0
 """Degrees between the source and the held-out bearings."""
-ELEVATION = {"source": (25.0, 60.0), "heldout": (27.0, 57.0)}
+ELEVATION = {"source": (32.0, 65.0), "heldout": (34.0, 62.0)}
 FOVY = (42.0, 48.0)
 LOOKAT_JITTER = 0.02
 """Metres, each axis."""
