@@ -1,0 +1,1 @@
+"""Closed-loop evaluation: rollouts, the adaptation benchmark, the demo and their reports."""

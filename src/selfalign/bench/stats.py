@@ -1,0 +1,126 @@
+"""Intervals for what a benchmark measures. Pure functions of numbers; nothing here knows of robots.
+
+Two questions need two intervals. How well does one body do? Its episodes are independent trials: Wilson. How well do
+bodies of this kind do? Episodes of one body share its camera and its context, so bodies are the independent draws, and
+pooling episodes would make the interval too narrow: bootstrap over bodies.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the ends of its confidence interval."""
+
+    value: float
+    low: float | None
+    """None, as `high`, where one unit says nothing about the spread between units."""
+    high: float | None
+
+    def to_dict(self) -> dict[str, float | None]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Interval":
+        return cls(data["value"], data["low"], data["high"])
+
+    def percent(self) -> str:
+        """For a table: `93 % [88, 96]`."""
+        ends = "" if self.low is None or self.high is None else f" [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+        return f"{100 * self.value:.0f} %{ends}"
+
+
+def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> Interval:
+    """Wilson's score interval of a proportion (Wilson 1927); holds for few trials and near 0 and 1.
+
+        (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
+
+    Args:
+        successes: 0 to `trials`.
+        trials: independent attempts, at least 1.
+        z: standard normal quantile; the default gives 95 %.
+
+    Raises:
+        ValueError: no trials, or successes that are not among them.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"a proportion needs 0 <= successes <= trials and a trial, got {successes} of {trials}")
+    p, z2 = successes / trials, z * z
+    centre = p + z2 / (2 * trials)
+    spread = z * np.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
+    scale = 1 + z2 / trials
+    # Where p is 0 or 1 the exact end is p itself; rounding must not put it beyond.
+    low = 0.0 if successes == 0 else float((centre - spread) / scale)
+    high = 1.0 if successes == trials else float((centre + spread) / scale)
+    return Interval(p, low, high)
+
+
+def bootstrap_mean(
+    values: Sequence[float] | Float[np.ndarray, " n"], *, seed: int = 0, draws: int = 10_000, level: float = 0.95
+) -> Interval:
+    """Mean over independent units (bodies) with the percentile bootstrap's interval.
+
+    With one unit nothing is known about the spread between units, and the ends are None.
+
+    Raises:
+        ValueError: no values, or one that is not finite.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or len(data) == 0 or not np.isfinite(data).all():
+        raise ValueError(f"bootstrap needs a list of finite numbers, got {values!r}")
+    if len(data) == 1:
+        return Interval(float(data[0]), None, None)
+    picks = np.random.default_rng(seed).integers(len(data), size=(draws, len(data)))
+    low, high = np.quantile(data[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(data.mean()), float(low), float(high))
+
+
+def bootstrap_ratio(
+    numerator: Sequence[float], denominator: Sequence[float], *, seed: int = 0, draws: int = 10_000, level: float = 0.95
+) -> Interval:
+    """Ratio of two means of independent groups of units, each group drawn anew (for instance after / oracle).
+
+    Raises:
+        ValueError: an empty group, a number that is not finite, or a denominator with mean 0.
+    """
+    top, bottom = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    for group in (top, bottom):
+        if group.ndim != 1 or len(group) == 0 or not np.isfinite(group).all():
+            raise ValueError(f"bootstrap needs lists of finite numbers, got {numerator!r} and {denominator!r}")
+    if bottom.mean() == 0:
+        raise ValueError("the denominator's mean is 0, so there is no ratio")
+    rng = np.random.default_rng(seed)
+    tops = top[rng.integers(len(top), size=(draws, len(top)))].mean(axis=1)
+    bottoms = bottom[rng.integers(len(bottom), size=(draws, len(bottom)))].mean(axis=1)
+    ratios = np.divide(tops, bottoms, out=np.full(draws, np.inf), where=bottoms > 0)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    return Interval(float(top.mean() / bottom.mean()), float(low), float(high))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1; ties share their mean rank."""
+    order = np.argsort(values, kind="stable")
+    ranks = np.empty(len(values))
+    ranks[order] = np.arange(1, len(values) + 1)
+    for value in np.unique(values):
+        ranks[values == value] = ranks[values == value].mean()
+    return ranks
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's rho; None for fewer than three pairs or where one side does not vary.
+
+    Raises:
+        ValueError: lists of different length.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"a rank correlation needs pairs, got {len(a)} and {len(b)} numbers")
+    x, y = _ranks(np.asarray(a, dtype=np.float64)), _ranks(np.asarray(b, dtype=np.float64))
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
