@@ -23,7 +23,7 @@ class Episode:
             `selfalign.data.play.Play`, which refuses it).
     """
 
-    images: Mapping[str, UInt8[np.ndarray, "T H W 3"]]
+    images: Mapping[str, UInt8[np.ndarray, "T _ _ 3"]]
     """Per camera (bare name, without `observation.images.`)."""
     state: Float[np.ndarray, "T S"]
     """Proprioception before each action."""

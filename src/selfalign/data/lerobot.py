@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from selfalign.data.episodes import IMAGE_PREFIX, Episode
 from selfalign.data.normalize import RunningStats
+from selfalign.data.parquet import FrameFile, read_table
 from selfalign.data.png import decode_frame, encode_frames
 from selfalign.data.schema import (
     ACTION,
@@ -255,8 +256,9 @@ class LeRobotWriter:
                 shape, count = feature.shape, len(values)
             if np.isfinite(flat).all():  # a recording with NaN is stored as it is; its statistics are left out
                 self._stats.setdefault(name, RunningStats()).update(flat)
-            for key in ("min", "max", "mean", "std"):
-                row[f"stats/{name}/{key}"] = getattr(flat, key)(axis=0).reshape(shape).tolist()
+            with np.errstate(invalid="ignore"):
+                for key in ("min", "max", "mean", "std"):
+                    row[f"stats/{name}/{key}"] = getattr(flat, key)(axis=0).reshape(shape).tolist()
             row[f"stats/{name}/count"] = [count]
         return row
 
@@ -321,7 +323,7 @@ class LeRobotReader:
         self.tasks = self._read_tasks()
         self.embodiments = self._read_embodiments()
         self.metadata = self._read_metadata()
-        self._open_file: _FrameFile | None = None
+        self._open_file: FrameFile | None = None
 
     def __len__(self) -> int:
         return len(self.metadata)
@@ -339,7 +341,7 @@ class LeRobotReader:
             meta = self.metadata[index]
             path = self.root / meta.file
             if self._open_file is None or self._open_file.path != path:
-                self._open_file = _FrameFile(path, list(self.info.features))
+                self._open_file = FrameFile(path, list(self.info.features))
             yield self._episode(meta, self._open_file.rows(meta.row, meta.length))
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -348,7 +350,7 @@ class LeRobotReader:
             if name not in self.info.features or self.info.features[name].is_image:
                 raise ValueError(f"no numeric column {name!r}; there are {', '.join(self.info.features)}")
         files = dict.fromkeys(meta.file for meta in self.metadata)
-        tables = [_FrameFile(self.root / file, names).all() for file in files]
+        tables = [FrameFile(self.root / file, names).all() for file in files]
         table = pa.concat_tables(tables)
         return {name: from_arrow(table[name], self.info.features[name]) for name in names}
 
@@ -398,7 +400,7 @@ class LeRobotReader:
         return np.stack(frames)
 
     def _read_tasks(self) -> list[str]:
-        table = _read_parquet(self.root / TASKS_PATH)
+        table = read_table(self.root / TASKS_PATH)
         # LeRobot names the pandas index "task" or leaves it nameless, by version.
         words = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
         if words is None or "task_index" not in table.column_names:
@@ -419,7 +421,7 @@ class LeRobotReader:
             raise FileNotFoundError(f"{folder} holds no parquet file; the data set is incomplete")
         rows = []
         for path in paths:
-            table = _read_parquet(path)
+            table = read_table(path)
             rows += table.select([name for name in table.column_names if not name.startswith("stats/")]).to_pylist()
         rows.sort(key=lambda row: row["episode_index"])
         if len(rows) != self.info.total_episodes:
@@ -443,56 +445,8 @@ class LeRobotReader:
         return result
 
 
-class _FrameFile:
-    """Rows of one parquet file, read row group by row group."""
-
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; the data set is incomplete")
-        self.path, self.columns = path, list(columns)
-        try:
-            self._file = pq.ParquetFile(path, memory_map=True)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is damaged or cut off: {error}") from error
-        missing = [name for name in self.columns if name not in self._file.schema_arrow.names]
-        if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)} that {INFO_PATH} promises")
-        sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-        self._ends = np.cumsum(sizes)
-        self._held: tuple[int, int, pa.Table] = (-1, -1, pa.table({}))
-
-    def rows(self, start: int, length: int) -> pa.Table:
-        """Rows [start, start + length)."""
-        if not len(self._ends) or start + length > self._ends[-1]:
-            total = self._ends[-1] if len(self._ends) else 0
-            raise ValueError(f"{self.path} has {total} rows, the metadata needs {start + length}; it is incomplete")
-        first, last = np.searchsorted(self._ends, (start, start + length - 1), side="right")
-        if self._held[:2] != (first, last):  # episodes that share a row group are read once
-            self._held = (first, last, self._read(range(first, last + 1)))
-        offset = start - (self._ends[first - 1] if first else 0)
-        return self._held[2].slice(offset, length)
-
-    def all(self) -> pa.Table:
-        return self._read(range(len(self._ends)))
-
-    def _read(self, groups: range) -> pa.Table:
-        try:
-            return self._file.read_row_groups(list(groups), columns=self.columns, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.path} is damaged: {error}") from error
-
-
 def _as_matrix(values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values), -1)
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; the data set is incomplete")
-    try:
-        return pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged or cut off: {error}") from error
 
 
 def _write_json(path: Path, value: Any) -> None:

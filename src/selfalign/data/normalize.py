@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Mode = Literal["zscore", "quantile"]
@@ -45,7 +45,7 @@ class FieldStats:
     def dim(self) -> int:
         return len(self.mean)
 
-    def near_constant(self, mode: Mode = "zscore") -> Float[np.ndarray, " D"]:
+    def near_constant(self, mode: Mode = "zscore") -> Bool[np.ndarray, " D"]:
         """True where a dimension spreads too little to be divided by its spread."""
         spread = self.std if mode == "zscore" else self.q99 - self.q01
         return spread <= NEAR_CONSTANT * np.maximum(1.0, np.abs(self.mean))

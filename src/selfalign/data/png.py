@@ -50,7 +50,7 @@ def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
 
 def _deflate(scanlines: UInt8[np.ndarray, "H row"]) -> bytes:
     compressor = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
-    return compressor.compress(memoryview(scanlines)) + compressor.flush()
+    return compressor.compress(scanlines.tobytes()) + compressor.flush()
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

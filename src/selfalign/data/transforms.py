@@ -13,10 +13,10 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 
 
 class Tokenizer(Protocol):
-    """What turns instructions into tokens; `selfalign.model` has implementations."""
+    """What turns instructions into tokens; `selfalign.model.tokenizer` has implementations."""
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        """Tokens padded on the right to a fixed length L, and True where they are real."""
+    def encode(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+        """Tokens padded on the right to a common length L, and True where they are real."""
         ...
 
 
@@ -86,7 +86,7 @@ def dim_mask(real: int, dim: int) -> Bool[Tensor, " dim"]:
 
 def tokenize_tasks(tasks: Sequence[str], tokenizer: Tokenizer) -> tuple[Int[Tensor, "K L"], Bool[Tensor, "K L"]]:
     """Tokens and mask of each distinct task once, to be gathered by task index while training."""
-    tokens, mask = tokenizer(list(tasks))
+    tokens, mask = tokenizer.encode(list(tasks))
     if tokens.shape != mask.shape or len(tokens) != len(tasks):
         raise ValueError(
             f"the tokenizer gave tokens {list(tokens.shape)} and mask {list(mask.shape)} for {len(tasks)} tasks"

@@ -1,0 +1,184 @@
+"""Virtual source embodiments: one rig's recordings, seen through a frame that is drawn when they are needed.
+
+A rig (arm, gripper, camera, looks) is recorded once with canonical actions and states. Every rehearsal slot draws a
+rig and a perturbation of its action and state spaces; together they are an embodiment that no other slot has.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from selfalign.data.cache import EpisodeCache
+from selfalign.data.normalize import NormStats
+from selfalign.data.perturb import EmbodimentPerturbation, JointFrame
+from selfalign.data.transforms import Tokenizer, dim_mask, pad_dims, tokenize_tasks
+from selfalign.types import ActionChunk, Observation, Transition
+
+DrawPerturbation = Callable[[np.random.Generator, Mapping[str, Any]], EmbodimentPerturbation]
+"""From a rig's description (a row of `meta/embodiments.json`), a body that pretraining may use."""
+
+
+@dataclass(frozen=True, eq=False)
+class FrameFeatures:
+    """The frozen vision tower's output on every frame of a cache."""
+
+    tokens: Mapping[str, np.ndarray]
+    """Per camera, `[frames, N, D]`, float16."""
+    next_features: Float[np.ndarray, "frames n F"]
+    """Normalised next-observation features, float32."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes that samples are padded to."""
+
+    horizon: int
+    action_dim: int
+    state_dim: int
+
+
+@dataclass(frozen=True, eq=False)
+class VirtualEmbodiment:
+    """An embodiment in the middle of its life: its numbers, normalised with its own statistics and padded."""
+
+    rig: int
+    perturbation: EmbodimentPerturbation
+    play_episodes: Int[np.ndarray, " E"]
+    """Episodes of play that it is normalised with and aligned to."""
+    stats: NormStats
+    frames: Int[np.ndarray, " K"]
+    """Frames of the rig in the cache; the arrays below are in this order."""
+    state: Float[Tensor, "K S"]
+    action: Float[Tensor, "K A"]
+    state_mask: Bool[Tensor, " S"]
+    action_mask: Bool[Tensor, " A"]
+    play: Int[np.ndarray, " P"]
+    """Rows (into `frames`) of transitions of play whose o_{t+H} is in the episode."""
+    demonstrations: Int[np.ndarray, " Q"]
+    """Rows of all frames of demonstrations."""
+    last: Int[np.ndarray, " K"]
+    """Row of the last frame of each row's episode."""
+
+
+class VirtualSources:
+    """Draws embodiments from recorded rigs and cuts batches from them."""
+
+    def __init__(
+        self,
+        cache: EpisodeCache,
+        features: FrameFeatures,
+        tokenizer: Tokenizer,
+        shape: ModelShape,
+        draw: DrawPerturbation,
+        rigs: Int[np.ndarray, " R"] | None = None,
+    ):
+        self.cache, self.features, self.shape, self.draw = cache, features, shape, draw
+        self.rigs = np.unique(cache.embodiment_index) if rigs is None else np.asarray(rigs)
+        self.tokens, self.token_mask = tokenize_tasks(cache.tasks, tokenizer)
+        self._empty = cache.tasks.index("") if "" in cache.tasks else None
+        for rig in self.rigs:
+            for is_play, kind in ((True, "play"), (False, "demonstration")):
+                if not len(cache.transitions(shape.horizon, cache.episodes_of(int(rig), is_play))):
+                    raise ValueError(
+                        f"rig {rig} of {cache.root} has no {kind} episode longer than the horizon of {shape.horizon} "
+                        "frames; record more, or leave the rig out"
+                    )
+
+    def embodiment(
+        self, rig: int, perturbation: EmbodimentPerturbation, play_episodes: Int[np.ndarray, " E"] | None = None
+    ) -> VirtualEmbodiment:
+        """A rig's recordings in the terms of a perturbed body, normalised by (some of) its play."""
+        cache, shape = self.cache, self.shape
+        play = cache.episodes_of(rig, True) if play_episodes is None else play_episodes
+        episodes = np.concatenate([play, cache.episodes_of(rig, False)])
+        spans = [cache.episode_starts[e] + np.arange(cache.episode_lengths[e]) for e in episodes]
+        frames = np.concatenate(spans)
+        lengths = np.array([len(span) for span in spans])
+        ends = np.cumsum(lengths) - 1
+        last, row = np.repeat(ends, lengths), np.arange(len(frames))
+        is_play = np.repeat(cache.is_play[episodes], lengths)
+
+        state, action = perturbation.apply(*self._canonical(frames, perturbation))
+        stats = NormStats.from_arrays(state[is_play], action[is_play])
+        return VirtualEmbodiment(
+            rig=rig,
+            perturbation=perturbation,
+            play_episodes=play,
+            stats=stats,
+            frames=frames,
+            state=torch.from_numpy(pad_dims(stats.normalize_state(state), shape.state_dim)).float(),
+            action=torch.from_numpy(pad_dims(stats.normalize_action(action), shape.action_dim)).float(),
+            state_mask=dim_mask(state.shape[-1], shape.state_dim),
+            action_mask=dim_mask(action.shape[-1], shape.action_dim),
+            play=row[is_play & (row + shape.horizon <= last)],
+            demonstrations=row[~is_play],
+            last=last,
+        )
+
+    def sample(self, rng: np.random.Generator, rig: int | None = None) -> VirtualEmbodiment:
+        """A random rig (or the given one) under a random perturbation, with a random share of its play."""
+        rig = int(rng.choice(self.rigs)) if rig is None else rig
+        play = self.cache.episodes_of(rig, True)
+        count = int(rng.integers(max(1, len(play) // 3), len(play) + 1))
+        chosen = np.sort(rng.choice(play, size=count, replace=False))
+        return self.embodiment(rig, self.draw(rng, self.cache.embodiments[rig]), chosen)
+
+    def play_batch(self, bodies: list[VirtualEmbodiment], each: int, rng: np.random.Generator) -> Transition:
+        """`each` transitions of play of every body, body after body. The prompt is empty: state-free, task-free."""
+        rows = [rng.choice(body.play, size=each) for body in bodies]
+        return self._batch(bodies, rows, with_next=True)
+
+    def demonstration_batch(self, bodies: list[VirtualEmbodiment], each: int, rng: np.random.Generator) -> Transition:
+        """`each` samples of demonstrations of every body, with the instruction as prompt."""
+        rows = [rng.choice(body.demonstrations, size=each) for body in bodies]
+        return self._batch(bodies, rows, with_next=False)
+
+    def _canonical(self, frames: np.ndarray, perturbation: EmbodimentPerturbation) -> tuple[np.ndarray, np.ndarray]:
+        column = self.cache.column
+        state_name = "observation.joints" if isinstance(perturbation.state_frame, JointFrame) else "observation.state"
+        action_name = "action.joints" if isinstance(perturbation.action_frame, JointFrame) else "action"
+        state, action = np.asarray(column(state_name)[frames]), np.asarray(column(action_name)[frames])
+        return _real_joints(state, perturbation.state_frame), _real_joints(action, perturbation.action_frame)
+
+    def _batch(self, bodies: list[VirtualEmbodiment], rows: list[np.ndarray], *, with_next: bool) -> Transition:
+        horizon, steps = self.shape.horizon, np.arange(self.shape.horizon)
+        each = [len(r) for r in rows]
+        chunks = [np.minimum(r[:, None] + steps, b.last[r][:, None]) for b, r in zip(bodies, rows, strict=True)]
+        valid = np.concatenate([r[:, None] + steps <= b.last[r][:, None] for b, r in zip(bodies, rows, strict=True)])
+        frames = np.concatenate([b.frames[r] for b, r in zip(bodies, rows, strict=True)])
+        actions = torch.cat([b.action[torch.from_numpy(c)] for b, c in zip(bodies, chunks, strict=True)])
+        state = torch.cat([b.state[torch.from_numpy(r)] for b, r in zip(bodies, rows, strict=True)])
+        repeats = torch.tensor(each)
+        state_mask = torch.stack([b.state_mask for b in bodies]).repeat_interleave(repeats, dim=0)
+        action_mask = torch.stack([b.action_mask for b in bodies]).repeat_interleave(repeats, dim=0)
+        following = None
+        if with_next:
+            after = np.concatenate([b.frames[r + horizon] for b, r in zip(bodies, rows, strict=True)])
+            following = torch.from_numpy(self.features.next_features[after])
+        observation = self._observation(frames, state, state_mask, prompted=not with_next)
+        return Transition(observation, ActionChunk(actions, torch.from_numpy(valid), action_mask), following)
+
+    def _observation(self, frames: np.ndarray, state: Tensor, state_mask: Tensor, *, prompted: bool) -> Observation:
+        tasks = torch.from_numpy(self.cache.task_index[self.cache.episode_of_frame[frames]])
+        tokens, mask = self.tokens[tasks], self.token_mask[tasks]
+        if not prompted:
+            tokens, mask = tokens[:, :1], mask[:, :1]  # the begin token alone, as an empty prompt gives it
+        longest = int(mask.sum(1).max())
+        features = {
+            camera: torch.from_numpy(np.ascontiguousarray(values[frames])).float()
+            for camera, values in self.features.tokens.items()
+        }
+        present = {camera: torch.ones(len(frames), dtype=torch.bool) for camera in features}
+        return Observation({}, present, state, tokens[:, :longest], mask[:, :longest], state_mask, features)
+
+
+def _real_joints(values: np.ndarray, frame: Any) -> np.ndarray:
+    """Joint columns are padded to the longest arm with the gripper last: drop the padding between."""
+    if not isinstance(frame, JointFrame):
+        return values
+    return np.concatenate([values[..., : frame.joints], values[..., -1:]], axis=-1)

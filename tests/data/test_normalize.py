@@ -1,0 +1,101 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfalign.data.normalize import FieldStats, NormStats, RunningStats
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1e4]))
+@settings(max_examples=50)
+def test_streamed_statistics_equal_numpy(sizes, seed, mean):
+    sizes = [*sizes, 2]
+    rng = np.random.default_rng(seed)
+    values = (mean + rng.normal(size=(sum(sizes), 3)) * [1e-2, 1.0, 30.0]).astype(np.float32)
+    running = RunningStats()
+    for block in np.split(values, np.cumsum(sizes)[:-1]):
+        running.update(block)
+    stats, exact = running.finish(), values.astype(np.float64)
+    assert stats.count == len(values)
+    np.testing.assert_allclose(stats.mean, exact.mean(axis=0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(stats.std, exact.std(axis=0), rtol=1e-9)
+    np.testing.assert_array_equal(stats.min, exact.min(axis=0))
+    np.testing.assert_array_equal(stats.max, exact.max(axis=0))
+    np.testing.assert_allclose(stats.q01, np.quantile(exact, 0.01, axis=0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(stats.q99, np.quantile(exact, 0.99, axis=0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture
+def arrays() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(3, 2, (500, 4)).astype(np.float32), rng.normal(-1, 0.1, (500, 5)).astype(np.float32)
+
+
+def test_zscore_gives_unit_spread_and_inverts(arrays):
+    state, action = arrays
+    stats = NormStats.from_arrays(state, action)
+    normal = stats.normalize_state(state)
+    np.testing.assert_allclose(normal.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(normal.std(axis=0), 1, atol=1e-5)
+    np.testing.assert_allclose(stats.unnormalize_state(normal), state, atol=1e-5)
+    np.testing.assert_allclose(stats.unnormalize_action(stats.normalize_action(action)), action, atol=1e-6)
+    assert normal.dtype == np.float32
+
+
+def test_quantile_mode_maps_98_percent_into_the_unit_range(arrays):
+    stats = NormStats.from_arrays(*arrays, mode="quantile")
+    normal = stats.normalize_action(arrays[1])
+    np.testing.assert_allclose(np.quantile(normal, [0.01, 0.99], axis=0), np.array([[-1], [1]]) * np.ones(5), atol=1e-5)
+    np.testing.assert_allclose(stats.unnormalize_action(normal), arrays[1], atol=1e-6)
+
+
+def test_tensors_and_arrays_agree(arrays):
+    stats = NormStats.from_arrays(*arrays)
+    tensor = stats.normalize_action(torch.from_numpy(arrays[1]).reshape(50, 10, 5))
+    assert tensor.dtype == torch.float32
+    np.testing.assert_allclose(tensor.numpy().reshape(-1, 5), stats.normalize_action(arrays[1]), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["zscore", "quantile"])
+def test_near_constant_dimensions_are_named_and_not_blown_up(arrays, mode):
+    state, action = arrays
+    state[:, 2] = 0.7
+    action[:, 0] = 1e-8 * np.arange(500)
+    with pytest.warns(UserWarning, match=r"state\[2\].*action\[0\]"):
+        stats = NormStats.from_arrays(state, action, mode)
+    moved = state.copy()
+    moved[:, 2] += 0.1
+    np.testing.assert_allclose(stats.normalize_state(moved)[:, 2], 0.1, atol=1e-5)
+    np.testing.assert_allclose(stats.unnormalize_action(stats.normalize_action(action)), action, atol=1e-6)
+
+
+def test_small_but_real_motion_is_scaled():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 1e-3, (100, 2)).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stats = NormStats.from_arrays(values, values)
+    assert stats.normalize_state(values).std() == pytest.approx(1, abs=0.05)
+
+
+def test_json_keeps_every_number(arrays):
+    stats = NormStats.from_arrays(*arrays, mode="quantile")
+    again = NormStats.from_dict(json.loads(json.dumps(stats.to_dict())))
+    np.testing.assert_array_equal(again.normalize_state(arrays[0]), stats.normalize_state(arrays[0]))
+    assert again.mode == "quantile" and again.action.count == 500
+
+
+def test_mistakes_are_named(arrays):
+    stats = NormStats.from_arrays(*arrays)
+    with pytest.raises(ValueError, match=r"4 state dimensions, the array has shape \[3, 5\]"):
+        stats.normalize_state(np.zeros((3, 5), np.float32))
+    bad = arrays[0].copy()
+    bad[17, 2] = np.nan
+    with pytest.raises(ValueError, match="frame 17, dimension 2"):
+        FieldStats.from_array(bad)
+    with pytest.raises(ValueError, match="no frame"):
+        FieldStats.from_array(arrays[0][:0])
