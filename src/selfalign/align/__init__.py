@@ -1,0 +1,1 @@
+"""Fitting a body's context to its play: offline, and rehearsed inside pretraining."""
