@@ -7,6 +7,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python3.13; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# robosuite comes without its own requirements, which pip would call a conflict; see sim-lean in pyproject.toml.
+PIP_INSTALL := $(PIP) install -q --no-warn-conflicts -c constraints.txt
 # One thread in each of pytest's two workers; more would fight for the cores.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
@@ -47,10 +49,10 @@ $(BIN)/python:
 
 $(VENV)/.installed-sim: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV): about 1.5 GB, a few minutes."
-	$(PIP) install -q -c constraints.txt -e ".[sim-lean,lerobot]"
-	$(PIP) install -q -c constraints.txt --no-deps robosuite
+	$(PIP_INSTALL) -e ".[sim-lean,lerobot]"
+	$(PIP_INSTALL) --no-deps robosuite
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-sim
-	$(PIP) install -q -c constraints.txt -e ".[sim-lean,lerobot,dev]"
+	$(PIP_INSTALL) -e ".[sim-lean,lerobot,dev]"
 	@touch $@
