@@ -7,6 +7,8 @@ centre of the workspace on the table's surface, x points away from the robot, y 
 
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class ArmModel:
@@ -44,6 +46,8 @@ class GripperModel:
     """Substrings of the names of the collision geoms that hold objects."""
     tip_offset: float = 0.0
     """Metres from robosuite's grip site to our tip along the approach direction."""
+    finger_turn: float = 0.0
+    """Radians about the approach direction from the grip site's x axis to the axis along which the fingers open."""
     timestep: float = 0.005
     """Largest simulation step in seconds at which this gripper is stable."""
 
@@ -77,8 +81,8 @@ ARMS: dict[str, ArmModel] = {
     "ur5e": ArmModel("UR5e", (-0.55, 0.0, 0.0), (-0.47, -1.735, 2.48, -2.275, -1.59, -1.991)),
     "iiwa": ArmModel("IIWA", (-0.55, 0.0, 0.0), (0.0, 0.65, 0.0, -1.89, 0.0, 0.6, 0.0)),
     "kinova3": ArmModel("Kinova3", (-0.46, 0.0, 0.0), (0.0, 0.65, 0.0, 1.89, 0.0, 0.6, -1.571)),
-    "xarm7": ArmModel("XArm7", (-0.50, 0.0, 0.0), (0.0, 0.0, 0.0, 1.225, 0.0, 1.225, 0.0)),
-    "jaco": ArmModel("Jaco", (-0.46, 0.0, 0.0), (3.192, 3.68, 0.0, 1.17, 0.05, 3.76, 3.142)),
+    "xarm7": ArmModel("XArm7", (-0.45, 0.0, 0.0), (0.0, 0.0, 0.0, 1.225, 0.0, 1.225, 0.0)),
+    "jaco": ArmModel("Jaco", (-0.44, 0.0, 0.0), (3.192, 3.68, 0.0, 1.17, 0.05, 3.76, 3.142)),
     "sawyer": ArmModel("Sawyer", (-0.60, 0.0, 0.0), (0.0, -1.18, 0.0, 2.18, 0.0, 0.57, -1.57)),
 }
 
@@ -90,6 +94,42 @@ GRIPPERS: dict[str, GripperModel] = {
             FingerDrive("finger_joint2", open=-0.04, closed=0.0, stiffness=500.0, damping=40.0, force_limit=20.0),
         ),
         pads=("pad_collision",),
+    ),
+    "robotiq85": GripperModel(
+        robosuite_name="Robotiq85Gripper",
+        drives=tuple(
+            FingerDrive(joint, 0.0, 0.8, stiffness=20.0, damping=3.0, force_limit=5.0, armature=0.005)
+            for joint in ("finger_joint", "right_outer_knuckle_joint")
+        ),
+        pads=("fingertip_collision", "fingerpad_collision"),
+        timestep=0.002,
+    ),
+    "xarm7": GripperModel(
+        robosuite_name="XArm7Gripper",
+        drives=tuple(
+            FingerDrive(joint, 0.0, 0.85, stiffness=30.0, damping=3.0, force_limit=8.0, armature=0.01)
+            for joint in ("left_driver_joint", "right_driver_joint")
+        ),
+        pads=("finger_pad",),
+        finger_turn=np.pi / 2,
+        timestep=0.0025,
+    ),
+    "jaco": GripperModel(
+        robosuite_name="JacoThreeFingerGripper",
+        drives=tuple(
+            FingerDrive(f"joint_{finger}", 1.51, 0.0, stiffness=5.0, damping=0.6, force_limit=1.0, armature=0.005)
+            for finger in ("thumb", "index", "pinky")
+        ),
+        pads=("pad_collision", "tip_collision"),
+        timestep=0.0025,
+    ),
+    "rethink": GripperModel(
+        robosuite_name="RethinkGripper",
+        drives=(
+            FingerDrive("r_finger_joint", -0.020833, 0.0115, stiffness=500.0, damping=40.0, force_limit=20.0),
+            FingerDrive("l_finger_joint", 0.020833, -0.0115, stiffness=500.0, damping=40.0, force_limit=20.0),
+        ),
+        pads=("fingerpad",),
     ),
 }
 
