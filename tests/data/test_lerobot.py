@@ -107,6 +107,7 @@ def test_many_files_and_shared_row_groups(tmp_path, episodes, monkeypatch):
     writer = LeRobotWriter(tmp_path / "set", embodiments=BODIES)
     monkeypatch.setattr(writer, "_file_bytes", 15_000)
     monkeypatch.setattr(lerobot.DatasetInfo, "chunks_size", 2)
+    monkeypatch.setattr(lerobot, "_ROWS_AT_ONCE", 2)
     for episode in episodes:
         writer.add_episode(episode)
     root = writer.finalize()

@@ -4,6 +4,7 @@ One data set holds many bodies: each frame has an `embodiment_index`, which poin
 `is_play` flag. LeRobot's own tools read the result; the two columns are ordinary features to them.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -42,6 +43,9 @@ from selfalign.data.schema import (
     tasks_table,
     to_arrow,
 )
+
+_ROWS_AT_ONCE = 256
+"""Episodes whose metadata is held before it is written."""
 
 _STATS_FRAMES = 4
 _STATS_GRID = 8
@@ -95,8 +99,9 @@ class LeRobotWriter:
         self._tasks: dict[str, int] = {}
         self._rows: list[dict[str, Any]] = []
         self._stats: dict[str, RunningStats] = {}
-        self._frames = self._file_index = 0
+        self._episodes = self._frames = self._file_index = 0
         self._parquet: pq.ParquetWriter | None = None
+        self._metadata: pq.ParquetWriter | None = None
         (self._partial / "meta").mkdir(parents=True)
 
     def __enter__(self) -> Self:
@@ -112,7 +117,7 @@ class LeRobotWriter:
 
     def __len__(self) -> int:
         """Episodes so far."""
-        return len(self._rows)
+        return self._episodes
 
     def add_episode(self, episode: Episode) -> int:
         """Appends an episode and returns its index.
@@ -128,7 +133,7 @@ class LeRobotWriter:
                 for name, feature in inferred.items()
             }
         self._check(episode)
-        index, length = len(self._rows), len(episode)
+        index, length = self._episodes, len(episode)
         task = self._tasks.setdefault(episode.task, len(self._tasks))
         columns = episode.columns() | {
             "timestamp": np.arange(length) / self.fps,
@@ -157,6 +162,9 @@ class LeRobotWriter:
             }
         )
         self._frames += length
+        self._episodes += 1
+        if len(self._rows) >= _ROWS_AT_ONCE:
+            self._flush_rows()
         return index
 
     def finalize(self) -> Path:
@@ -165,7 +173,7 @@ class LeRobotWriter:
         Raises:
             ValueError: no episode was added, or `root` has come into being meanwhile.
         """
-        if not self._rows:
+        if not self._episodes:
             self.abort()
             raise ValueError(f"no episode was added, so no data set was written to {self.root}")
         try:
@@ -181,13 +189,15 @@ class LeRobotWriter:
 
     def abort(self) -> None:
         """Removes everything written so far."""
-        if self._parquet is not None:
-            self._parquet.close()
-            self._parquet = None
+        # On a full disk closing fails, too, and the files go away anyway.
+        with contextlib.suppress(OSError):
+            self._close_file()
+        with contextlib.suppress(OSError):
+            self._close_metadata()
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def _check(self, episode: Episode) -> None:
-        where = f"episode {len(self._rows)}"
+        where = f"episode {self._episodes}"
         if episode.fps != self.fps:
             raise ValueError(f"{where} runs at {episode.fps} Hz, the data set at {self.fps} Hz")
         if not 0 <= episode.embodiment_index < len(self.embodiments):
@@ -237,9 +247,26 @@ class LeRobotWriter:
         return self._partial / DatasetInfo.data_path.format(chunk_index=chunk, file_index=file)
 
     def _close_file(self) -> None:
-        if self._parquet is not None:
-            self._parquet.close()
-            self._parquet = None
+        writer, self._parquet = self._parquet, None
+        if writer is not None:
+            writer.close()
+
+    def _flush_rows(self) -> None:
+        """Appends the held rows to the episodes' metadata."""
+        if not self._rows:
+            return
+        table = pa.Table.from_pylist(self._rows, schema=self._metadata.schema if self._metadata else None)
+        if self._metadata is None:
+            path = self._partial / EPISODES_PATH.format(chunk_index=0, file_index=0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._metadata = pq.ParquetWriter(path, table.schema, compression="snappy")
+        self._metadata.write_table(table)
+        self._rows.clear()
+
+    def _close_metadata(self) -> None:
+        writer, self._metadata = self._metadata, None
+        if writer is not None:
+            writer.close()
 
     def _episode_stats(self, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """LeRobot's `stats/<feature>/<statistic>` of one episode; also feeds the data set's statistics."""
@@ -263,23 +290,21 @@ class LeRobotWriter:
         return row
 
     def _write_metadata(self) -> None:
-        meta = self._partial / "meta"
+        self._flush_rows()
+        self._close_metadata()
         info = DatasetInfo(
             fps=self.fps,
             features=self._features,
-            total_episodes=len(self._rows),
+            total_episodes=self._episodes,
             total_frames=self._frames,
             total_tasks=len(self._tasks),
             robot_type=self._robot_type,
-            splits={"train": f"0:{len(self._rows)}"},
+            splits={"train": f"0:{self._episodes}"},
         )
-        episodes = self._partial / EPISODES_PATH.format(chunk_index=0, file_index=0)
-        episodes.parent.mkdir(parents=True)
-        pq.write_table(pa.Table.from_pylist(self._rows), episodes, compression="snappy")
         pq.write_table(tasks_table(list(self._tasks)), self._partial / TASKS_PATH)
         _write_json(self._partial / STATS_PATH, {name: self._dataset_stats(name) for name in self._stats})
         _write_json(self._partial / EMBODIMENTS_PATH, self.embodiments)
-        _write_json(meta / Path(INFO_PATH).name, info.to_dict())
+        _write_json(self._partial / INFO_PATH, info.to_dict())
 
     def _dataset_stats(self, name: str) -> dict[str, Any]:
         feature, running = self._features[name], self._stats[name]

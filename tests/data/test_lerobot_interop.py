@@ -1,0 +1,63 @@
+"""Against the `lerobot` package itself, where it is installed (it is none of selfalign's dependencies)."""
+
+import numpy as np
+import pytest
+
+from data.factory import BODIES, make_episode
+from selfalign.data.lerobot import LeRobotReader, LeRobotWriter
+
+pytest.importorskip("lerobot")
+HORIZON = 8
+
+
+@pytest.fixture
+def episodes():
+    return [make_episode(seed, length=9 + seed) for seed in range(4)]
+
+
+def test_lerobot_reads_our_data_sets(tmp_path, episodes):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    with LeRobotWriter(tmp_path / "ours", embodiments=BODIES) as writer:
+        for episode in episodes:
+            writer.add_episode(episode)
+    offsets = {"action": [step / 20 for step in range(HORIZON)]}
+    dataset = LeRobotDataset("local/ours", root=tmp_path / "ours", delta_timestamps=offsets)
+    assert dataset.num_episodes == len(episodes)
+    frames = [(episode, t) for episode in episodes for t in range(len(episode))]
+    for index, (episode, t) in enumerate(frames):
+        item = dataset[index]
+        pixels = (item["observation.images.scene"].numpy() * 255).round().astype(np.uint8)
+        np.testing.assert_array_equal(pixels.transpose(1, 2, 0), episode.images["scene"][t])
+        np.testing.assert_array_equal(item["observation.state"].numpy(), episode.state[t])
+        np.testing.assert_array_equal(item["privileged.points"].numpy(), episode.extra["privileged.points"][t])
+        chunk = episode.action[t : t + HORIZON]
+        np.testing.assert_array_equal(item["action"].numpy()[: len(chunk)], chunk)
+        assert int(item["action_is_pad"].sum()) == HORIZON - len(chunk)
+        assert item["task"] == episode.task and int(item["embodiment_index"]) == episode.embodiment_index
+
+
+def test_we_read_lerobots_data_sets(tmp_path, episodes):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    features = {
+        "observation.images.scene": {"dtype": "image", "shape": (16, 24, 3), "names": ["height", "width", "channels"]},
+        "observation.state": {"dtype": "float32", "shape": (4,), "names": ["x", "y", "z", "gripper"]},
+        "action": {"dtype": "float32", "shape": (4,), "names": None},
+        "privileged.points": {"dtype": "float32", "shape": (5, 3), "names": None},
+    }
+    dataset = LeRobotDataset.create(
+        "local/theirs", 20, features, root=tmp_path / "theirs", use_videos=False, robot_type="arm"
+    )
+    for episode in episodes:
+        columns = episode.columns()
+        for t in range(len(episode)):
+            dataset.add_frame({name: columns[name][t] for name in features} | {"task": episode.task})
+        dataset.save_episode()
+    dataset.finalize()
+    reader = LeRobotReader(tmp_path / "theirs")
+    assert reader.embodiments == [{"name": "arm"}]
+    for actual, expected in zip(reader.episodes(), episodes, strict=True):
+        assert (actual.task, actual.fps) == (expected.task, 20)
+        for name in features:
+            np.testing.assert_array_equal(actual.columns()[name], expected.columns()[name], err_msg=name)
