@@ -1,0 +1,463 @@
+"""`Policy`: the model with what surrounds it on a robot: units, pixels, words, statistics, and its files.
+
+    raw observation --normalise, pad, tokenise--> Observation --model--> normalised chunk --unpad--> robot units
+
+States and actions are normalised with the statistics of the robot's own play, which travel in its context.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from selfalign.data.episodes import IMAGE_PREFIX, Episode
+from selfalign.data.normalize import NormStats
+from selfalign.data.play import Play
+from selfalign.data.transforms import Tokenizer, dim_mask, pad_dims, pixels_to_model, resize_with_pad, unpad_dims
+from selfalign.model.context import EmbodimentContext
+from selfalign.model.policy import VLA, LossWeights
+from selfalign.model.tokenizer import ByteTokenizer
+from selfalign.model.weights import load_model, save_model, write_atomically
+from selfalign.types import ActionChunk, Observation, Transition
+
+SETTINGS_FORMAT = "selfalign-settings-1"
+STATE, TASK = "observation.state", "task"
+TOWER_BATCH = 64
+"""Frames that the vision tower reads at once."""
+
+
+@dataclass(frozen=True)
+class AlignSettings:
+    """How a checkpoint wants to be aligned: what its contexts were rehearsed with in pretraining."""
+
+    learning_rate: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.99)
+    batch_size: int = 64
+    steps: int = 100
+    clip_norm: float | None = 1.0
+    """Bound of the gradient's norm; None: no clipping."""
+    weights: LossWeights = field(default_factory=LossWeights)
+    rehearsed: bool = True
+
+    def __post_init__(self) -> None:
+        positive = {name: getattr(self, name) for name in ("learning_rate", "batch_size", "steps")}
+        wrong = [f"{name}={value}" for name, value in positive.items() if not value > 0]
+        if wrong:
+            raise ValueError(f"alignment settings must be positive: {', '.join(wrong)}")
+
+    @classmethod
+    def unrehearsed(cls) -> "AlignSettings":
+        """For a model that was not rehearsed: small steps."""
+        return cls(learning_rate=1e-4, betas=(0.9, 0.999), rehearsed=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "AlignSettings":
+        """The inverse of `to_dict`; every key must be there and no other."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        if data.keys() != names:
+            raise ValueError(
+                f"alignment settings lack {sorted(names - data.keys())} and have unknown {sorted(data.keys() - names)}"
+            )
+        return cls(**{**data, "betas": tuple(data["betas"]), "weights": LossWeights(**data["weights"])})
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A model that reads a robot's observations and gives a robot's actions.
+
+    Raw observations are mappings in LeRobot's names: `observation.images.<camera>` uint8 [H, W, 3],
+    `observation.state` float [S] and `task` str; or all of them with a leading batch axis (`task` then may be a list).
+    """
+
+    model: VLA
+    tokenizer: Tokenizer
+    settings: AlignSettings = field(default_factory=AlignSettings)
+    """How `selfalign.align` fits contexts to this model unless told otherwise."""
+    _fingerprint: dict[tuple[tuple[int, int], ...], str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_model(cls, model: VLA, settings: AlignSettings | None = None) -> "Policy":
+        """A policy around a bare model, with the byte tokenizer."""
+        return cls(model, ByteTokenizer(model.config.max_token_len), settings or AlignSettings())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def fingerprint(self) -> str:
+        """The model's fingerprint; hashed again only when a weight has changed."""
+        versions = tuple((id(t), t._version) for t in self.model.state_dict(keep_vars=True).values())
+        if versions not in self._fingerprint:
+            self._fingerprint.clear()
+            self._fingerprint[versions] = self.model.fingerprint()
+        return self._fingerprint[versions]
+
+    # ---- acting ----------------------------------------------------------------------------------------------------
+
+    def act(
+        self,
+        observation: Mapping[str, Any],
+        context: EmbodimentContext | Sequence[EmbodimentContext] | None = None,
+        *,
+        noise: Tensor | np.ndarray | None = None,
+        num_steps: int = 10,
+        stats: NormStats | None = None,
+    ) -> Float[np.ndarray, "*B H A"]:
+        """The next H actions in robot units: float32 [H, A], or [B, H, A] for a batch of observations.
+
+        Args:
+            observation: one raw observation, or a batch of them.
+            context: of the robot; one for each robot of the batch as a list (or one batched context); None reads the
+                prior W0 and needs `stats`.
+            noise: [H, action_dim] or [B, H, action_dim] to start from, in the model's dimensions; drawn where None.
+            num_steps: Euler steps.
+            stats: normalisation to use instead of the context's own.
+
+        Raises:
+            ValueError: an observation that the model cannot read, missing statistics, or a context of another model;
+                the message names the key.
+        """
+        contexts, single = self._contexts(context)
+        statistics = [stats] if stats is not None else [_stats_of(c) for c in contexts]
+        batch, batched = self._observation(observation, statistics)
+        size = batch.batch_size
+        if contexts and single is not None and single.batched and single.W1[0].shape[0] != size:
+            raise ValueError(f"{single.W1[0].shape[0]} contexts for a batch of {size} observations; give one for each")
+        shape = (size, self.model.config.action_horizon, self.model.config.action_dim)
+        actions = self.model.sample_actions(
+            batch, single, noise=self._noise(noise, shape, batched), num_steps=num_steps
+        )
+        rows = actions.float().cpu().numpy()
+        result = np.stack(
+            [
+                s.unnormalize_action(unpad_dims(row, s.action_dim))
+                for s, row in zip(_each(statistics, size, "statistics"), rows, strict=True)
+            ]
+        ).astype(np.float32)
+        if not np.isfinite(result).all():
+            raise ValueError("the model gave NaN or infinite actions: are its weights and the context whole?")
+        return result if batched else result[0]
+
+    def observation(self, observation: Mapping[str, Any], stats: NormStats) -> Observation:
+        """A raw observation (or a batch) as the model reads it: normalised, resized, padded, tokenised; always batched.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a value has the wrong type, shape or a NaN; the message names
+                the key.
+        """
+        return self._observation(observation, [stats])[0]
+
+    def _observation(self, raw: Mapping[str, Any], stats: Sequence[NormStats]) -> tuple[Observation, bool]:
+        state = _read_state(raw, stats)
+        batched, state = state.ndim == 2, np.atleast_2d(state)
+        size, config = len(state), self.model.config
+        images = {camera: self._read_image(raw, camera, size, batched) for camera in self._cameras(raw)}
+        normalised = np.stack([s.normalize_state(x) for s, x in zip(_each(stats, size, "statistics"), state)])
+        tokens, token_mask = self.tokenizer.encode(_read_tasks(raw, size))
+        present = {camera: torch.full((size,), camera in images) for camera in config.cameras}
+        side = config.image_size
+        absent = {c: torch.zeros(size, 3, side, side) for c in config.cameras if c not in images}
+        result = Observation(
+            images={**images, **absent},
+            image_masks=present,
+            state=torch.from_numpy(pad_dims(normalised, config.state_dim)),
+            tokens=tokens,
+            token_mask=token_mask,
+            state_mask=dim_mask(state.shape[1], config.state_dim).expand(size, -1),
+        )
+        return result.to(self.device), batched
+
+    def _cameras(self, raw: Mapping[str, Any]) -> list[str]:
+        """The cameras of a raw observation: at least one that the model has, and none that it does not know."""
+        given = [key.removeprefix(IMAGE_PREFIX) for key in raw if key.startswith(IMAGE_PREFIX)]
+        known = self.model.config.cameras
+        unknown = sorted(set(given) - set(known))
+        if unknown or not given:
+            found = f"has unknown {', '.join(IMAGE_PREFIX + c for c in unknown)}" if unknown else "has no image"
+            raise ValueError(f"the observation {found}; the model reads {', '.join(IMAGE_PREFIX + c for c in known)}")
+        return given
+
+    def _read_image(self, raw: Mapping[str, Any], camera: str, size: int, batched: bool) -> Tensor:
+        key = IMAGE_PREFIX + camera
+        frames = np.asarray(raw[key])
+        if frames.dtype != np.uint8 or frames.ndim != 3 + batched or frames.shape[-1] != 3 or 0 in frames.shape:
+            shape = "[B, H, W, 3]" if batched else "[H, W, 3]"
+            raise ValueError(f"{key} must be uint8 {shape}, got {frames.dtype} {list(frames.shape)}")
+        frames = frames if batched else frames[None]
+        if len(frames) != size:
+            raise ValueError(f"{key} has {len(frames)} images for {size} states")
+        return self._pixels(frames)
+
+    def _pixels(self, frames: UInt8[np.ndarray, "B h w 3"]) -> Float[Tensor, "B 3 S S"]:
+        side = self.model.config.image_size
+        return pixels_to_model(resize_with_pad(frames, side, side))
+
+    def _noise(self, noise: Tensor | np.ndarray | None, shape: tuple[int, int, int], batched: bool) -> Tensor | None:
+        if noise is None:
+            return None
+        tensor = torch.as_tensor(noise, dtype=torch.float32, device=self.device)
+        tensor = tensor if batched or tensor.dim() == 3 else tensor[None]
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"the noise must have shape {list(shape)}, got {list(tensor.shape)}")
+        return tensor
+
+    # ---- contexts --------------------------------------------------------------------------------------------------
+
+    def load_context(self, path: str | Path) -> EmbodimentContext:
+        """Reads a context file of this model.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: damaged, or fitted to another model.
+        """
+        context = EmbodimentContext.load(path, fingerprint=self.fingerprint())
+        self.check_context(context)
+        return context
+
+    def check_context(self, context: EmbodimentContext) -> None:
+        """Raises `ValueError` unless the context belongs to this model."""
+        if context.info.fingerprint not in ("", self.fingerprint()):
+            raise ValueError(
+                f"the context of {context.info.embodiment!r} was fitted to model {context.info.fingerprint}, this "
+                f"model is {self.fingerprint()}: a context means nothing to another model; align this model to the "
+                "body's play"
+            )
+        own = [tuple(t.shape) for t in self.model.prior().tensors]
+        theirs = [tuple(t.shape[1:] if context.batched else t.shape) for t in context.tensors]
+        if own != theirs:
+            raise ValueError(f"the context has tensors of shapes {theirs}, this model's have {own}")
+
+    def _contexts(
+        self, context: EmbodimentContext | Sequence[EmbodimentContext] | None
+    ) -> tuple[list[EmbodimentContext], EmbodimentContext | None]:
+        """(the contexts that were given, the one that the model takes)."""
+        if context is None:
+            return [], None
+        contexts = [context] if isinstance(context, EmbodimentContext) else list(context)
+        if not contexts:
+            raise ValueError("an empty list of contexts; give one for each observation, or None for the prior")
+        for item in contexts:
+            self.check_context(item)
+        merged = contexts[0] if isinstance(context, EmbodimentContext) else EmbodimentContext.stack(contexts)
+        return contexts, merged.to(self.device)
+
+    # ---- play ------------------------------------------------------------------------------------------------------
+
+    def transitions(self, play: Play | Iterable[Episode], stats: NormStats, *, stride: int = 1) -> Transition:
+        """All (o_t, a_{t:t+H}, o_{t+H}) that lie within an episode, ready for the prefix.
+
+        The frozen vision tower reads each frame once; its tokens stand in `observation.image_features`, and the
+        normalised summaries of o_{t+H} in `next_features`. The prompt is empty: alignment is state-free and task-free.
+
+        Args:
+            play: episodes; those with H frames or fewer give nothing.
+            stats: of this robot.
+            stride: keep every so many-th start.
+
+        Raises:
+            ValueError: no episode is long enough, or it does not fit the model.
+        """
+        play = play if isinstance(play, Play) else Play.from_episodes(play)
+        config = self.model.config
+        horizon = config.action_horizon
+        play.require(horizon, cameras=config.cameras, state_dim=config.state_dim, action_dim=config.action_dim)
+        parts = [self._episode_transitions(e, stats, stride) for e in play.episodes if len(e) > horizon]
+        return concatenate(parts)
+
+    def _episode_transitions(self, episode: Episode, stats: NormStats, stride: int) -> Transition:
+        horizon = self.model.config.action_horizon
+        starts = np.arange(0, len(episode) - horizon, stride)
+        after = starts + horizon
+        frames, where = np.unique(np.concatenate([starts, after]), return_inverse=True)
+        tower = self._tower(episode, frames)
+        now, later = torch.from_numpy(where[: len(starts)]), torch.from_numpy(where[len(starts) :])
+        state, actions = self.numbers(
+            episode.state[starts], episode.action[starts[:, None] + np.arange(horizon)], stats
+        )
+        tokens, token_mask = (x.expand(len(starts), -1) for x in self.tokenizer.encode([""]))
+        present = {c: torch.full((len(starts),), c in episode.images) for c in self.model.config.cameras}
+        with torch.no_grad():
+            following = self.model.next_features({c: x[later.to(x.device)] for c, x in tower.items()})
+        observation = Observation(
+            images={},
+            image_masks=present,
+            state=state.values,
+            tokens=tokens,
+            token_mask=token_mask,
+            state_mask=state.mask,
+            image_features={c: x[now.to(x.device)] for c, x in tower.items()},
+        ).to(self.device)
+        chunk = ActionChunk(actions.values, dim_mask=actions.mask).to(self.device)
+        return Transition(observation, chunk, following)
+
+    def numbers(
+        self, state: Float[np.ndarray, "B D"], action: Float[np.ndarray, "B H K"], stats: NormStats
+    ) -> tuple["PaddedNumbers", "PaddedNumbers"]:
+        """States and actions, normalised and padded, with the masks of their real dimensions."""
+        config = self.model.config
+        return (
+            PaddedNumbers.of(stats.normalize_state(state), config.state_dim),
+            PaddedNumbers.of(stats.normalize_action(action), config.action_dim),
+        )
+
+    @torch.no_grad()
+    def _tower(self, episode: Episode, frames: np.ndarray) -> dict[str, Tensor]:
+        """The frozen tower's tokens of some frames of an episode, per camera of the model."""
+        cameras, side = self.model.config.cameras, self.model.config.image_size
+        chunks: dict[str, list[Tensor]] = {camera: [] for camera in cameras}
+        for rows in np.array_split(frames, -(-len(frames) // TOWER_BATCH)):
+            images = {
+                c: self._pixels(episode.images[c][rows])
+                if c in episode.images
+                else torch.zeros(len(rows), 3, side, side)
+                for c in cameras
+            }
+            for camera, tokens in self.model.image_features({c: x.to(self.device) for c, x in images.items()}).items():
+                chunks[camera].append(tokens)
+        return {camera: torch.cat(parts) for camera, parts in chunks.items()}
+
+
+@dataclass(frozen=True)
+class PaddedNumbers:
+    """Normalised numbers in the model's dimensions, float32."""
+
+    values: Float[Tensor, "B *steps D"]
+    mask: torch.Tensor
+    """[B, D], True on the robot's own dimensions."""
+
+    @classmethod
+    def of(cls, values: Float[np.ndarray, "B *steps d"], dim: int) -> "PaddedNumbers":
+        padded = torch.from_numpy(pad_dims(values, dim).astype(np.float32))
+        return cls(padded, dim_mask(values.shape[-1], dim).expand(len(values), -1))
+
+
+def concatenate(parts: Sequence[Transition]) -> Transition:
+    """Batches of transitions, one after another; all must have the same optional fields."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(*values: Any) -> Any:
+        first = values[0]
+        if isinstance(first, Tensor):
+            return torch.cat(values)
+        if isinstance(first, Mapping):
+            return {key: joined(*(v[key] for v in values)) for key in first}
+        if dataclasses.is_dataclass(first) and not isinstance(first, type):
+            fields = dataclasses.fields(first)
+            return type(first)(**{f.name: joined(*(getattr(v, f.name) for v in values)) for f in fields})
+        return first
+
+    return joined(*parts)
+
+
+# ---- reading raw observations --------------------------------------------------------------------------------------
+
+
+def _read_state(raw: Mapping[str, Any], stats: Sequence[NormStats]) -> np.ndarray:
+    """float32 [S] or [B, S]; the one key that says whether the observation is a batch."""
+    if not stats:
+        raise ValueError(
+            "acting needs the robot's normalisation statistics: give a context that was aligned to its play, or "
+            "stats=play.stats()"
+        )
+    if STATE not in raw:
+        raise ValueError(f"the observation has no {STATE!r}; it has {', '.join(sorted(map(str, raw))) or 'no key'}")
+    state = np.asarray(raw[STATE])
+    if not np.issubdtype(state.dtype, np.floating) or state.ndim not in (1, 2) or 0 in state.shape:
+        raise ValueError(f"{STATE} must be float [S] or [B, S], got {state.dtype} {list(state.shape)}")
+    wrong = [s.state_dim for s in stats if s.state_dim != state.shape[-1]]
+    if wrong:
+        raise ValueError(f"{STATE} has {state.shape[-1]} dimensions, the robot's statistics have {wrong[0]}")
+    if not np.isfinite(state).all():
+        bad = np.argwhere(~np.isfinite(state))[0].tolist()
+        raise ValueError(f"{STATE} is NaN or infinite at index {bad}; check the robot's sensors")
+    return state.astype(np.float32)
+
+
+def _read_tasks(raw: Mapping[str, Any], size: int) -> list[str]:
+    if TASK not in raw:
+        raise ValueError(f"the observation has no {TASK!r}: say what to do, for example 'reach the red cube'")
+    tasks = [raw[TASK]] * size if isinstance(raw[TASK], str) else list(raw[TASK])
+    if len(tasks) != size or not all(isinstance(task, str) for task in tasks):
+        raise ValueError(f"{TASK} must be one string, or a string for each of {size} observations; got {raw[TASK]!r}")
+    return [str(task) for task in tasks]
+
+
+def _stats_of(context: EmbodimentContext) -> NormStats:
+    if context.info.norm_stats is None:
+        raise ValueError(
+            f"the context {context.info.embodiment!r} carries no normalisation statistics: give stats=play.stats(), or "
+            "a context that `align` made"
+        )
+    return NormStats.from_dict(context.info.norm_stats)
+
+
+def _each(items: Sequence[NormStats], size: int, what: str) -> list[NormStats]:
+    """One item for each of `size` samples."""
+    if len(items) not in (1, size):
+        raise ValueError(f"{len(items)} {what} for a batch of {size} observations; give one, or one for each")
+    return list(items) * (size // len(items))
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(policy: Policy, directory: str | Path) -> Path:
+    """Writes `config.json`, `model.safetensors` and `settings.json`, each atomically; `load` reads them.
+
+    Raises:
+        OSError: the disk is full or read-only. A file that was there before stays whole; if some are new and some are
+            old, `load` says so.
+    """
+    if not isinstance(policy.tokenizer, ByteTokenizer):
+        raise ValueError(f"checkpoints of {type(policy.tokenizer).__name__} are not supported, only of ByteTokenizer")
+    directory = Path(directory)
+    save_model(policy.model, directory)
+    settings = {
+        "format": SETTINGS_FORMAT,
+        "fingerprint": policy.fingerprint(),
+        "tokenizer": "bytes",
+        "align": policy.settings.to_dict(),
+    }
+    text = json.dumps(settings, indent=2) + "\n"
+    write_atomically(directory / "settings.json", lambda path: path.write_text(text))
+    return directory
+
+
+def load(directory: str | Path, device: str | torch.device = "cpu") -> Policy:
+    """Opens a checkpoint directory.
+
+    Raises:
+        FileNotFoundError: the directory, or one of its files, is missing.
+        ValueError: a file is damaged, or the files are not of one checkpoint.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"no checkpoint directory at {directory}")
+    model = load_model(directory)
+    path = directory / "settings.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is not a checkpoint: it has no settings.json")
+    try:
+        settings = json.loads(path.read_text())
+        if settings["format"] != SETTINGS_FORMAT or settings["tokenizer"] != "bytes":
+            raise ValueError(f"format {settings['format']!r} with tokenizer {settings['tokenizer']!r} is not known")
+        fingerprint, align = settings["fingerprint"], AlignSettings.from_dict(settings["align"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or of another version: {error!r}") from error
+    if fingerprint != model.fingerprint():
+        raise ValueError(
+            f"the files in {directory} do not belong together: the weights and config.json are of model "
+            f"{model.fingerprint()}, settings.json of {fingerprint}; copy the whole checkpoint again"
+        )
+    return Policy.from_model(model.to(device), align)
