@@ -119,7 +119,7 @@ class VLA(nn.Module):
         self._check_ttt_widths(depths)
         ttt = {depth: TTTLayer(config.action.width, config.ttt, self.time[ACTION].cond_dim) for depth in depths}
         self.mixture = Mixture(config.vlm, experts, ttt)
-        self._ttt_layers = [ttt[depth] for depth in sorted(ttt)]
+        self.ttt_layers = [ttt[depth] for depth in sorted(ttt)]
 
         self.state_in = nn.Linear(config.state_dim, config.action.width)
         self.action_in = nn.Linear(config.action_dim, config.action.width)
@@ -160,7 +160,7 @@ class VLA(nn.Module):
 
     def prior(self) -> EmbodimentContext:
         """W0, from which every alignment starts: the model's own parameters, so gradients reach them."""
-        w1, b1 = tuple(t.W1 for t in self._ttt_layers), tuple(t.b1 for t in self._ttt_layers)
+        w1, b1 = tuple(t.W1 for t in self.ttt_layers), tuple(t.b1 for t in self.ttt_layers)
         return EmbodimentContext(w1, b1, ContextInfo(embodiment="prior"))
 
     # ---- training --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Float
 
-from selfalign.sim.prepare import CUBE_COLOURS, VISUAL_GROUP
+from selfalign.sim.prepare import CUBE_COLOURS, DISGUISE_SUFFIX, VISUAL_GROUP
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,13 @@ class Appearance:
     """A look, drawn from `seed`; None is the robots' own colours under plain light."""
 
     seed: int | None = None
+    shapes: bool = False
+    """Also disguise some links of the arm and the gripper as boxes, capsules and cylinders of about their size."""
 
     def apply(self, model: mujoco.MjModel, original: mujoco.MjModel) -> None:
         """Writes the look into `model`, whose own colours are read from `original`."""
         model.geom_rgba[:] = original.geom_rgba
+        model.geom_type[:], model.geom_size[:] = original.geom_type, original.geom_size
         model.light_pos[:], model.light_dir[:] = original.light_pos, original.light_dir
         model.light_diffuse[:] = original.light_diffuse
         model.vis.headlight.ambient[:] = original.vis.headlight.ambient
@@ -34,6 +37,8 @@ class Appearance:
         _recolour_scenery(model, rng)
         _recolour_cubes(model, rng)
         _relight(model, rng)
+        if self.shapes:
+            _disguise(model, rng)
 
 
 def _any_colour(rng: np.random.Generator) -> Float[np.ndarray, " 3"]:
@@ -57,7 +62,7 @@ def _recolour_robot(model: mujoco.MjModel, rng: np.random.Generator) -> None:
 
 def _recolour_scenery(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     for name in ("table", "floor", "pedestal"):
-        hue, saturation, brightness = rng.uniform(), rng.uniform(0.0, 0.35), rng.uniform(0.15, 0.9)
+        hue, saturation, brightness = rng.uniform(), rng.uniform(0.0, 0.35), rng.uniform(0.25, 0.9)
         model.geom_rgba[model.geom(name).id, :3] = colorsys.hsv_to_rgb(hue, saturation, brightness)
 
 
@@ -79,3 +84,59 @@ def _relight(model: mujoco.MjModel, rng: np.random.Generator) -> None:
         model.light_diffuse[light] = rng.uniform(0.1, 0.5) * rng.uniform(0.85, 1.0, 3)
     model.vis.headlight.ambient[:] = rng.uniform(0.25, 0.45)
     model.vis.headlight.diffuse[:] = rng.uniform(0.15, 0.4)
+
+
+def _disguise(model: mujoco.MjModel, rng: np.random.Generator) -> None:
+    """Shows primitives over the meshes of some bodies and in place of others'.
+
+    Fingers share one draw, so that a gripper stays symmetric.
+    """
+    fingers: _Disguise | None = None
+    for geom in range(model.ngeom):
+        name = model.geom(geom).name
+        if not name.endswith(DISGUISE_SUFFIX):
+            continue
+        body = model.geom_bodyid[geom]
+        drawn = _Disguise.draw(rng)
+        if name.startswith("gripper0_") and model.body_dofnum[body] > 0:
+            fingers = drawn = fingers or drawn
+        drawn.apply(model, geom, [other for other in range(model.ngeom) if _is_mesh_of(model, other, body)])
+
+
+def _is_mesh_of(model: mujoco.MjModel, geom: int, body: int) -> bool:
+    is_mesh = model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH
+    return bool(model.geom_bodyid[geom] == body and is_mesh and model.geom_group[geom] == VISUAL_GROUP)
+
+
+@dataclass(frozen=True)
+class _Disguise:
+    """The primitive that is shown for a body, if one is."""
+
+    kind: mujoco.mjtGeom
+    shown: bool
+    replaces_mesh: bool
+    scale: Float[np.ndarray, " 3"]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "_Disguise":
+        shapes = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_CYLINDER
+        choice = rng.uniform()
+        scale = np.append(rng.uniform(0.75, 1.15, 2), rng.uniform(0.9, 1.0))
+        return cls(shapes[rng.integers(3)], choice < 0.55, choice < 0.25, scale)
+
+    def apply(self, model: mujoco.MjModel, geom: int, meshes: list[int]) -> None:
+        """`geom` is the body's invisible box, `meshes` what is seen of the body otherwise."""
+        if not self.shown:
+            return
+        width, depth, length = model.geom_size[geom] * self.scale
+        radius = (width + depth) / 2
+        if self.kind == mujoco.mjtGeom.mjGEOM_BOX:
+            size = [width, depth, length]
+        elif self.kind == mujoco.mjtGeom.mjGEOM_CAPSULE:
+            size = [radius, max(length - radius, 0.001), 0.0]
+        else:
+            size = [radius, length, 0.0]
+        model.geom_type[geom], model.geom_size[geom] = self.kind, size
+        model.geom_rgba[geom, 3] = 1.0
+        if self.replaces_mesh:
+            model.geom_rgba[meshes, 3] = 0.0

@@ -1,0 +1,123 @@
+"""Pretraining from recorded sources: the tower learns to point, its features are computed once, the policy rehearses."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from selfalign.align.rehearsal import RehearsalConfig, make_objective
+from selfalign.data.cache import EpisodeCache
+from selfalign.data.sources import SourceData
+from selfalign.data.transforms import pixels_to_model
+from selfalign.data.virtual import DrawPerturbation, FrameFeatures, ModelShape, VirtualSources
+from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.tokenizer import ByteTokenizer
+from selfalign.model.vision import KeypointTower
+from selfalign.model.weights import load_tensors, unique_tensors
+from selfalign.train import checkpoint
+from selfalign.train.loop import LoopConfig, fit
+from selfalign.train.pointing import PointingConfig, pointing_error, train_tower
+from selfalign.train.step import OptimConfig, TrainState, make_state
+
+POINTS = "privileged.points"
+"""Column of image points that a simulator writes into source data: (u, v, visible) of each named keypoint."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A whole pretraining."""
+
+    steps: int = 8000
+    seed: int = 0
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
+    pointing: PointingConfig = field(default_factory=PointingConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+def pretrain(
+    model_config: VLAConfig,
+    data: list[Path],
+    out: Path,
+    config: PretrainConfig,
+    draw: DrawPerturbation,
+    *,
+    on_save: Callable[[VLA, TrainState], None] | None = None,
+) -> VLA:
+    """Train a model on source data sets; interrupted, the same call goes on where it stopped.
+
+    Args:
+        data: LeRobot data sets with play and demonstrations of many rigs.
+        out: receives checkpoints, logs, the tower and the features.
+        draw: the bodies that rehearsal may make of a rig.
+        on_save: called with every checkpoint.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.seed_everything(config.seed)
+    model = VLA(model_config)
+    cache = EpisodeCache.build(SourceData.open(data), image_size=model_config.image_size, progress=True)
+    prepare_tower(model, cache, out, config.pointing)
+    features = frame_features(model, cache, out)
+    tokenizer = ByteTokenizer(model_config.max_token_len)
+    shape = ModelShape(model_config.action_horizon, model_config.action_dim, model_config.state_dim)
+    sources = VirtualSources(cache, features, tokenizer, shape, draw)
+    checkpoint.seed_everything(config.seed)  # the same start whether the tower was trained just now or before
+    objective = make_objective(model, sources, dataclasses.replace(config.rehearsal, seed=config.seed))
+    state = make_state(model.train(), objective, config.optim, config.steps)
+    fit(state, out, config.loop, on_save=None if on_save is None else lambda s: on_save(model, s))
+    return model.eval()
+
+
+def prepare_tower(model: VLA, cache: EpisodeCache, out: Path, config: PointingConfig) -> None:
+    """Train the vision tower to point where the data has image points (or load the one in `out`), and freeze it."""
+    path = out / "tower.pt"
+    if path.is_file():
+        load_tensors(model.vision, torch.load(path, weights_only=True), str(path))
+    elif isinstance(model.vision, KeypointTower) and POINTS in cache.column_names:
+        (camera,) = model.config.cameras
+        images, points = cache.images(camera), cache.column(POINTS)
+        train_tower(model.vision, images, points, config)
+        rows = np.linspace(0, len(images) - 1, 2000).astype(int)
+        error = pointing_error(model.vision, images[rows], points[rows])
+        (out / "tower.json").write_text(json.dumps({"median_error_px": error.tolist(), **dataclasses.asdict(config)}))
+        torch.save(unique_tensors(model.vision), path)
+    model.vision.eval().requires_grad_(False)
+
+
+def frame_features(model: VLA, cache: EpisodeCache, out: Path, batch: int = 256) -> FrameFeatures:
+    """The tower's tokens of every frame, computed once and kept in `out`; sets the model's feature statistics."""
+    tokens = {camera: _tower_tokens(model, cache, camera, out / f"tokens-{camera}.npy", batch) for camera in model.config.cameras}
+    summaries = []
+    for start in range(0, cache.num_frames, 8192):
+        parts = [
+            model.vision.summary(torch.from_numpy(values[start : start + 8192]).float()) for values in tokens.values()
+        ]
+        summaries.append(torch.cat(parts, dim=1))
+    summary = torch.cat(summaries)
+    model.feature_mean.copy_(summary.mean(0))
+    model.feature_std.copy_(summary.std(0).clamp_min(1e-3))
+    return FrameFeatures(tokens, ((summary - model.feature_mean) / model.feature_std).numpy())
+
+
+@torch.no_grad()
+def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batch: int) -> np.ndarray:
+    images = cache.images(camera)
+    if path.is_file():
+        found = np.load(path, mmap_mode="r")
+        if len(found) == len(images):
+            return np.asarray(found)
+    values = None
+    for start in track(range(0, len(images), batch), description=f"features of {camera}"):
+        block = model.vision(pixels_to_model(images[start : start + batch])).half().numpy()
+        values = np.empty((len(images), *block.shape[1:]), dtype=np.float16) if values is None else values
+        values[start : start + len(block)] = block
+    assert values is not None
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, values)
+    partial.replace(path)
+    return values
