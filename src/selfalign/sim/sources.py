@@ -1,0 +1,165 @@
+"""The whole source data set: many rigs, recorded by worker processes into LeRobot shards."""
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from selfalign.data.lerobot import LeRobotWriter
+from selfalign.sim.bodies import BodySpec
+from selfalign.sim.engine import Simulation
+from selfalign.sim.prepare import prepare
+from selfalign.sim.record import Recorder, rig_episodes
+from selfalign.sim.regions import SOURCE_ARMS, appearance_region, bearing_region
+from selfalign.sim.tasks import Kind, offered
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """What a source data set holds; the same plan and seed give the same data, whatever the number of workers."""
+
+    rigs: tuple[BodySpec, ...]
+    play_per_rig: int = 32
+    """Trajectories of 50 frames."""
+    demonstrations_per_rig: int = 16
+    kinds: tuple[Kind, ...] = ("reach",)
+    """Tasks of the demonstrations, drawn uniformly from those offered for the rig's robot."""
+    image_size: int = 64
+    seed: int = 0
+    rigs_per_shard: int = 4
+
+    def __post_init__(self) -> None:
+        for rig in self.rigs:
+            reasons = {
+                f"its arm is {rig.arm}": rig.arm not in SOURCE_ARMS,
+                "its camera is not in the source region": bearing_region(rig.camera.azimuth) != "source",
+                "its appearance is held out": appearance_region(rig.appearance_seed or 0) != "source",
+            }
+            for reason, holds in reasons.items():
+                if holds:
+                    raise ValueError(f"{rig.name} cannot be a source: {reason}")
+        if not self.rigs or min(self.play_per_rig, self.demonstrations_per_rig) < 0:
+            raise ValueError("a source data set needs at least one rig and no negative counts")
+
+    @property
+    def episodes(self) -> int:
+        return len(self.rigs) * (self.play_per_rig + self.demonstrations_per_rig)
+
+    def shards(self) -> list[list[int]]:
+        """Rig indices of each shard; a shard has one robot, so that a worker compiles and uploads one model for it."""
+        robots = dict.fromkeys(rig.robot for rig in self.rigs)
+        shards = []
+        for robot in robots:
+            indices = [i for i, rig in enumerate(self.rigs) if rig.robot == robot]
+            shards += [indices[i : i + self.rigs_per_shard] for i in range(0, len(indices), self.rigs_per_shard)]
+        return sorted(shards)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return values | {"rigs": [rig.to_dict() for rig in self.rigs], "kinds": list(self.kinds)}
+
+
+def generate_sources(out: str | Path, plan: SourcePlan, *, workers: int | None = None, progress: bool = True) -> list[Path]:
+    """Records a source data set as `out/shard-000`, `out/shard-001`, ..., each a LeRobot data set by itself.
+
+    A shard appears when it is complete; called again after an interruption, finished shards are kept and the others are
+    recorded. Every shard's `meta/embodiments.json` lists all rigs, so embodiment indices mean the same in each.
+
+    Args:
+        out: folder of the shards, made where needed.
+        plan: what to record.
+        workers: processes; default one per core, at most 8.
+        progress: show a bar on the terminal.
+
+    Returns:
+        The shards' folders.
+
+    Raises:
+        ValueError: `out` holds the shards of another plan.
+        RuntimeError: a worker died (out of memory, most likely).
+    """
+    out = Path(out)
+    _claim(out, plan)
+    shards = plan.shards()
+    paths = [out / f"shard-{i:03d}" for i in range(len(shards))]
+    todo = [i for i, path in enumerate(paths) if not path.exists()]
+    for leftover in out.glob(".shard-*.partial-*"):
+        shutil.rmtree(leftover)
+    for robot in dict.fromkeys(plan.rigs[shards[i][0]].robot for i in todo):
+        prepare(robot)  # once here, rather than at the same time in every worker
+    workers = min(workers or min(len(os.sched_getaffinity(0)), 8), max(1, len(todo)))
+    if todo:
+        _run(plan, {i: (paths[i], shards[i]) for i in todo}, workers, progress)
+    return paths
+
+
+def _claim(out: Path, plan: SourcePlan) -> None:
+    """Marks the folder as this plan's."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, text = out / PLAN, json.dumps(plan.to_dict(), indent=1) + "\n"
+    if not path.exists():
+        if any(out.glob("shard-*")):
+            raise ValueError(f"{out} has shards but no {PLAN}; choose another folder")
+        path.write_text(text, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != text:
+        raise ValueError(f"{out} holds the shards of another plan (see {path}); choose another folder or remove it")
+
+
+_episodes_done: Any = None
+
+
+def _start_worker(counter: Any) -> None:
+    global _episodes_done
+    _episodes_done = counter
+
+
+def _run(plan: SourcePlan, work: dict[int, tuple[Path, list[int]]], workers: int, progress: bool) -> None:
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    per_rig = plan.play_per_rig + plan.demonstrations_per_rig
+    total = sum(len(rigs) for _, rigs in work.values()) * per_rig
+    columns = (TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes"), TimeRemainingColumn())
+    # A software renderer that starts its own threads in each worker is slower than one thread each.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    with (
+        Progress(*columns, disable=not progress) as bar,
+        ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool,
+    ):
+        task = bar.add_task("", total=total)
+        pending: set[Future] = {pool.submit(_record_shard, plan, path, rigs) for path, rigs in work.values()}
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                bar.update(task, completed=counter.value)
+                for future in done:
+                    future.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError("a recording worker died; run again with fewer workers to go on where it stopped") from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _record_shard(plan: SourcePlan, path: Path, rigs: Sequence[int]) -> None:
+    embodiments = [{"name": rig.name, **rig.to_dict()} for rig in plan.rigs]
+    robot = plan.rigs[rigs[0]].robot
+    kinds = tuple(kind for kind in plan.kinds if offered(kind, robot.arm, robot.gripper))
+    with Simulation(robot) as sim, LeRobotWriter(path, embodiments=embodiments, robot_type=robot.name) as writer:
+        for index in rigs:
+            recorder = Recorder(plan.rigs[index], sim, plan.image_size, privileged=True, embodiment_index=index)
+            counts = plan.play_per_rig, plan.demonstrations_per_rig if kinds else 0
+            for episode in rig_episodes(recorder, *counts, kinds, plan.seed):
+                writer.add_episode(episode)
+                if _episodes_done is not None:
+                    with _episodes_done.get_lock():
+                        _episodes_done.value += 1
