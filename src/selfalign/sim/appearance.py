@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import mujoco
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from selfalign.sim.prepare import CUBE_COLOURS, DISGUISE_SUFFIX, VISUAL_GROUP
 
@@ -52,8 +52,8 @@ def _recolour_robot(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     """One base colour for the arm, one for the gripper; each part keeps it, varies it or has its own."""
     for prefix in ("robot0_", "gripper0_"):
         base, accent = _any_colour(rng), _any_colour(rng)
-        for geom in range(model.ngeom):
-            if model.geom_group[geom] != VISUAL_GROUP or not model.geom(geom).name.startswith(prefix):
+        for geom in np.flatnonzero(model.geom_group == VISUAL_GROUP):
+            if not model.geom(geom).name.startswith(prefix):
                 continue
             choice = rng.uniform()
             colour = base if choice < 0.5 else accent if choice < 0.75 else _any_colour(rng)
@@ -92,20 +92,16 @@ def _disguise(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     Fingers share one draw, so that a gripper stays symmetric.
     """
     fingers: _Disguise | None = None
-    for geom in range(model.ngeom):
-        name = model.geom(geom).name
+    visible = model.geom_group == VISUAL_GROUP
+    meshes = visible & (model.geom_type == mujoco.mjtGeom.mjGEOM_MESH)
+    for geom in np.flatnonzero(visible & ~meshes):
+        name, body = model.geom(geom).name, model.geom_bodyid[geom]
         if not name.endswith(DISGUISE_SUFFIX):
             continue
-        body = model.geom_bodyid[geom]
         drawn = _Disguise.draw(rng)
         if name.startswith("gripper0_") and model.body_dofnum[body] > 0:
             fingers = drawn = fingers or drawn
-        drawn.apply(model, geom, [other for other in range(model.ngeom) if _is_mesh_of(model, other, body)])
-
-
-def _is_mesh_of(model: mujoco.MjModel, geom: int, body: int) -> bool:
-    is_mesh = model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH
-    return bool(model.geom_bodyid[geom] == body and is_mesh and model.geom_group[geom] == VISUAL_GROUP)
+        drawn.apply(model, geom, np.flatnonzero(meshes & (model.geom_bodyid == body)))
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class _Disguise:
         scale = np.append(rng.uniform(0.75, 1.15, 2), rng.uniform(0.9, 1.0))
         return cls(shapes[rng.integers(3)], choice < 0.55, choice < 0.25, scale)
 
-    def apply(self, model: mujoco.MjModel, geom: int, meshes: list[int]) -> None:
+    def apply(self, model: mujoco.MjModel, geom: int, meshes: Int[np.ndarray, " n"]) -> None:
         """`geom` is the body's invisible box, `meshes` what is seen of the body otherwise."""
         if not self.shown:
             return

@@ -158,7 +158,9 @@ class Simulation:
         target = np.asarray(tip_position, dtype=np.float64)
         joints, error = self.kinematics.solve(target, posture, iterations=150)
         if error > 0.005:
-            raise ValueError(f"{self.robot.name} cannot reach tip position {target.round(3).tolist()}: {error:.3f} m off")
+            raise ValueError(
+                f"{self.robot.name} cannot reach tip position {target.round(3).tolist()}: {error:.3f} m off"
+            )
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[self._qpos] = joints
         self.data.qpos[self._finger_qpos] = self._finger_open

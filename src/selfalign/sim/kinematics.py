@@ -1,4 +1,4 @@
-"""Damped-least-squares inverse kinematics of the tip with the tool held vertical (Buss 2004, and Nakamura's null space).
+"""Damped-least-squares inverse kinematics of the tip with the tool held vertical (Buss 2004).
 
 One step solves `dq = J^T (J J^T + damping^2 I)^-1 e` for the six-dimensional error `e` of the tip's pose, and moves
 redundant arms towards their home posture in the null space of `J`.
@@ -7,6 +7,9 @@ redundant arms towards their home posture in the null space of `J`.
 import mujoco
 import numpy as np
 from jaxtyping import Float
+
+TOOL_VERTICAL = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
+"""Columns: the tip's axes (fingers, sideways, approach) in the workspace frame when the tool points straight down."""
 
 
 class InverseKinematics:
@@ -17,7 +20,7 @@ class InverseKinematics:
     Args:
         model: a scene of `selfalign.sim.prepare` with a site `tip`.
         joint_ids: the arm's joints, base first.
-        home: joint angles that fix the sign of the fingers' axis and attract redundant arms, radians.
+        home: joint angles that attract redundant arms, radians.
     """
 
     def __init__(self, model: mujoco.MjModel, joint_ids: list[int], home: Float[np.ndarray, " n"]):
@@ -31,14 +34,6 @@ class InverseKinematics:
         self.upper = np.where(limited, model.jnt_range[joint_ids, 1], 2 * np.pi)
         self.home = np.asarray(home, dtype=np.float64)
         self._jacobian = np.zeros((6, model.nv))
-        self._orientation = self._vertical_orientation()
-
-    def _vertical_orientation(self) -> Float[np.ndarray, "3 3"]:
-        self._forward(self.home)
-        finger_axis = self._data.site_xmat[self._site].reshape(3, 3)[:, 0]
-        x = np.array([0.0, np.sign(finger_axis[1]), 0.0])
-        z = np.array([0.0, 0.0, -1.0])
-        return np.stack([x, np.cross(z, x), z], axis=1)
 
     def _forward(self, joints: Float[np.ndarray, " n"]) -> None:
         self._data.qpos[self._qpos] = joints
@@ -53,7 +48,7 @@ class InverseKinematics:
     def _error(self, target: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " 6"]:
         rotation = self._data.site_xmat[self._site].reshape(3, 3)
         # The axis-angle error to first order: half the sum of the cross products of the frames' axes.
-        turn = 0.5 * np.cross(rotation, self._orientation, axisa=0, axisb=0).sum(axis=0)
+        turn = 0.5 * np.cross(rotation, TOOL_VERTICAL, axisa=0, axisb=0).sum(axis=0)
         return np.concatenate([target - self._data.site_xpos[self._site], turn])
 
     def solve(

@@ -11,17 +11,17 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import fast_simplification
 import mujoco
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.spatial import cKDTree
 
+from selfalign.sim import meshes
+from selfalign.sim.meshes import Surface, body_surfaces, decimate, geom_surface, principal_box
 from selfalign.sim.robots import ARMS, GRIPPERS, ArmModel, GripperModel, RobotSpec
+
+_LOG = logging.getLogger(__name__)
 
 CUBE_COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.10, 0.08),
@@ -36,6 +36,9 @@ PARKED_HEIGHT = -30.0
 
 VISUAL_GROUP = 2
 COLLISION_GROUP = 3
+DISGUISE_SUFFIX = "_disguise"
+SCENERY = {"contype": 0, "conaffinity": 0, "group": VISUAL_GROUP, "mass": 0.0}
+"""What makes a geom visible and nothing else."""
 ARM_FACES = 2800
 GRIPPER_FACES = 1200
 SERVO_FREQUENCY = 45.0
@@ -61,14 +64,16 @@ def prepare(robot: RobotSpec) -> Path:
     """
     path = cache_dir() / "scenes" / f"{robot.name}-{_version_key(robot)}.xml"
     if not path.exists():
+        _LOG.info("preparing %s, once; the result is kept in %s", robot.name, path.parent)
         _write_atomically(path, compose_scene(robot))
     return path
 
 
 def _version_key(robot: RobotSpec) -> str:
-    """Changes whenever the scene would: this module, the robot's description or MuJoCo's version."""
+    """Changes whenever the scene would: with this code, the robot's description or MuJoCo's version."""
     parts = (
         inspect.getsource(sys.modules[__name__]),
+        inspect.getsource(meshes),
         repr(ARMS[robot.arm]),
         repr(GRIPPERS[robot.gripper]),
         mujoco.__version__,
@@ -97,8 +102,8 @@ def compose_scene(robot: RobotSpec) -> str:
     _replace_visuals(spec, original)
     _simplify_collisions(spec, original, gripper)
     _delete_unused_assets(spec)
-    _add_tip(spec, gripper)
     _set_joints(spec, joints, arm, gripper)
+    _add_tip(spec, joints, arm, gripper)
     _add_scene(spec, arm)
     _set_options(spec, gripper)
     _add_servos(spec, joints, arm, gripper)
@@ -136,44 +141,42 @@ def _strip(spec: mujoco.MjSpec) -> None:
 # --- visual meshes
 
 
-@dataclass(frozen=True)
-class _Surface:
-    """Triangles of one colour in their body's frame."""
-
-    vertices: Float[np.ndarray, "V 3"]
-    faces: Int[np.ndarray, "F 3"]
-    rgba: tuple[float, ...]
-
-    @property
-    def area(self) -> float:
-        a, b, c = (self.vertices[self.faces[:, i]] for i in range(3))
-        return float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2)
-
-
 def _replace_visuals(spec: mujoco.MjSpec, original: mujoco.MjModel) -> None:
-    surfaces = {body.name: _body_surfaces(original, body.name) for body in spec.bodies}
+    surfaces = {body.name: body_surfaces(original, body.name) for body in spec.bodies}
     for geom in list(spec.geoms):
         if geom.group != 0 and geom.type == mujoco.mjtGeom.mjGEOM_MESH:
             spec.delete(geom)
         elif geom.group != 0:
             geom.group = VISUAL_GROUP
     for prefix, budget in (("robot0_", ARM_FACES), ("gripper0_", GRIPPER_FACES)):
-        part = {name: parts for name, parts in surfaces.items() if name.startswith(prefix)}
+        part = {name: parts for name, parts in surfaces.items() if name.startswith(prefix) and parts}
         total = sum(surface.area**0.5 for parts in part.values() for surface in parts)
         for name, parts in part.items():
-            for index, surface in enumerate(parts):
-                vertices, faces = _decimate(surface, max(24, int(budget * surface.area**0.5 / total)))
-                mesh = _add_mesh(spec, f"{name}_visual_{index}", vertices, faces)
-                spec.body(name).add_geom(
-                    name=mesh.name,
-                    type=mujoco.mjtGeom.mjGEOM_MESH,
-                    meshname=mesh.name,
-                    rgba=surface.rgba,
-                    contype=0,
-                    conaffinity=0,
-                    group=VISUAL_GROUP,
-                    mass=0,
-                )
+            _add_surfaces(spec, name, parts, budget / total)
+            _add_disguise(spec, name, parts)
+
+
+def _add_surfaces(spec: mujoco.MjSpec, body: str, surfaces: list[Surface], faces_per_metre: float) -> None:
+    for index, surface in enumerate(surfaces):
+        vertices, faces = decimate(surface, max(24, int(faces_per_metre * surface.area**0.5)))
+        mesh = _add_mesh(spec, f"{body}_visual_{index}", vertices, faces)
+        spec.body(body).add_geom(
+            name=mesh.name, type=mujoco.mjtGeom.mjGEOM_MESH, meshname=mesh.name, rgba=surface.rgba, **SCENERY
+        )
+
+
+def _add_disguise(spec: mujoco.MjSpec, body: str, surfaces: list[Surface]) -> None:
+    """An invisible box around the body, which an `Appearance` may show instead of the meshes or over them."""
+    centre, quaternion, half_sizes = principal_box(surfaces)
+    spec.body(body).add_geom(
+        name=f"{body}{DISGUISE_SUFFIX}",
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        pos=centre,
+        quat=quaternion,
+        size=np.maximum(half_sizes, 0.003),
+        rgba=[0.5, 0.5, 0.5, 0.0],
+        **SCENERY,
+    )
 
 
 def _add_mesh(
@@ -185,113 +188,6 @@ def _add_mesh(
         userface=faces.ravel().tolist(),
         inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL,  # decimated surfaces need not be closed
     )
-
-
-def _body_surfaces(model: mujoco.MjModel, body_name: str, max_colours: int = 3) -> list[_Surface]:
-    """The visual meshes of a body merged by colour; colours beyond `max_colours` join the largest."""
-    by_colour: dict[tuple[float, ...], list[_Surface]] = {}
-    body = model.body(body_name).id
-    for geom in range(model.ngeom):
-        is_mesh = model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH
-        if model.geom_bodyid[geom] != body or not is_mesh or model.geom_group[geom] == 0:
-            continue
-        surface = _geom_surface(model, geom)
-        by_colour.setdefault(surface.rgba, []).append(surface)
-    merged = sorted((_merge(parts) for parts in by_colour.values()), key=lambda part: -part.area)
-    if len(merged) > max_colours:
-        rest = [_Surface(part.vertices, part.faces, merged[0].rgba) for part in merged[max_colours:]]
-        merged = [_merge([merged[0], *rest]), *merged[1:max_colours]]
-    return merged
-
-
-def _geom_surface(model: mujoco.MjModel, geom: int) -> _Surface:
-    mesh = model.geom_dataid[geom]
-    vertex_start, face_start = model.mesh_vertadr[mesh], model.mesh_faceadr[mesh]
-    vertices = model.mesh_vert[vertex_start : vertex_start + model.mesh_vertnum[mesh]].astype(np.float64)
-    faces = model.mesh_face[face_start : face_start + model.mesh_facenum[mesh]].astype(np.int64)
-    rotation = np.zeros(9)
-    mujoco.mju_quat2Mat(rotation, model.geom_quat[geom])
-    material = model.geom_matid[geom]
-    rgba = model.mat_rgba[material] if material >= 0 else model.geom_rgba[geom]
-    vertices = vertices @ rotation.reshape(3, 3).T + model.geom_pos[geom]
-    return _Surface(vertices, faces, tuple(round(float(value), 2) for value in rgba))
-
-
-def _merge(parts: list[_Surface]) -> _Surface:
-    offsets = np.cumsum([0, *(len(part.vertices) for part in parts[:-1])])
-    vertices = np.concatenate([part.vertices for part in parts])
-    faces = np.concatenate([part.faces + offset for part, offset in zip(parts, offsets, strict=True)])
-    return _Surface(vertices, faces, parts[0].rgba)
-
-
-def _decimate(surface: _Surface, target: int) -> tuple[Float[np.ndarray, "V 3"], Int[np.ndarray, "F 3"]]:
-    """About `target` faces (at most 1.5 times as many) that stay closest to the surface.
-
-    Some of the meshes are soups of unconnected or overlapping pieces, of which edge collapse may eat whole parts. So
-    several settings compete, with welding to a grid, which never loses a part, among them.
-    """
-    vertices, faces = _weld(surface.vertices, surface.faces, 1e-5)
-    if len(faces) <= target:
-        return vertices, faces
-    points = _sample(vertices, faces)
-    best, best_distance = (vertices, faces), np.inf
-    for candidate in _decimations(surface, target):
-        if not 0 < len(candidate[1]) <= 1.4 * target + 16:
-            continue
-        distance = _distance(points, _sample(*candidate))
-        if distance < best_distance:
-            best, best_distance = candidate, distance
-    return best
-
-
-def _decimations(surface: _Surface, target: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for weld, aggressiveness in (1e-5, 7), (5e-4, 4), (2e-3, 4):
-        vertices, faces = _weld(surface.vertices, surface.faces, weld)
-        if len(faces) > target:
-            simplified = fast_simplification.simplify(
-                vertices, faces.astype(np.int32), target_count=target, agg=aggressiveness
-            )
-            yield _weld(*simplified, 1e-6)
-    cell = 4e-3
-    welded = _weld(surface.vertices, surface.faces, cell)
-    while len(welded[1]) > 1.4 * target + 16:
-        cell *= 1.25
-        welded = _weld(surface.vertices, surface.faces, cell)
-    yield welded
-
-
-def _sample(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "N 3"]:
-    """Points spread evenly over a surface, the same for the same surface."""
-    rng = np.random.default_rng(0)
-    a, b, c = (vertices[faces[:, i]].astype(np.float64) for i in range(3))
-    areas = np.linalg.norm(np.cross(b - a, c - a), axis=1) + 1e-12
-    chosen = rng.choice(len(faces), 2000, p=areas / areas.sum())
-    u, v = np.sqrt(rng.uniform(size=(2000, 1))), rng.uniform(size=(2000, 1))
-    return (1 - u) * a[chosen] + u * (1 - v) * b[chosen] + u * v * c[chosen]
-
-
-def _distance(one: Float[np.ndarray, "N 3"], other: Float[np.ndarray, "N 3"]) -> float:
-    """Nearly the farthest that a point of either cloud is from the other cloud."""
-    pairs = (one, other), (other, one)
-    return max(float(np.quantile(cKDTree(there).query(here)[0], 0.98)) for here, there in pairs)
-
-
-def _weld(
-    vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], cell: float
-) -> tuple[Float[np.ndarray, "W 3"], Int[np.ndarray, "G 3"]]:
-    """Vertices that share a cell of that size become one; faces that vanish or repeat by this are dropped."""
-    cells = np.floor(vertices / cell + 0.5).astype(np.int64)
-    _, first, inverse = np.unique(cells, axis=0, return_index=True, return_inverse=True)
-    faces = inverse.ravel()[faces]
-    faces = _without_degenerate(faces)
-    _, kept = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
-    used, faces = np.unique(faces[np.sort(kept)], return_inverse=True)
-    return vertices[first][used].astype(np.float32), faces.reshape(-1, 3).astype(np.int64)
-
-
-def _without_degenerate(faces: Int[np.ndarray, "F 3"]) -> Int[np.ndarray, "F 3"]:
-    a, b, c = faces.T
-    return faces[(a != b) & (b != c) & (c != a)]
 
 
 # --- bodies, joints, servos
@@ -307,7 +203,7 @@ def _simplify_collisions(spec: mujoco.MjSpec, original: mujoco.MjModel, gripper:
         if any(pad in geom.name for pad in gripper.pads):
             geom.condim, geom.friction, geom.solref = 4, [2.0, 0.05, 0.0001], [0.01, 1.0]
         if geom.type == mesh_type and geom.name.startswith("gripper0_"):
-            vertices, faces = _decimate(_geom_surface(original, original.geom(geom.name).id), 150)
+            vertices, faces = decimate(geom_surface(original, original.geom(geom.name).id), 150)
             mesh = _add_mesh(spec, f"{geom.name}_hull", vertices, faces)
             geom.meshname, geom.pos, geom.quat = mesh.name, [0, 0, 0], [1, 0, 0, 0]
         elif geom.type == mesh_type:
@@ -331,14 +227,42 @@ def _delete_unused_assets(spec: mujoco.MjSpec) -> None:
         spec.delete(element)
 
 
-def _add_tip(spec: mujoco.MjSpec, gripper: GripperModel) -> None:
-    """The site `tip`: z is the approach direction, the fingers open along x."""
+def _add_tip(spec: mujoco.MjSpec, joints: list[str], arm: ArmModel, gripper: GripperModel) -> None:
+    """The site `tip`: z is the approach direction, x the axis of the fingers, to the robot's left at home."""
     site = next(site for site in spec.sites if site.name.endswith("grip_site"))
     site.name, site.group = "tip", 4
-    turned = np.zeros(4)
-    mujoco.mju_mulQuat(turned, site.quat, [np.cos(gripper.finger_turn / 2), 0, 0, np.sin(gripper.finger_turn / 2)])
-    site.quat = turned
     site.pos = np.asarray(site.pos) + [0.0, 0.0, gripper.tip_offset]
+    _turn(site, gripper.finger_turn)
+    _, data = _at_home(spec, joints, arm)
+    if data.site("tip").xmat[3] < 0:
+        _turn(site, np.pi)
+    _add_wrist_camera(spec, site)
+
+
+def _turn(site: mujoco.MjsSite, angle: float) -> None:
+    turned = np.zeros(4)
+    mujoco.mju_mulQuat(turned, site.quat, [np.cos(angle / 2), 0, 0, np.sin(angle / 2)])
+    site.quat = turned
+
+
+def _add_wrist_camera(spec: mujoco.MjSpec, tip: mujoco.MjsSite) -> None:
+    """The camera `wrist`, beside the gripper on the side away from the robot, looking at the tip."""
+    position = np.array([0.0, 0.13, -0.11])
+    right, backward = np.array([-1.0, 0.0, 0.0]), position / np.linalg.norm(position)
+    axes = np.stack([right, np.cross(backward, right), backward], axis=1)
+    turn, orientation, offset = np.zeros(4), np.zeros(4), np.zeros(3)
+    mujoco.mju_mat2Quat(turn, axes.ravel())
+    mujoco.mju_mulQuat(orientation, tip.quat, turn)
+    mujoco.mju_rotVecQuat(offset, position, tip.quat)
+    tip.parent.add_camera(name="wrist", pos=np.asarray(tip.pos) + offset, quat=orientation, fovy=75)
+
+
+def _at_home(spec: mujoco.MjSpec, joints: list[str], arm: ArmModel) -> tuple[mujoco.MjModel, mujoco.MjData]:
+    model = spec.compile()
+    data = mujoco.MjData(model)
+    data.qpos[[model.joint(name).qposadr[0] for name in joints]] = arm.home
+    mujoco.mj_forward(model, data)
+    return model, data
 
 
 def _set_joints(spec: mujoco.MjSpec, joints: list[str], arm: ArmModel, gripper: GripperModel) -> None:
@@ -356,16 +280,13 @@ def _set_joints(spec: mujoco.MjSpec, joints: list[str], arm: ArmModel, gripper: 
 
 def _add_servos(spec: mujoco.MjSpec, joints: list[str], arm: ArmModel, gripper: GripperModel) -> None:
     """Critically damped position servos, tuned to the inertia each joint carries at home."""
-    model = spec.compile()
-    data = mujoco.MjData(model)
-    data.qpos[[model.joint(name).qposadr[0] for name in joints]] = arm.home
-    mujoco.mj_forward(model, data)
+    model, data = _at_home(spec, joints, arm)
     mass = np.zeros((model.nv, model.nv))
     mujoco.mj_fullM(model, mass, data.qM)
     for name in joints:
         dof = model.joint(name).dofadr[0]
-        stiffness = mass[dof, dof] * SERVO_FREQUENCY**2
-        _add_position_servo(spec, name, stiffness, 2.0 * mass[dof, dof] * SERVO_FREQUENCY)
+        inertia = float(mass[dof, dof])
+        _add_position_servo(spec, name, inertia * SERVO_FREQUENCY**2, 2.0 * inertia * SERVO_FREQUENCY)
     for drive in gripper.drives:
         servo = _add_position_servo(spec, f"gripper0_{drive.joint}", drive.stiffness, drive.damping)
         servo.forcelimited = True
@@ -389,18 +310,15 @@ def _add_scene(spec: mujoco.MjSpec, arm: ArmModel) -> None:
     )
     base_x, base_y, base_z = arm.base_position
     pedestal = (base_z + 0.8) / 2
-    scenery = {"contype": 0, "conaffinity": 0, "group": VISUAL_GROUP}
     world.add_geom(
         name="pedestal",
         type=box,
         size=[0.10, 0.10, pedestal],
         pos=[base_x, base_y, base_z - pedestal],
         rgba=[0.3, 0.3, 0.32, 1],
-        **scenery,
+        **SCENERY,
     )
-    world.add_geom(
-        name="floor", type=box, size=[10, 10, 0.05], pos=[0, 0, -0.85], rgba=[0.45, 0.47, 0.5, 1], **scenery
-    )
+    world.add_geom(name="floor", type=box, size=[10, 10, 0.05], pos=[0, 0, -0.85], rgba=[0.45, 0.47, 0.5, 1], **SCENERY)
     for index, (colour, rgb) in enumerate(CUBE_COLOURS.items()):
         body = world.add_body(name=f"cube_{colour}", pos=[index, 0, PARKED_HEIGHT])
         body.add_freejoint(name=f"cube_{colour}")

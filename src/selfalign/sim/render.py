@@ -45,9 +45,7 @@ class CameraPose:
     @property
     def _forward(self) -> Float[np.ndarray, " 3"]:
         azimuth, elevation = np.radians([self.azimuth, self.elevation])
-        return -np.array(
-            [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)]
-        )
+        return -np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
 
     @property
     def axes(self) -> Float[np.ndarray, "3 3"]:

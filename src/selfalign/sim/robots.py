@@ -136,10 +136,14 @@ GRIPPERS: dict[str, GripperModel] = {
 ROBOTS: dict[str, RobotSpec] = {
     "panda": RobotSpec("panda", "panda"),
     "ur5e_panda": RobotSpec("ur5e", "panda"),
+    "ur5e_robotiq85": RobotSpec("ur5e", "robotiq85"),
     "iiwa": RobotSpec("iiwa", "panda"),
     "kinova3": RobotSpec("kinova3", "panda"),
     "xarm7": RobotSpec("xarm7", "panda"),
     "jaco": RobotSpec("jaco", "panda"),
     "sawyer": RobotSpec("sawyer", "panda"),
+    "xarm7_xarm7": RobotSpec("xarm7", "xarm7"),
+    "jaco_jaco": RobotSpec("jaco", "jaco"),
+    "sawyer_rethink": RobotSpec("sawyer", "rethink"),
 }
 """The named robots; `RobotSpec(arm, gripper)` makes any other pair."""
