@@ -281,9 +281,7 @@ class Policy:
         frames, where = np.unique(np.concatenate([starts, after]), return_inverse=True)
         tower = self._tower(episode, frames)
         now, later = torch.from_numpy(where[: len(starts)]), torch.from_numpy(where[len(starts) :])
-        state, actions = self.numbers(
-            episode.state[starts], episode.action[starts[:, None] + np.arange(horizon)], stats
-        )
+        state, actions = self.numbers(episode, stats, stride=stride)
         tokens, token_mask = (x.expand(len(starts), -1) for x in self.tokenizer.encode([""]))
         present = {c: torch.full((len(starts),), c in episode.images) for c in self.model.config.cameras}
         with torch.no_grad():
@@ -301,13 +299,15 @@ class Policy:
         return Transition(observation, chunk, following)
 
     def numbers(
-        self, state: Float[np.ndarray, "B D"], action: Float[np.ndarray, "B H K"], stats: NormStats
+        self, episode: Episode, stats: NormStats, *, stride: int = 1
     ) -> tuple["PaddedNumbers", "PaddedNumbers"]:
-        """States and actions, normalised and padded, with the masks of their real dimensions."""
+        """States [B, S] and chunks [B, H, A] of an episode's transitions, normalised and padded."""
         config = self.model.config
+        starts = np.arange(0, len(episode) - config.action_horizon, stride)
+        chunks = episode.action[starts[:, None] + np.arange(config.action_horizon)]
         return (
-            PaddedNumbers.of(stats.normalize_state(state), config.state_dim),
-            PaddedNumbers.of(stats.normalize_action(action), config.action_dim),
+            PaddedNumbers.of(stats.normalize_state(episode.state[starts]), config.state_dim),
+            PaddedNumbers.of(stats.normalize_action(chunks), config.action_dim),
         )
 
     @torch.no_grad()
