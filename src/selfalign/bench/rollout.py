@@ -14,7 +14,6 @@ from jaxtyping import Float, UInt8
 
 from selfalign.bench.stats import Interval, wilson
 from selfalign.model.context import EmbodimentContext
-from selfalign.sim.appearance import Appearance
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.control import Controller
 from selfalign.sim.engine import Simulation
@@ -121,7 +120,7 @@ class Arena:
 
     def dress(self, body: BodySpec) -> None:
         """Gives every picture the looks of `body`."""
-        self.simulations(1)[0].set_appearance(Appearance(body.appearance_seed))
+        self.simulations(1)[0].set_appearance(body.appearance)
 
     def picture(self, sim: Simulation, camera: Any, size: int) -> UInt8[np.ndarray, "size size 3"]:
         """What a camera (a pose, or a name) sees of one of the simulations."""

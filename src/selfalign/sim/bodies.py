@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from selfalign.data.perturb import JointFrame, LinearFrame, frame_from_dict
 from selfalign.sim import regions
+from selfalign.sim.appearance import Appearance
 from selfalign.sim.control import Controller, Motion
 from selfalign.sim.regions import Region, Scenario
 from selfalign.sim.render import CameraPose
@@ -80,7 +81,7 @@ class ActionSpace:
             "joint_delta": motion.joint_delta,
             "joint_absolute": motion.joint_target,
         }[self.kind]
-        return self._to_body(np.append(values, motion.gripper)).astype(np.float32)
+        return self.to_body(np.append(values, motion.gripper)).astype(np.float32)
 
     def execute(self, controller: Controller, action: Float[np.ndarray, " A"]) -> Motion:
         """One control step of an action in the body's numbers.
@@ -92,7 +93,7 @@ class ActionSpace:
         wanted = self.dim(controller.sim.robot)
         if action.shape != (wanted,) or not np.isfinite(action).all():
             raise ValueError(f"{self.kind} takes {wanted} finite numbers, got shape {action.shape}: {action}")
-        canonical = self._to_canonical(action)
+        canonical = self.to_canonical(action)
         move = {
             "ee_delta": controller.move_tip,
             "ee_absolute": controller.move_tip_to,
@@ -101,10 +102,12 @@ class ActionSpace:
         }[self.kind]
         return move(canonical[:-1], float(canonical[-1]))
 
-    def _to_body(self, values: np.ndarray) -> np.ndarray:
+    def to_body(self, values: Float[np.ndarray, "*lead D"]) -> Float[np.ndarray, "*lead D"]:
+        """Canonical numbers (with or without the gripper's) in the body's frame."""
         return values if self.frame == _CANONICAL else self.frame.apply(values)
 
-    def _to_canonical(self, values: np.ndarray) -> np.ndarray:
+    def to_canonical(self, values: Float[np.ndarray, "*lead D"]) -> Float[np.ndarray, "*lead D"]:
+        """Undoes `to_body`."""
         return values if self.frame == _CANONICAL else self.frame.invert(values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,6 +167,8 @@ class BodySpec:
     action_space: ActionSpace = ActionSpace()
     state_space: StateSpace = StateSpace()
     control_hz: float = 20.0
+    disguised: bool = False
+    """Some parts look like boxes, capsules or cylinders: for sources, so that no single shape means "arm"."""
 
     def __post_init__(self) -> None:
         joints = self.robot.num_joints
@@ -177,6 +182,11 @@ class BodySpec:
     def robot(self) -> RobotSpec:
         """Arm and gripper."""
         return RobotSpec(self.arm, self.gripper)
+
+    @property
+    def appearance(self) -> Appearance:
+        """Colours, lights and shapes."""
+        return Appearance(self.appearance_seed, shapes=self.disguised)
 
     @property
     def name(self) -> str:
@@ -203,6 +213,7 @@ class BodySpec:
             "action_space": self.action_space.to_dict(),
             "state_space": self.state_space.to_dict(),
             "control_hz": self.control_hz,
+            "disguised": self.disguised,
         }
 
     @classmethod
@@ -221,6 +232,7 @@ class BodySpec:
                 ActionSpace.from_dict(data["action_space"]),
                 StateSpace.from_dict(data["state_space"]),
                 data["control_hz"],
+                data["disguised"],
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a body specification: {type(error).__name__} {error}") from error
@@ -246,7 +258,7 @@ def _tightest_distance(camera: CameraPose) -> float:
 def sample_rigs(
     n: int, seed: int, robots: tuple[tuple[str, str], ...] = tuple((arm, "panda") for arm in regions.SOURCE_ARMS)
 ) -> list[BodySpec]:
-    """Source rigs with canonical spaces; rig i has robot i modulo the number of robots.
+    """Source rigs with canonical spaces; rig i has robot i modulo the number of robots, every other one is disguised.
 
     Raises:
         ValueError: a held-out arm among the robots.
@@ -255,7 +267,9 @@ def sample_rigs(
         raise ValueError(f"sources may have the arms {', '.join(regions.SOURCE_ARMS)}; got {robots}")
     rng = np.random.default_rng([seed, 0])
     return [
-        BodySpec(arm, gripper, sample_camera(rng, "source"), regions.sample_appearance(rng, "source"))
+        BodySpec(
+            arm, gripper, sample_camera(rng, "source"), regions.sample_appearance(rng, "source"), disguised=i % 2 == 1
+        )
         for arm, gripper in (robots[i % len(robots)] for i in range(n))
     ]
 

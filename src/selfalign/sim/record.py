@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Float
 
 from selfalign.data.episodes import Episode
-from selfalign.sim.appearance import Appearance
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.control import JOINT_STEP, TIP_STEP, Controller, Motion
 from selfalign.sim.engine import Simulation
@@ -125,7 +124,7 @@ class Recorder:
         )
 
     def _begin(self, scene: Scene, rng: np.random.Generator) -> None:
-        self._simulation.set_appearance(Appearance(self.body.appearance_seed))
+        self._simulation.set_appearance(self.body.appearance)
         self._simulation.reset(np.array(scene.tip), scene.cubes, rng)
         self._controller.reset()
         self._columns = {}
