@@ -213,7 +213,7 @@ class Mixture(nn.Module):
         prefix_mask: Bool[Tensor, "B P"],
         suffixes: Mapping[str, tuple[Tensor, Tensor | None, Bool[Tensor, "T T"]]],
         context: EmbodimentContext | None,
-    ) -> dict[str, Float[Tensor, "B T D"]]:
+    ) -> dict[str, Tensor]:
         """All streams in one forward with one attention matrix; experts must be as deep as the VLM.
 
         `suffixes` maps an expert's name to its tokens, condition and own mask. The reference for `prefix` + `suffix`.
