@@ -102,7 +102,7 @@ def _decimations(surface: Surface, target: int) -> Iterator[tuple[np.ndarray, np
             simplified = fast_simplification.simplify(
                 vertices, faces.astype(np.int32), target_count=target, agg=aggressiveness
             )
-            yield _weld(*simplified, 1e-6)
+            yield _weld(simplified[0], simplified[1], 1e-6)
     cell = 4e-3
     welded = _weld(surface.vertices, surface.faces, cell)
     while len(welded[1]) > 1.4 * target + 16:

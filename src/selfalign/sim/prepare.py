@@ -5,12 +5,14 @@ are merged by colour and decimated, the arm's collision meshes become primitive 
 and gravity is compensated; the file then holds everything (meshes inline), so loading it needs MuJoCo alone.
 """
 
+import contextlib
 import hashlib
 import inspect
 import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import mujoco
@@ -112,17 +114,28 @@ def compose_scene(robot: RobotSpec) -> str:
     return spec.to_xml()
 
 
-def _compose_robot(arm: ArmModel, gripper: GripperModel) -> tuple[mujoco.MjSpec, list[str]]:
-    # robosuite warns of optional extras (macros, other controllers) on import; none of them is used here.
-    previous = logging.root.manager.disable
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """robosuite warns of optional extras on import, none of which is used here, and decides on a rendering backend for
+    the whole process, which is `selfalign.sim.render`'s to do."""
+    level, backend = logging.root.manager.disable, os.environ.get("MUJOCO_GL")
     logging.disable(logging.WARNING)
     try:
-        from robosuite.models.grippers import gripper_factory
-        from robosuite.models.robots import create_robot
+        yield
+    finally:
+        logging.disable(level)
+        os.environ.pop("MUJOCO_GL", None)
+        if backend is not None:
+            os.environ["MUJOCO_GL"] = backend
+
+
+def _compose_robot(arm: ArmModel, gripper: GripperModel) -> tuple[mujoco.MjSpec, list[str]]:
+    try:
+        with _quiet_import():
+            from robosuite.models.grippers import gripper_factory
+            from robosuite.models.robots import create_robot
     except ImportError as error:
         raise ImportError("composing a robot needs robosuite: pip install 'selfalign[sim]'") from error
-    finally:
-        logging.disable(previous)
     model = create_robot(arm.robosuite_name)
     model.add_gripper(gripper_factory(gripper.robosuite_name))
     return mujoco.MjSpec.from_string(model.get_xml()), list(model.joints)

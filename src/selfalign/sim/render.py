@@ -6,7 +6,10 @@ time; they are off.
 
 import atexit
 import ctypes.util
+import importlib
 import os
+import subprocess
+import sys
 import weakref
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +22,7 @@ from selfalign.sim.prepare import COLLISION_GROUP, VISUAL_GROUP
 
 _NO_BACKEND = (
     "no offscreen OpenGL: neither EGL nor OSMesa could be opened. On Debian or Ubuntu install one with "
-    "`apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri` (EGL) or `apt-get install libosmesa6` (OSMesa). "
+    "`apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri` (EGL) or `apt-get install libosmesa6` (OSMesa)."
 )
 
 
@@ -80,33 +83,47 @@ def open_context(width: int, height: int) -> Any:
     Raises:
         RuntimeError: none works; the message names the package to install.
     """
-    wanted = os.environ.get("MUJOCO_GL", "").lower()
+    backend = find_backend()
+    # PyOpenGL reads this once, when it is first imported.
+    os.environ["PYOPENGL_PLATFORM"] = backend
+    try:
+        context = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
+        context.make_current()
+    # Loading a GL library fails in many ways (ImportError, OSError, AttributeError, GL errors): all mean the same.
+    except Exception as error:
+        raise RuntimeError(f"{_NO_BACKEND} Tried {backend} (MUJOCO_GL): {error!r}") from error
+    return context
+
+
+def find_backend() -> str:
+    """The value of `MUJOCO_GL`, which is set to `egl` or `osmesa`, whichever works, if it has none yet.
+
+    EGL is tried in a process of its own, because one that has loaded EGL's libraries cannot use OSMesa's.
+
+    Raises:
+        RuntimeError: neither works.
+    """
+    chosen = os.environ.get("MUJOCO_GL", "").lower()
+    if chosen in ("egl", "osmesa", "glfw"):
+        return chosen
     reasons = []
-    for backend in [wanted] if wanted in ("egl", "osmesa", "glfw") else ["egl", "osmesa"]:
-        try:
-            context = _context_class(backend)(width, height)
-            context.make_current()
-            return context
-        # Loading a GL library fails in many ways (ImportError, OSError, AttributeError, GL errors): all mean the same.
-        except Exception as error:
-            reasons.append(f"{backend}: {error!r}")
-    raise RuntimeError(_NO_BACKEND + "Tried " + "; ".join(reasons))
+    for backend in "egl", "osmesa":
+        failure = _try_backend(backend)
+        if failure is None:
+            os.environ["MUJOCO_GL"] = backend  # processes started from here need not search again
+            return backend
+        reasons.append(f"{backend}: {failure}")
+    raise RuntimeError(f"{_NO_BACKEND} Tried " + "; ".join(reasons))
 
 
-def _context_class(backend: str) -> Any:
-    # PyOpenGL reads these once, when it is first imported; mujoco reads its own at import of the GL modules.
-    if backend in ("egl", "osmesa"):
-        os.environ["PYOPENGL_PLATFORM"] = backend
-    os.environ["MUJOCO_GL"] = backend
-    if backend == "egl":
-        if ctypes.util.find_library("EGL") is None:
-            raise ImportError("libEGL is not installed")
-        from mujoco.egl import GLContext
-    elif backend == "osmesa":
-        from mujoco.osmesa import GLContext
-    else:
-        from mujoco.glfw import GLContext
-    return GLContext
+def _try_backend(backend: str) -> str | None:
+    """None where a context opens, else the reason why not."""
+    if ctypes.util.find_library({"egl": "EGL", "osmesa": "OSMesa"}[backend]) is None:
+        return "its library is not installed"
+    code = f"from mujoco.{backend} import GLContext; GLContext(8, 8).make_current()"
+    environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    return None if run.returncode == 0 else (run.stderr.strip().splitlines() or ["it crashed"])[-1]
 
 
 class Renderer:

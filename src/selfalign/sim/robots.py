@@ -48,6 +48,8 @@ class GripperModel:
     """Metres from robosuite's grip site to our tip along the approach direction."""
     finger_turn: float = 0.0
     """Radians about the approach direction from the grip site's x axis to the axis along which the fingers open."""
+    can_lift: bool = True
+    """Whether it lifts the cubes of our scenes dependably."""
     timestep: float = 0.005
     """Largest simulation step in seconds at which this gripper is stable."""
 
@@ -69,6 +71,11 @@ class RobotSpec:
     def name(self) -> str:
         """`arm_gripper`, for instance `ur5e_panda`."""
         return f"{self.arm}_{self.gripper}"
+
+    @property
+    def can_lift(self) -> bool:
+        """Whether the gripper lifts the cubes of our scenes dependably; every robot reaches and pushes them."""
+        return GRIPPERS[self.gripper].can_lift
 
     @property
     def num_joints(self) -> int:
@@ -117,10 +124,11 @@ GRIPPERS: dict[str, GripperModel] = {
     "jaco": GripperModel(
         robosuite_name="JacoThreeFingerGripper",
         drives=tuple(
-            FingerDrive(f"joint_{finger}", 1.51, 0.0, stiffness=5.0, damping=0.6, force_limit=1.0, armature=0.005)
+            FingerDrive(f"joint_{finger}", 1.1, 0.0, stiffness=5.0, damping=0.6, force_limit=1.0, armature=0.005)
             for finger in ("thumb", "index", "pinky")
         ),
         pads=("pad_collision", "tip_collision"),
+        can_lift=False,  # its three fingers close above a 4 cm cube and squeeze it out
         timestep=0.0025,
     ),
     "rethink": GripperModel(
