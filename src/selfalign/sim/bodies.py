@@ -270,7 +270,7 @@ def sample_rigs(
         BodySpec(
             arm, gripper, sample_camera(rng, "source"), regions.sample_appearance(rng, "source"), disguised=i % 2 == 1
         )
-        for arm, gripper in (robots[i % len(robots)] for i in range(n))
+        for i, (arm, gripper) in enumerate(robots[i % len(robots)] for i in range(n))
     ]
 
 
