@@ -1,7 +1,6 @@
 """Films of rollouts as small GIFs (Pillow) or MP4s (PyAV): panels with captions, beside and below one another."""
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from selfalign.bench.rollout import Outcome
+from selfalign.model.weights import write_atomically
 
 Film = list[Image.Image]
 """Pictures of one size, in order."""
@@ -132,13 +132,7 @@ def save_film(film: Film, path: str | Path, *, fps: float = 10.0, max_bytes: int
         raise ValueError(f"a film is a .gif or an .mp4, got {path.name}")
     data = encoders[path.suffix]()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_atomically(path, lambda partial: partial.write_bytes(data))
     return path
 
 

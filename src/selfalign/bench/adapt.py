@@ -1,0 +1,371 @@
+"""The adaptation benchmark: success on unseen bodies before and after aligning, beside nulls and an oracle.
+
+    for each held-out body:  play -> align -> episodes under each context
+    for each source body:    play -> align -> episodes                        (the oracle)
+
+Every condition of a body meets the same scenes with the same noise. Bodies are drawn from any seed; finished bodies are
+kept beside the output, so an interrupted run goes on where it stopped.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from selfalign.bench import report
+from selfalign.bench.provenance import Stopwatch, provenance, write_json
+from selfalign.bench.rollout import Arena, RolloutConfig, rollout
+from selfalign.bench.stats import bootstrap_mean, bootstrap_ratio, rank_correlation, wilson
+from selfalign.bench.subject import (
+    ALIGNED,
+    BEFORE,
+    RANDOM,
+    SWAP,
+    action_losses,
+    after,
+    body_seed,
+    collect_play,
+    fit,
+    fit_summary,
+)
+from selfalign.bench.workers import progress_bar, run_jobs
+from selfalign.model.context import EmbodimentContext
+from selfalign.policy import Policy, load
+from selfalign.sim.bodies import BodySpec, sample_bodies
+from selfalign.sim.prepare import prepare
+from selfalign.sim.record import record_demonstrations
+from selfalign.sim.regions import Scenario
+from selfalign.sim.tasks import Kind, offered
+
+FORMAT = "selfalign-bench-adapt-1"
+ORACLE = "oracle"
+Role = Literal["heldout", "source"]
+ROLES: tuple[Role, ...] = ("heldout", "source")
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """What to measure."""
+
+    checkpoint: Path = Path("checkpoints/tiny")
+    """Checkpoint directory."""
+    scenario: Scenario = "camera"
+    """What is unseen: camera, action (the action frame), joint (joint control in an unseen joint order), robot (the
+    arm), or all of camera, frame and arm at once."""
+    bodies: int = 12
+    """How many held-out bodies; as many source bodies for the oracle."""
+    seed: int = 0
+    """Draws bodies, play and scenes; any number will do."""
+    play: int = 20
+    """Play trajectories of each body."""
+    episodes: int = 20
+    """Episodes of each body under each context."""
+    task: Kind = "reach"
+    """What the bodies are asked to do."""
+    json: Path | None = None
+    """Where to write the results; also what makes an interrupted run resumable."""
+    steps: tuple[int, ...] = (10, 30, 100, 300)
+    """Alignment steps after which success is measured."""
+    play_length: int = 50
+    """Frames of each play trajectory, at 20 Hz."""
+    demonstrations: int = 4
+    """Demonstrations of each body on which the action loss is measured, before and after (0: none)."""
+    execute: int = 4
+    """Steps of each action chunk that are carried out before the policy is asked again."""
+    num_steps: int = 10
+    """Euler steps of the flow per chunk."""
+    workers: int = 2
+    """Processes, each with one thread."""
+
+    def __post_init__(self) -> None:
+        least = {"bodies": 1, "play": 2, "episodes": 1, "play_length": 2, "demonstrations": 0, "workers": 1, "seed": 0}
+        values = {name: getattr(self, name) for name in least}
+        wrong = [f"{name}={value} (at least {least[name]})" for name, value in values.items() if value < least[name]]
+        if not self.steps or min(self.steps) < 1:
+            wrong.append(f"steps={self.steps} (at least one, each at least 1)")
+        if wrong:
+            raise ValueError(f"bench adapt: out of range: {', '.join(wrong)}")
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Contexts under which a held-out body acts, in the order of the report."""
+        return (BEFORE, *map(after, sorted(self.steps)), ALIGNED, RANDOM, SWAP)
+
+    def settings(self) -> dict[str, Any]:
+        """What the numbers depend on, beside the checkpoint's weights."""
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in ("checkpoint", "json", "workers")
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    """One body at one stage, as a worker gets it."""
+
+    config: AdaptConfig
+    role: Role
+    index: int
+    body: BodySpec
+    folder: Path
+    """Of finished parts."""
+    partner: str | None = None
+    """Name of the file with the context of another body, for the swap."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.role}-{self.index:03d}"
+
+    @property
+    def seed(self) -> int:
+        return body_seed(self.config.seed, ROLES.index(self.role), self.index)
+
+    @property
+    def fit_path(self) -> Path:
+        return self.folder / f"{self.key}.fit.json"
+
+    @property
+    def row_path(self) -> Path:
+        return self.folder / f"{self.key}.row.json"
+
+    def context_path(self, condition: str) -> Path:
+        return self.folder / f"{self.key}.{condition}.safetensors"
+
+
+# ---- what a worker does --------------------------------------------------------------------------------------------
+
+_policies: dict[str, Policy] = {}
+_arenas: dict[Any, Arena] = {}
+
+
+def _policy(checkpoint: Path) -> Policy:
+    if str(checkpoint) not in _policies:
+        _policies[str(checkpoint)] = load(checkpoint)
+    return _policies[str(checkpoint)]
+
+
+def _arena(body: BodySpec) -> Arena:
+    """This process's arena of the body's robot; another robot's is closed first, for the sake of memory."""
+    if body.robot not in _arenas:
+        close_arenas()
+        _arenas[body.robot] = Arena(body.robot)
+    return _arenas[body.robot]
+
+
+def close_arenas() -> None:
+    """Frees the simulations that jobs in this process have made."""
+    while _arenas:
+        _arenas.popitem()[1].close()
+
+
+def fit_body(job: Job) -> str:
+    """Stage one: play and alignment; contexts and a summary go to the folder."""
+    config, policy, watch = job.config, _policy(job.config.checkpoint), Stopwatch()
+    sim = _arena(job.body).simulations(1)[0]
+    play = collect_play(policy, job.body, config.play, config.play_length, job.seed, sim)
+    seconds = {"play": watch.lap()}
+    fitted = fit(policy, play, config.steps if job.role == "heldout" else (), seed=job.seed)
+    history = fitted.result.history
+    seconds |= {"align": history.prepare_seconds + history.fit_seconds}
+    summary = fit_summary(policy, play, fitted)
+    if config.demonstrations and offered(config.task, job.body.arm, job.body.gripper):
+        demonstrations = record_demonstrations(
+            job.body,
+            config.demonstrations,
+            job.seed,
+            kinds=(config.task,),
+            image_size=policy.model.config.image_size,
+            sim=sim,
+        )
+        judged = {name: fitted.contexts[name] for name in (BEFORE, ALIGNED)}
+        summary["action_loss"] = action_losses(policy, demonstrations, fitted.result.stats, judged, job.seed)
+    for condition, context in {**fitted.contexts, "fitted": fitted.result.fitted}.items():
+        context.save(job.context_path(condition))
+    rounded = {name: round(value, 2) for name, value in seconds.items()}
+    write_json(job.fit_path, {**summary, "seconds": rounded})
+    return job.key
+
+
+def evaluate_body(job: Job) -> str:
+    """Stage two: episodes under every context; the finished row goes to the folder."""
+    config, policy, watch = job.config, _policy(job.config.checkpoint), Stopwatch()
+    run = RolloutConfig((config.task,), config.episodes, job.seed, config.execute, config.num_steps)
+    results = {}
+    for condition, context in _contexts(job, policy):
+        results[condition] = rollout(policy, job.body, context, run, arena=_arena(job.body)).to_dict()
+    summary = json.loads(job.fit_path.read_text())
+    seconds = {**summary.pop("seconds"), "evaluate": round(watch.seconds, 2)}
+    described = {"name": job.body.name, "role": job.role, "index": job.index, "body": job.body.to_dict()}
+    write_json(job.row_path, {**described, "success": results, **summary, "seconds": seconds})
+    return job.key
+
+
+def _contexts(job: Job, policy: Policy) -> Iterator[tuple[str, EmbodimentContext]]:
+    """The contexts under which a body acts; one that is absent (a fit that broke off) is left out."""
+    if job.role == "source":
+        yield ORACLE, policy.load_context(job.context_path(ALIGNED))
+        return
+    for condition in job.config.conditions:
+        if job.context_path(condition).is_file():
+            yield condition, policy.load_context(job.context_path(condition))
+    if job.partner is not None:
+        # The other body's fast weights with this body's units: only W is swapped.
+        own, other = policy.load_context(job.context_path(ALIGNED)), policy.load_context(job.folder / job.partner)
+        yield SWAP, own.with_tensors(other.tensors)
+
+
+# ---- the benchmark -------------------------------------------------------------------------------------------------
+
+
+def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
+    """Measures, prints a table, writes the JSON, and returns what it wrote.
+
+    Raises:
+        FileNotFoundError: no checkpoint.
+        ValueError: a damaged checkpoint, or a task that is not offered for the scenario's robot.
+        RuntimeError: a worker died.
+    """
+    console, watch = Console(quiet=not show), Stopwatch()
+    policy = _policy(config.checkpoint)
+    identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint()}
+    identity = json.loads(json.dumps(identity))
+    finished = _finished(config, identity)
+    if finished is not None:
+        console.print(f"{config.json} holds these results already; remove it to measure again.")
+        report.print_adapt(finished, console)
+        return finished
+    jobs = _jobs(config, identity)
+    try:
+        _stage("fitting", fit_body, jobs, config.workers, show, lambda job: job.fit_path)
+        _stage("acting", evaluate_body, jobs, config.workers, show, lambda job: job.row_path)
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. Finished bodies are in {jobs[0].folder}; the same command goes on from there.")
+        raise
+    finally:
+        close_arenas()
+    rows = [json.loads(job.row_path.read_text()) for job in jobs]
+    result = {
+        **identity,
+        "checkpoint": {"path": str(config.checkpoint), "parameters": sum(p.numel() for p in policy.model.parameters())},
+        "provenance": {**provenance(watch.seconds), "workers": config.workers},
+        "summary": summarise(rows, config.conditions),
+        "bodies": rows,
+    }
+    if config.json is not None:
+        write_json(config.json, result)
+    shutil.rmtree(jobs[0].folder)
+    report.print_adapt(result, console)
+    if config.json is not None:
+        console.print(f"Written to {config.json}")
+    return result
+
+
+def _finished(config: AdaptConfig, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """What the output file holds, if it holds exactly this measurement."""
+    if config.json is None or not config.json.is_file():
+        return None
+    try:
+        found = json.loads(config.json.read_text())
+    except json.JSONDecodeError:
+        return None
+    same = isinstance(found, dict) and all(found.get(name) == value for name, value in identity.items())
+    return found if same else None
+
+
+def _jobs(config: AdaptConfig, identity: dict[str, Any]) -> list[Job]:
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    out = config.json or Path("outputs") / "bench-adapt.json"
+    folder = out.with_name(f"{out.name}.parts-{digest}")
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for role in ROLES:
+        bodies = sample_bodies(config.bodies, config.seed, role, config.scenario)
+        for index, body in enumerate(bodies):
+            if not offered(config.task, body.arm, body.gripper):
+                raise ValueError(f"{config.task} is not offered for {body.robot.name}; choose another task or scenario")
+            job = Job(config, role, index, body, folder)
+            following = dataclasses.replace(job, index=(index + 1) % config.bodies)
+            partner = following.context_path("fitted").name if role == "heldout" and config.bodies > 1 else None
+            jobs.append(dataclasses.replace(job, partner=partner))
+    for robot in dict.fromkeys(job.body.robot for job in jobs):
+        prepare(robot)  # once here, rather than at the same time in every worker
+    return jobs
+
+
+def _stage(title: str, work, jobs: list[Job], workers: int, show: bool, product) -> None:
+    """Runs a stage for the bodies that have not been through it."""
+    todo = [job for job in jobs if not product(job).is_file()]
+    # Bodies of one robot after another: a worker then seldom changes robots.
+    todo.sort(key=lambda job: (job.body.robot.name, job.role, job.index))
+    with progress_bar(title, len(jobs), show) as advance:
+        for job in jobs:
+            if job not in todo:
+                advance(job.key)
+        run_jobs(work, todo, workers, lambda job, _: advance(job.key))
+
+
+# ---- what it comes to ----------------------------------------------------------------------------------------------
+
+
+def summarise(rows: list[dict[str, Any]], conditions: tuple[str, ...]) -> dict[str, Any]:
+    """Means over bodies with their intervals, and the checks of whether alignment means anything.
+
+    Args:
+        rows: of held-out and source bodies, as the workers write them.
+        conditions: in the order of the report.
+    """
+    held_out, source = ([row for row in rows if row["role"] == role] for role in ROLES)
+    groups = {name: [row["success"][name] for row in held_out if name in row["success"]] for name in conditions}
+    groups[ORACLE] = [row["success"][ORACLE] for row in source]
+    shares = {name: [result["value"] for result in results] for name, results in groups.items() if results}
+    success = {
+        name: {
+            **bootstrap_mean(values).to_dict(),
+            "bodies": len(values),
+            "worst_body": min(values),
+            "pooled": _pooled(groups[name]),
+        }
+        for name, values in shares.items()
+    }
+    oracle = shares[ORACLE]
+    ratio = bootstrap_ratio(shares[ALIGNED], oracle).to_dict() if sum(oracle) else None
+    return {
+        "success": success,
+        "aligned_over_oracle": ratio,
+        "accepted": sum(row["verdict"]["accepted"] for row in held_out),
+        "play_loss_drop_vs_action_loss_gain": _transfer(held_out),
+        "seconds_per_body": {
+            name: round(sum(row["seconds"][name] for row in held_out) / len(held_out), 2)
+            for name in ("play", "align", "evaluate")
+        },
+        "context_megabytes": held_out[0]["context_megabytes"],
+    }
+
+
+def _pooled(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """All episodes as if they were independent: narrower than it should be, for comparison with other benchmarks."""
+    successes, episodes = (sum(result[name] for result in results) for name in ("successes", "episodes"))
+    return {"successes": successes, "episodes": episodes, **wilson(successes, episodes).to_dict()}
+
+
+def _transfer(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Does what alignment lowers (play loss) go with what it is for (action loss)? Over bodies."""
+    finite = [row for row in rows if None not in (row["verdict"]["before"], row["verdict"]["after"])]
+    with_loss = [row for row in finite if row.get("action_loss")]
+    if not with_loss:
+        return None
+    drops = [row["verdict"]["before"] - row["verdict"]["after"] for row in with_loss]
+    gains = [row["action_loss"][BEFORE] - row["action_loss"][ALIGNED] for row in with_loss]
+    rho = rank_correlation(drops, gains)
+    return {
+        "rank_correlation": None if rho is None else round(rho, 4),
+        "mean_play_loss_drop": round(sum(drops) / len(drops), 5),
+        "mean_action_loss_gain": round(sum(gains) / len(gains), 5),
+    }

@@ -1,0 +1,135 @@
+"""One body's story, up to acting: it plays, contexts are fitted to its play, and its demonstrations judge them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfalign.align.measure import draw_noise
+from selfalign.align.offline import AlignConfig, AlignmentResult, align
+from selfalign.data.episodes import Episode
+from selfalign.data.normalize import NormStats
+from selfalign.data.play import Play
+from selfalign.model import flow
+from selfalign.model.context import EmbodimentContext
+from selfalign.model.policy import ACTION
+from selfalign.policy import Policy, concatenate
+from selfalign.sim.bodies import BodySpec
+from selfalign.sim.engine import Simulation
+from selfalign.sim.record import record_play
+
+BEFORE, ALIGNED, RANDOM, SWAP = "before", "aligned", "random", "swap"
+NULL_STEPS = 100
+"""The random update is as large as what alignment did in this many steps (or the nearest number measured)."""
+
+
+def after(steps: int) -> str:
+    """Name of the context after so many steps."""
+    return f"after_{steps}"
+
+
+def body_seed(seed: int, *where: int) -> int:
+    """A seed of a body's own, so that bodies neither share their play nor their scenes."""
+    return int(np.random.SeedSequence([seed, *where]).generate_state(1)[0])
+
+
+def collect_play(
+    policy: Policy, body: BodySpec, trajectories: int, length: int, seed: int, sim: Simulation | None = None
+) -> Play:
+    """Lets a body play in the simulator, live."""
+    episodes = record_play(body, trajectories, length, seed, image_size=policy.model.config.image_size, sim=sim)
+    return Play.from_episodes(episodes, {"name": body.name, **body.to_dict()}, body.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Contexts of one body, all with the statistics of its play."""
+
+    result: AlignmentResult
+    """Of `align` as a user runs it: with the checkpoint's own settings."""
+    contexts: Mapping[str, EmbodimentContext]
+    """`before`, `after_10`, ..., `aligned` and `random`."""
+    held_out: Mapping[int, float]
+    """Held-out play loss after the steps at which it was measured."""
+
+
+def fit(policy: Policy, play: Play, steps: Sequence[int] = (), *, seed: int = 0, progress: bool = False) -> Fit:
+    """Aligns to a body's play, keeping the contexts after some numbers of steps.
+
+    Where `steps` go beyond what the checkpoint asks for, a second, longer alignment gives those; `aligned` is what the
+    first gave.
+    """
+    usual = policy.settings.steps
+    early, late = [s for s in steps if s <= usual], [s for s in steps if s > usual]
+    result = align(policy, play, progress=progress, snapshots=early)
+    runs = [result]
+    if late:
+        longer = AlignConfig(steps=max(late), patience=None)
+        runs.append(align(policy, play, config=longer, progress=progress, snapshots=late))
+    own = result.context
+    before = own.with_tensors([t.detach().clone() for t in policy.model.prior().to(policy.device).tensors])
+    snapshots = {step: context for run in runs for step, context in run.snapshots.items()}
+    contexts = {BEFORE: before} | {after(s): own.with_tensors(snapshots[s].tensors) for s in steps if s in snapshots}
+    contexts |= {ALIGNED: own, RANDOM: random_update(before, snapshots or {usual: result.fitted}, seed)}
+    held_out = {s: v for run in runs for s, v in zip(run.history.held_out_steps, run.history.held_out["total"])}
+    return Fit(result, contexts, dict(sorted(held_out.items())))
+
+
+def random_update(start: EmbodimentContext, snapshots: Mapping[int, EmbodimentContext], seed: int) -> EmbodimentContext:
+    """The null: `start` moved as far as alignment moved it, in a direction that no play has chosen."""
+    nearest = min(snapshots, key=lambda step: abs(step - NULL_STEPS))
+    generator = torch.Generator().manual_seed(seed)
+    return start.perturbed(start.distance(snapshots[nearest]), generator=generator)
+
+
+@torch.no_grad()
+def action_losses(
+    policy: Policy,
+    demonstrations: Sequence[Episode],
+    stats: NormStats,
+    contexts: Mapping[str, EmbodimentContext],
+    seed: int = 0,
+) -> dict[str, float]:
+    """Flow-matching loss of the action expert on a body's own demonstrations, under each context.
+
+    All contexts meet the same samples, noise and flow times. It is a measure only: aligning never sees a demonstration.
+    """
+    long_enough = [episode for episode in demonstrations if len(episode) > policy.model.config.action_horizon]
+    if not long_enough:
+        return {}
+    parts = [policy.transitions([episode], stats, stride=2) for episode in long_enough]
+    batch = concatenate(parts)
+    # `transitions` is task-free; acting is not.
+    sizes = [part.observation.batch_size for part in parts]
+    tasks = [episode.task for episode, size in zip(long_enough, sizes, strict=True) for _ in range(size)]
+    tokens, token_mask = (t.to(policy.device) for t in policy.tokenizer.encode(tasks))
+    batch = replace(batch, observation=replace(batch.observation, tokens=tokens, token_mask=token_mask))
+    generator = torch.Generator().manual_seed(seed)
+    noise = draw_noise(batch, generator)
+    time = flow.sample_time(batch.observation.batch_size, generator=generator).to(policy.device)
+    prefix = policy.model.prefix(batch.observation)
+    return {
+        name: float(policy.model.losses(batch, context, noise=noise, time=time, prefix=prefix, parts=(ACTION,)).total)
+        for name, context in contexts.items()
+    }
+
+
+def fit_summary(policy: Policy, play: Play, fitted: Fit) -> dict[str, Any]:
+    """What a report says of a fit: plain values, for JSON."""
+    history, context = fitted.result.history, fitted.contexts[ALIGNED]
+    return {
+        "play": {"trajectories": len(play), "frames": play.num_frames, "robot_seconds": round(play.seconds, 1)},
+        "verdict": {**fitted.result.verdict.to_dict(), "text": str(fitted.result.verdict)},
+        "held_out_play_loss": {
+            str(step): round(loss, 5) if math.isfinite(loss) else None for step, loss in fitted.held_out.items()
+        },
+        "best_step": history.best_step,
+        "stopped": history.stopped,
+        "update_norm": {
+            name: round(other.distance(fitted.contexts[BEFORE]), 4) for name, other in fitted.contexts.items()
+        },
+        "context_megabytes": round(context.num_bytes / 1e6, 4),
+    }
