@@ -140,6 +140,6 @@ def _weld(
     return vertices[first][used].astype(np.float32), faces.reshape(-1, 3).astype(np.int64)
 
 
-def _without_degenerate(faces: Int[np.ndarray, "F 3"]) -> Int[np.ndarray, "F 3"]:
+def _without_degenerate(faces: Int[np.ndarray, "F 3"]) -> Int[np.ndarray, "G 3"]:
     a, b, c = faces.T
     return faces[(a != b) & (b != c) & (c != a)]

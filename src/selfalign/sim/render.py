@@ -8,8 +8,6 @@ import atexit
 import ctypes.util
 import importlib
 import os
-import subprocess
-import sys
 import weakref
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +22,8 @@ _NO_BACKEND = (
     "no offscreen OpenGL: neither EGL nor OSMesa could be opened. On Debian or Ubuntu install one with "
     "`apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri` (EGL) or `apt-get install libosmesa6` (OSMesa)."
 )
+
+_EGL_PLATFORM_DEVICE = 0x313F
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class CameraPose:
 
 
 def open_context(width: int, height: int) -> Any:
-    """A current OpenGL context: EGL, or OSMesa where EGL does not work. `MUJOCO_GL` narrows the choice to one.
+    """A current OpenGL context of the backend that `find_backend` finds.
 
     Raises:
         RuntimeError: none works; the message names the package to install.
@@ -96,34 +96,43 @@ def open_context(width: int, height: int) -> Any:
 
 
 def find_backend() -> str:
-    """The value of `MUJOCO_GL`, which is set to `egl` or `osmesa`, whichever works, if it has none yet.
-
-    EGL is tried in a process of its own, because one that has loaded EGL's libraries cannot use OSMesa's.
+    """The value of `MUJOCO_GL`; where it has none, it is set to `egl`, or to `osmesa` if EGL finds no device.
 
     Raises:
-        RuntimeError: neither works.
+        RuntimeError: there is neither.
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower()
     if chosen in ("egl", "osmesa", "glfw"):
         return chosen
-    reasons = []
-    for backend in "egl", "osmesa":
-        failure = _try_backend(backend)
-        if failure is None:
-            os.environ["MUJOCO_GL"] = backend  # processes started from here need not search again
-            return backend
-        reasons.append(f"{backend}: {failure}")
-    raise RuntimeError(f"{_NO_BACKEND} Tried " + "; ".join(reasons))
+    if _egl_finds_a_device():
+        backend = "egl"
+    elif ctypes.util.find_library("OSMesa"):
+        backend = "osmesa"
+    else:
+        raise RuntimeError(_NO_BACKEND)
+    os.environ["MUJOCO_GL"] = backend
+    return backend
 
 
-def _try_backend(backend: str) -> str | None:
-    """None where a context opens, else the reason why not."""
-    if ctypes.util.find_library({"egl": "EGL", "osmesa": "OSMesa"}[backend]) is None:
-        return "its library is not installed"
-    code = f"from mujoco.{backend} import GLContext; GLContext(8, 8).make_current()"
-    environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    return None if run.returncode == 0 else (run.stderr.strip().splitlines() or ["it crashed"])[-1]
+def _egl_finds_a_device() -> bool:
+    """Asks EGL directly, since a process that has imported `mujoco.egl` cannot use OSMesa any more."""
+    library = ctypes.util.find_library("EGL")
+    if library is None:
+        return False
+    egl, pointer = ctypes.CDLL(library), ctypes.c_void_p
+    egl.eglGetProcAddress.restype = pointer
+    egl.eglInitialize.argtypes = [pointer, pointer, pointer]
+    query, get_display = (egl.eglGetProcAddress(name) for name in (b"eglQueryDevicesEXT", b"eglGetPlatformDisplayEXT"))
+    if not (query and get_display):
+        return False
+    devices, count = (pointer * 32)(), ctypes.c_int()
+    ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, pointer, pointer)(query)(32, devices, ctypes.byref(count))
+    found = devices[: count.value]
+    # The one device that mujoco.egl is told to use, or any.
+    if wanted := os.environ.get("MUJOCO_EGL_DEVICE_ID"):
+        found = found[int(wanted) : int(wanted) + 1] if wanted.isdigit() else []
+    display = ctypes.CFUNCTYPE(pointer, ctypes.c_uint, pointer, pointer)(get_display)
+    return any(egl.eglInitialize(display(_EGL_PLATFORM_DEVICE, device, None), None, None) for device in found)
 
 
 class Renderer:
