@@ -1,7 +1,7 @@
 """From actions in [-1, 1] to commanded targets: the one place where a delta becomes motion.
 
-A delta moves the *commanded* target, not the measured pose, so that a servo's lag does not eat small actions; the target
-is kept in the workspace and near the measured pose, so that a gripper that is held back by an obstacle does not wind
+A delta moves the *commanded* target, not the measured pose, so that a servo's lag does not eat small actions. The
+target is kept in the workspace and near the measured pose, so that a gripper that an obstacle holds back does not wind
 up. What was executed after those limits is returned as a `Motion`, in every action space at once.
 """
 

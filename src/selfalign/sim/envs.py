@@ -4,7 +4,11 @@
     import selfalign.sim.envs  # registers them
 
     env = gymnasium.make("selfalign/Lift-v0", robot="ur5e_panda", action_space="joint_delta")
-    envs = gymnasium.make_vec("selfalign/Reach-v0", num_envs=4, vectorization_mode="async")
+    envs = gymnasium.make_vec("selfalign/Reach-v0", num_envs=4)
+
+Environments in processes of their own need `vectorization_mode="async", vector_kwargs={"context": "spawn",
+"shared_memory": False}`: an OpenGL context does not survive a fork, and Gymnasium reads the instruction, which is text,
+from shared memory once only.
 
 Observations are the raw ones that `selfalign.Policy.act` takes. The reward is 1 while the task is done and 0 otherwise;
 an episode ends when its time is over, never early, because a task counts as done only if it still is at the end.
@@ -59,7 +63,7 @@ class BodyEnv(gymnasium.Env[Observation, np.ndarray]):
     ):
         for kind in kinds:
             if not offered(kind, body.arm, body.gripper):
-                raise ValueError(f"the task {kind!r} is not offered for {body.robot.name}; see selfalign.sim.tasks.OFFERED")
+                raise ValueError(f"the task {kind!r} is not offered for {body.robot.name}; see sim.tasks.OFFERED")
         self.body, self.kinds, self.image_size = body, kinds, image_size
         self.render_mode, self.render_size = render_mode, render_size
         self.sim = Simulation(body.robot, appearance=body.appearance, max_image_size=max(image_size, 256))
@@ -79,16 +83,13 @@ class BodyEnv(gymnasium.Env[Observation, np.ndarray]):
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         rng = self.np_random
-        given = (options or {}).get("scene")
-        self.scene = given if given is not None else sample_scene(rng, sample_task(rng, self.kinds))
-        self.sim.reset(np.array(self.scene.tip), self.scene.cubes, rng)
+        scene: Scene = (options or {}).get("scene") or sample_scene(rng, sample_task(rng, self.kinds))
+        self.sim.reset(np.array(scene.tip), scene.cubes, rng)
         self.controller.reset()
-        self._start = self.sim.cube_position(self.scene.task.colour)
-        return self._observation(), {**self._info(), "scene": self.scene}
+        self.scene, self._start = scene, self.sim.cube_position(scene.task.colour)
+        return self._observation(), {**self._info(), "scene": scene}
 
-    def step(
-        self, action: Float[np.ndarray, " A"]
-    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Float[np.ndarray, " A"]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """One control step (0.05 s) of an action in the body's numbers.
 
         Raises:
@@ -124,8 +125,8 @@ class BodyEnv(gymnasium.Env[Observation, np.ndarray]):
 
 
 def action_box(body: BodySpec, sim: Simulation) -> spaces.Box:
-    """The smallest box that holds every action that makes sense on the body: [-1, 1] deltas, or targets in the workspace
-    or within the joint limits, through the body's frame."""
+    """The smallest box that holds every action that makes sense on the body: deltas in [-1, 1], or targets in the
+    workspace or within the joint limits, through the body's frame."""
     space = body.action_space
     if space.is_delta:
         high = np.ones(space.dim(body.robot) - 1)
@@ -136,8 +137,8 @@ def action_box(body: BodySpec, sim: Simulation) -> spaces.Box:
     # Frames are affine: the image of a box is bounded by its centre's image and its half edges' images.
     middle = space.to_body(centre)
     reach = np.abs([space.to_body(centre + edge) - middle for edge in np.diag(half)]).sum(axis=0)
-    low, high = (np.append(bound, grip).astype(np.float32) for bound, grip in ((middle - reach, -1), (middle + reach, 1)))
-    return spaces.Box(low, high, dtype=np.float32)
+    low, high = np.append(middle - reach, -1.0), np.append(middle + reach, 1.0)
+    return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
 
 def make_body(

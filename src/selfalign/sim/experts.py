@@ -7,13 +7,17 @@ itself, and a policy that imitates it needs no memory either.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from json import dumps
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from selfalign.sim.control import TIP_STEP
-from selfalign.sim.tasks import HOVER, PUSH_DISTANCE, Task, World
+from selfalign.sim.control import TIP_STEP, Controller
+from selfalign.sim.engine import Simulation
+from selfalign.sim.robots import ROBOTS, RobotSpec
+from selfalign.sim.tasks import HOVER, KINDS, PUSH_DISTANCE, Kind, Task, World, offered, sample_scene, sample_task
 
 Action = Float[np.ndarray, "4"]
 Expert = Callable[[World], Action]
@@ -21,7 +25,7 @@ Expert = Callable[[World], Action]
 
 OPEN, CLOSE = -1.0, 1.0
 GAIN = 0.5
-"""Part of the remaining distance that one step covers: near the largest that does not overshoot behind a servo's lag."""
+"""Part of the remaining distance that one step covers: about the most that does not overshoot behind a servo's lag."""
 
 
 def toward(world: World, goal: Float[np.ndarray, "3"], gripper: float, speed: float = 1.0) -> Action:
@@ -139,3 +143,78 @@ class Noise:
         if self._burst is None:
             return action
         return np.array([*np.clip(action[:3] + self._burst, -1, 1), action[3]])
+
+
+@dataclass(frozen=True)
+class Score:
+    """How often an expert succeeded."""
+
+    robot: str
+    task: Kind
+    successes: int
+    episodes: int
+
+    @property
+    def rate(self) -> float:
+        return self.successes / self.episodes
+
+
+def evaluate(robot: RobotSpec, kind: Kind, episodes: int, seed: int = 0, *, sim: Simulation | None = None) -> Score:
+    """Runs the expert without noise, each episode for its full length; success counts at the end only.
+
+    Args:
+        robot: arm and gripper.
+        kind: task kind; colours, sides and scenes are drawn.
+        episodes: how many.
+        seed: other seeds give other scenes.
+        sim: a simulation of the robot to use again.
+    """
+    sim = sim or Simulation(robot)
+    successes = 0
+    for index in range(episodes):
+        rng = np.random.default_rng([seed, 7, index])
+        task = sample_task(rng, (kind,))
+        scene = sample_scene(rng, task)
+        sim.reset(np.array(scene.tip), scene.cubes, rng)
+        controller, expert, start = Controller(sim), make_expert(task, sim), sim.cube_position(task.colour)
+        for _ in range(task.steps):
+            action = expert(sim)
+            controller.move_tip(action[:3], action[3])
+        successes += task.success(sim, start)
+    return Score(robot.name, kind, successes, episodes)
+
+
+def main(
+    episodes: int = 100,
+    json: Path | None = None,
+    robots: tuple[str, ...] = tuple(ROBOTS),
+    tasks: tuple[Kind, ...] = KINDS,
+    seed: int = 0,
+) -> None:
+    """Measures every expert on every robot.
+
+    Args:
+        episodes: per robot and task.
+        json: where the table is written.
+        robots: names of `selfalign.sim.robots.ROBOTS`.
+        tasks: task kinds.
+        seed: of the scenes.
+    """
+    rows = []
+    for robot in (ROBOTS[name] for name in robots):
+        sim = Simulation(robot)
+        for kind in tasks:
+            score = evaluate(robot, kind, episodes, seed, sim=sim)
+            rows.append({**asdict(score), "rate": score.rate, "offered": offered(kind, robot.arm, robot.gripper)})
+            note = "" if rows[-1]["offered"] else "  not offered"
+            print(f"{score.robot:16} {kind:6} {score.successes:3} of {episodes}{note}", flush=True)
+    if json is not None:
+        command = f"python -m selfalign.sim.experts --episodes {episodes} --seed {seed} --json {json}"
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_text(dumps({"command": command, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

@@ -76,7 +76,9 @@ class Recorder:
             self._acted(motion.step(self._controller))
         return self._episode("", is_play=True)
 
-    def demonstrate(self, rng: np.random.Generator, kinds: tuple[Kind, ...] = ("reach",), noise: float = 1.0) -> Episode:
+    def demonstrate(
+        self, rng: np.random.Generator, kinds: tuple[Kind, ...] = ("reach",), noise: float = 1.0
+    ) -> Episode:
         """One successful demonstration; unsuccessful ones are drawn again.
 
         Args:
@@ -186,7 +188,13 @@ def _pixel_labels(camera: CameraPose, points: Float[np.ndarray, "T 5 3"]) -> Flo
 
 
 def record_play(
-    body: BodySpec, n: int, length: int = PLAY_STEPS, seed: int = 0, *, image_size: int = 64, sim: Simulation | None = None
+    body: BodySpec,
+    n: int,
+    length: int = PLAY_STEPS,
+    seed: int = 0,
+    *,
+    image_size: int = 64,
+    sim: Simulation | None = None,
 ) -> list[Episode]:
     """Play of a body in its own numbers: image, state and action, nothing else.
 
@@ -212,7 +220,7 @@ def record_demonstrations(
     image_size: int = 64,
     sim: Simulation | None = None,
 ) -> list[Episode]:
-    """Successful demonstrations of a body in its own numbers; the arguments of `record_play` and `Recorder.demonstrate`."""
+    """Successful demonstrations of a body in its own numbers; see `record_play` and `Recorder.demonstrate`."""
     recorder = Recorder(body, sim, image_size)
     return [recorder.demonstrate(np.random.default_rng([seed, 3, i]), kinds, noise) for i in range(n)]
 

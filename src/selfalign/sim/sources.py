@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -69,7 +70,9 @@ class SourcePlan:
         return values | {"rigs": [rig.to_dict() for rig in self.rigs], "kinds": list(self.kinds)}
 
 
-def generate_sources(out: str | Path, plan: SourcePlan, *, workers: int | None = None, progress: bool = True) -> list[Path]:
+def generate_sources(
+    out: str | Path, plan: SourcePlan, *, workers: int | None = None, progress: bool = True
+) -> list[Path]:
     """Records a source data set as `out/shard-000`, `out/shard-001`, ..., each a LeRobot data set by itself.
 
     A shard appears when it is complete; called again after an interruption, finished shards are kept and the others are
@@ -121,6 +124,15 @@ _episodes_done: Any = None
 def _start_worker(counter: Any) -> None:
     global _episodes_done
     _episodes_done = counter
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot stop its workers; without this they would stay for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(plan: SourcePlan, work: dict[int, tuple[Path, list[int]]], workers: int, progress: bool) -> None:
@@ -128,7 +140,13 @@ def _run(plan: SourcePlan, work: dict[int, tuple[Path, list[int]]], workers: int
     counter = context.Value("q", 0)
     per_rig = plan.play_per_rig + plan.demonstrations_per_rig
     total = sum(len(rigs) for _, rigs in work.values()) * per_rig
-    columns = (TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes"), TimeRemainingColumn())
+    columns = (
+        TextColumn("recording"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("episodes"),
+        TimeRemainingColumn(),
+    )
     # A software renderer that starts its own threads in each worker is slower than one thread each.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     with (
@@ -144,7 +162,9 @@ def _run(plan: SourcePlan, work: dict[int, tuple[Path, list[int]]], workers: int
                 for future in done:
                     future.result()
         except BrokenProcessPool as error:
-            raise RuntimeError("a recording worker died; run again with fewer workers to go on where it stopped") from error
+            raise RuntimeError(
+                "a recording worker died; run again with fewer workers to go on where it stopped"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -153,7 +173,7 @@ def _run(plan: SourcePlan, work: dict[int, tuple[Path, list[int]]], workers: int
 def _record_shard(plan: SourcePlan, path: Path, rigs: Sequence[int]) -> None:
     embodiments = [{"name": rig.name, **rig.to_dict()} for rig in plan.rigs]
     robot = plan.rigs[rigs[0]].robot
-    kinds = tuple(kind for kind in plan.kinds if offered(kind, robot.arm, robot.gripper))
+    kinds: tuple[Kind, ...] = tuple(kind for kind in plan.kinds if offered(kind, robot.arm, robot.gripper))
     with Simulation(robot) as sim, LeRobotWriter(path, embodiments=embodiments, robot_type=robot.name) as writer:
         for index in rigs:
             recorder = Recorder(plan.rigs[index], sim, plan.image_size, privileged=True, embodiment_index=index)

@@ -66,7 +66,9 @@ class Task:
         if self.colour not in COLOURS:
             raise ValueError(f"unknown cube colour {self.colour!r}; known: {', '.join(COLOURS)}")
         if (self.kind == "push") != (self.side is not None) or (self.side is not None and self.side not in SIDES):
-            raise ValueError(f"push needs a side ({', '.join(SIDES)}) and only push does; got {self.kind}, {self.side!r}")
+            raise ValueError(
+                f"push needs a side ({', '.join(SIDES)}) and only push does; got {self.kind}, {self.side!r}"
+            )
 
     def __str__(self) -> str:
         return self.instruction
@@ -102,7 +104,7 @@ class Task:
         return np.array([*SIDES[self.side], 0.0]) if self.side else np.zeros(3)
 
     def progress(self, world: World, start: Float[np.ndarray, "3"]) -> float:
-        """Metres on the way to success: minus the distance to the reach target, the push's length, the lift's height."""
+        """Metres towards success: minus the distance to the reach target, the push's length or the lift's height."""
         cube = world.cube_position(self.colour)
         if self.kind == "reach":
             return -float(np.linalg.norm(world.tip - cube - [0, 0, HOVER]))
