@@ -281,7 +281,7 @@ class Policy:
         frames, where = np.unique(np.concatenate([starts, after]), return_inverse=True)
         tower = self._tower(episode, frames)
         now, later = torch.from_numpy(where[: len(starts)]), torch.from_numpy(where[len(starts) :])
-        state, actions = self.numbers(episode, stats, stride=stride)
+        state, actions = self._numbers(episode, stats, stride)
         tokens, token_mask = (x.expand(len(starts), -1) for x in self.tokenizer.encode([""]))
         present = {c: torch.full((len(starts),), c in episode.images) for c in self.model.config.cameras}
         with torch.no_grad():
@@ -298,9 +298,7 @@ class Policy:
         chunk = ActionChunk(actions.values, dim_mask=actions.mask).to(self.device)
         return Transition(observation, chunk, following)
 
-    def numbers(
-        self, episode: Episode, stats: NormStats, *, stride: int = 1
-    ) -> tuple["PaddedNumbers", "PaddedNumbers"]:
+    def _numbers(self, episode: Episode, stats: NormStats, stride: int) -> tuple["PaddedNumbers", "PaddedNumbers"]:
         """States [B, S] and chunks [B, H, A] of an episode's transitions, normalised and padded."""
         config = self.model.config
         starts = np.arange(0, len(episode) - config.action_horizon, stride)

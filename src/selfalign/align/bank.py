@@ -91,15 +91,6 @@ class PlayBank:
         prefix = self.prefix[rows.to(self.prefix.mask.device)]
         return self.transitions[rows_there], prefix.map(lambda t: t.to(self.device))
 
-    def with_stats(self, policy: Policy, play: Play, stats: NormStats) -> Self:
-        """The same transitions, normalised otherwise; prefixes do not depend on it."""
-        horizon = policy.model.config.action_horizon
-        numbers = [policy.numbers(episode, stats) for episode in play.episodes if len(episode) > horizon]
-        state, actions = (torch.cat(columns) for columns in zip(*((s.values, a.values) for s, a in numbers)))
-        observation = replace(self.transitions.observation, state=state.to(self.device))
-        chunk = replace(self.transitions.actions, values=actions.to(self.device))
-        return replace(self, transitions=replace(self.transitions, observation=observation, actions=chunk))
-
 
 def _allocate(example: PrefixCache, count: int, budget: MemoryBudget) -> PrefixCache:
     """Room for `count` prefixes like the first of `example`: in memory, or in a mapped file beyond the budget."""

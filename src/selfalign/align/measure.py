@@ -76,7 +76,7 @@ class EvalGrid:
     batch_size: int = 128
 
     @classmethod
-    def build(cls, bank: PlayBank, *, samples: int = 128, times: int = 4, seed: int = 0) -> "EvalGrid":
+    def build(cls, bank: PlayBank, *, samples: int = 64, times: int = 4, seed: int = 0) -> "EvalGrid":
         """Evenly spread transitions at evenly spread quantiles of the flow time."""
         count = min(len(bank), samples)
         rows = torch.linspace(0, len(bank) - 1, count).round().long()

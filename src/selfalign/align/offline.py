@@ -45,7 +45,7 @@ class AlignConfig:
     """Share of the trajectories that judges and is not fitted."""
     eval_every: int = 10
     """Steps between measurements of the held-out loss."""
-    eval_samples: int = 128
+    eval_samples: int = 64
     """Held-out transitions, evenly spread, that are measured."""
     eval_times: int = 4
     """Flow times at which each of them is measured."""
@@ -154,9 +154,9 @@ def align(
         OSError: no room for the prefixes that exceed the memory budget.
     """
     plan = config.resolved(policy.settings)
-    stats = play.stats()
     origin = _origin(policy, start)
     parts = _split(policy, play, config)
+    stats = play.stats()
     began = time.perf_counter()
     with _frozen(policy.model), phases(progress, play.name) as phase:
         report = phase("watching play", len(play))

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from selfalign.align.bank import MemoryBudget, PlayBank
+from selfalign.align.bank import PlayBank
 from selfalign.align.measure import EvalGrid
-from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.weights import write_atomically
@@ -135,30 +134,25 @@ class ContextStore:
         self._use(embodiment, version)
         return version
 
-    def nearest(self, policy: Policy, play: Play, *, samples: int = 128, times: int = 4) -> Nearest:
+    def nearest(self, policy: Policy, play: Play, *, samples: int = 64, times: int = 4) -> Nearest:
         """The stored context under which the play is least surprising.
 
-        Every context is measured on the same transitions, noise and flow times, normalised with its own statistics.
-        Contexts of other models and of bodies with other dimensions are left out.
+        Every context is measured on the same transitions, noise and flow times, normalised with the play's own
+        statistics (those of a context would reward wide ones: they make every target small). Contexts of other models
+        are left out.
 
         Raises:
-            ValueError: no stored context can be compared, or the play does not fit the model.
+            ValueError: no stored context is of this model, or the play does not fit the model.
         """
         contexts = {name: self.load(name) for name in self.list()}
-        bank = PlayBank.build(policy, play, play.stats(), MemoryBudget())
-        losses: dict[str, float] = {}
-        for name, context in contexts.items():
-            stats = None if context.info.norm_stats is None else NormStats.from_dict(context.info.norm_stats)
-            same_body_kind = stats and (stats.state_dim, stats.action_dim) == (play.state_dim, play.action_dim)
-            if stats and same_body_kind and context.info.fingerprint == policy.fingerprint():
-                grid = EvalGrid.build(bank.with_stats(policy, play, stats), samples=samples, times=times)
-                weights = policy.settings.weights
-                losses[name] = grid.losses(policy.model, context.to(policy.device), weights).total
-        if not losses:
-            raise ValueError(
-                f"none of the {len(contexts)} contexts in {self.root} is of this model and of a body with "
-                f"{play.state_dim} state and {play.action_dim} action dimensions"
-            )
+        ours = {name: c for name, c in contexts.items() if c.info.fingerprint == policy.fingerprint()}
+        if not ours:
+            raise ValueError(f"none of the {len(contexts)} contexts in {self.root} is of model {policy.fingerprint()}")
+        grid = EvalGrid.build(PlayBank.build(policy, play, play.stats()), samples=samples, times=times)
+        weights = policy.settings.weights
+        losses = {
+            name: grid.losses(policy.model, context.to(policy.device), weights).total for name, context in ours.items()
+        }
         best = min(losses, key=losses.__getitem__)
         return Nearest(best, losses[best], losses)
 

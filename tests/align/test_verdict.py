@@ -1,0 +1,43 @@
+import math
+
+import pytest
+
+from selfalign.align.verdict import Verdict, judge
+
+
+def test_an_accepted_verdict_reads_as_in_the_manual():
+    assert str(judge(0.41, 0.12, 0.40)) == "accept: held-out play loss 0.41 -> 0.12 (null 0.40)"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "accepted", "reason"),
+    [
+        ((1.0, 0.97, 1.0), True, ""),
+        ((1.0, 0.99, 1.0), False, "not 2% below the start"),
+        ((1.0, 1.2, 1.5), False, "not 2% below the start"),
+        ((1.0, 0.5, 0.5), False, "not 2% below a random update of equal norm"),
+        ((1.0, math.nan, 1.0), False, "a loss is not finite"),
+        ((1.0, 0.5, math.inf), False, "a loss is not finite"),
+    ],
+)
+def test_judgement(numbers, accepted, reason):
+    verdict = judge(*numbers)
+    assert (verdict.accepted, verdict.reason) == (accepted, reason)
+    assert str(verdict).startswith("accept: " if accepted else "reject: ") and reason in str(verdict)
+
+
+def test_a_problem_rejects_whatever_the_losses():
+    assert str(judge(1.0, 0.1, 1.0, problem="it broke", note="at noon")) == (
+        "reject: held-out play loss 1.00 -> 0.10 (null 1.00); it broke; at noon"
+    )
+
+
+def test_small_losses_keep_their_digits():
+    assert str(judge(0.0412, 0.00123, 0.04)) == "accept: held-out play loss 0.041 -> 0.0012 (null 0.04)"
+
+
+def test_round_trip_as_json_values():
+    verdict = judge(0.41, 0.12, 0.40, note="interrupted")
+    assert Verdict.from_dict(verdict.to_dict()) == verdict
+    broken = judge(0.41, math.inf, 0.40)
+    assert broken.to_dict()["after"] is None and math.isnan(Verdict.from_dict(broken.to_dict()).after)
