@@ -11,9 +11,9 @@ from selfalign.model.vision import KeypointTowerConfig
 def tiny() -> VLAConfig:
     """About two million parameters: trains on two CPU cores in under an hour."""
     heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 24}
-    expert = StreamConfig(width=96, mlp_dim=256, depth=4, **heads)
+    expert = StreamConfig(width=96, mlp_dim=256, depth=3, **heads)
     return VLAConfig(
-        vlm=StreamConfig(width=80, mlp_dim=224, depth=4, **heads),
+        vlm=StreamConfig(width=80, mlp_dim=224, depth=3, **heads),
         action=expert,
         alignment=expert,
         ttt=TTTConfig(num_heads=4, head_dim=24),

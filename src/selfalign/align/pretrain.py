@@ -38,6 +38,8 @@ class PretrainConfig:
     rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
     pointing: PointingConfig = field(default_factory=PointingConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    task_weights: dict[str, float] = field(default_factory=dict)
+    """How often demonstrations of tasks that begin with a word are drawn, relative to the others."""
 
 
 def pretrain(
@@ -65,7 +67,7 @@ def pretrain(
     features = frame_features(model, cache, out)
     tokenizer = ByteTokenizer(model_config.max_token_len)
     shape = ModelShape(model_config.action_horizon, model_config.action_dim, model_config.state_dim)
-    sources = VirtualSources(cache, features, tokenizer, shape, draw)
+    sources = VirtualSources(cache, features, tokenizer, shape, draw, task_weights=config.task_weights)
     checkpoint.seed_everything(config.seed)  # the same start whether the tower was trained just now or before
     objective = make_objective(model, sources, dataclasses.replace(config.rehearsal, seed=config.seed))
     state = make_state(model.train(), objective, config.optim, config.steps)

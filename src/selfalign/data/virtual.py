@@ -61,6 +61,8 @@ class VirtualEmbodiment:
     """Rows (into `frames`) of transitions of play whose o_{t+H} is in the episode."""
     demonstrations: Int[np.ndarray, " Q"]
     """Rows of all frames of demonstrations."""
+    demonstration_odds: Float[np.ndarray, " Q"]
+    """With which probability each of them is drawn."""
     last: Int[np.ndarray, " K"]
     """Row of the last frame of each row's episode."""
 
@@ -76,11 +78,17 @@ class VirtualSources:
         shape: ModelShape,
         draw: DrawPerturbation,
         rigs: Int[np.ndarray, " R"] | None = None,
+        task_weights: Mapping[str, float] | None = None,
     ):
+        """Args beyond the fields:
+
+        rigs: which of the cache's embodiments to use; None: all.
+        task_weights: how often frames of tasks that begin with a word are drawn, relative to others (1).
+        """
+        self.task_weight = np.array([(task_weights or {}).get(task.split(" ")[0], 1.0) for task in cache.tasks])
         self.cache, self.features, self.shape, self.draw = cache, features, shape, draw
         self.rigs = np.unique(cache.embodiment_index) if rigs is None else np.asarray(rigs)
         self.tokens, self.token_mask = tokenize_tasks(cache.tasks, tokenizer)
-        self._empty = cache.tasks.index("") if "" in cache.tasks else None
         for rig in self.rigs:
             for is_play, kind in ((True, "play"), (False, "demonstration")):
                 if not len(cache.transitions(shape.horizon, cache.episodes_of(int(rig), is_play))):
@@ -103,6 +111,7 @@ class VirtualSources:
         last, row = np.repeat(ends, lengths), np.arange(len(frames))
         is_play = np.repeat(cache.is_play[episodes], lengths)
 
+        odds = self.task_weight[np.repeat(cache.task_index[episodes], lengths)[~is_play]]
         state, action = perturbation.apply(*self._canonical(frames, perturbation))
         stats = NormStats.from_arrays(state[is_play], action[is_play])
         return VirtualEmbodiment(
@@ -117,6 +126,7 @@ class VirtualSources:
             action_mask=dim_mask(action.shape[-1], shape.action_dim),
             play=row[is_play & (row + shape.horizon <= last)],
             demonstrations=row[~is_play],
+            demonstration_odds=odds / odds.sum(),
             last=last,
         )
 
@@ -124,7 +134,7 @@ class VirtualSources:
         """A random rig (or the given one) under a random perturbation, with a random share of its play."""
         rig = int(rng.choice(self.rigs)) if rig is None else rig
         play = self.cache.episodes_of(rig, True)
-        count = int(rng.integers(max(1, len(play) // 3), len(play) + 1))
+        count = int(rng.integers((len(play) + 1) // 2, len(play) + 1))
         chosen = np.sort(rng.choice(play, size=count, replace=False))
         return self.embodiment(rig, self.draw(rng, self.cache.embodiments[rig]), chosen)
 
@@ -135,7 +145,7 @@ class VirtualSources:
 
     def demonstration_batch(self, bodies: list[VirtualEmbodiment], each: int, rng: np.random.Generator) -> Transition:
         """`each` samples of demonstrations of every body, with the instruction as prompt."""
-        rows = [rng.choice(body.demonstrations, size=each) for body in bodies]
+        rows = [rng.choice(body.demonstrations, size=each, p=body.demonstration_odds) for body in bodies]
         return self._batch(bodies, rows, with_next=False)
 
     def _canonical(self, frames: np.ndarray, perturbation: EmbodimentPerturbation) -> tuple[np.ndarray, np.ndarray]:

@@ -117,7 +117,7 @@ class EmbodimentContext:
 
     def distance(self, other: "EmbodimentContext") -> float:
         """Euclidean distance between two contexts."""
-        return float((self.embedding() - other.embedding()).norm())
+        return float((self.embedding() - other.embedding()).detach().norm())
 
     def perturbed(self, norm: float, *, generator: torch.Generator | None = None) -> Self:
         """This context plus a random update of the given Euclidean norm, spread over tensors as Gaussian noise."""

@@ -82,7 +82,9 @@ def train_tower(
     """
     rng, generator = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps, pct_start=min(0.5, 200 / config.steps)
+    )
     tower.train().to(memory_format=torch.channels_last)
     recent: list[float] = []
     bar = track(range(config.steps), description="pointing")

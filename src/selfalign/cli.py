@@ -1,0 +1,298 @@
+"""`selfalign`: the life of a policy as commands. Each is a frozen config (its fields are the flags) and a function."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from tyro.conf import OmitSubcommandPrefixes, subcommand
+
+from selfalign import presets
+from selfalign.align.pretrain import PretrainConfig, pretrain
+from selfalign.align.rehearsal import RehearsalConfig
+from selfalign.bench.adapt import AdaptConfig
+from selfalign.bench.demo import DemoConfig
+from selfalign.bench.evaluate import EvalConfig
+from selfalign.inspection import InspectConfig
+from selfalign.model.policy import LossWeights
+from selfalign.sim.regions import Region, Scenario
+from selfalign.sim.tasks import Kind
+from selfalign.train.loop import LoopConfig
+from selfalign.train.pointing import PointingConfig
+from selfalign.train.step import OptimConfig
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Record the simulated source data set: play and demonstrations of many rigs, as LeRobot data sets."""
+
+    out: Path = Path("data/sources")
+    """Folder of the shards. An interrupted recording goes on where it stopped."""
+    rigs: int = 300
+    """Robots with a camera and looks of their own."""
+    play_per_rig: int = 8
+    """Play trajectories of 50 frames."""
+    demonstrations_per_rig: int = 16
+    kinds: tuple[Kind, ...] = ("reach", "reach", "reach", "push", "lift")
+    """Tasks to draw from; one that is named more often is drawn more often."""
+    image_size: int = 64
+    seed: int = 0
+    workers: int = 2
+
+    def run(self) -> None:
+        from selfalign.sim.bodies import sample_rigs
+        from selfalign.sim.sources import SourcePlan, generate_sources
+
+        plan = SourcePlan(
+            tuple(sample_rigs(self.rigs, self.seed)),
+            self.play_per_rig,
+            self.demonstrations_per_rig,
+            self.kinds,
+            self.image_size,
+            self.seed,
+            rigs_per_shard=3,
+        )
+        generate_sources(self.out, plan, workers=self.workers)
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Train a policy on source data: the tower learns to point, then the policy rehearses alignment."""
+
+    data: tuple[Path, ...] = (Path("data/sources"),)
+    """LeRobot data sets, or folders of them."""
+    out: Path = Path("runs/tiny")
+    """Training checkpoints and logs; the finished policy is in its folder `policy`. Goes on where it stopped."""
+    preset: str = "tiny"
+    steps: int = 6000
+    seed: int = 0
+    scheme: Literal["rehearsal", "per_body", "global"] = "rehearsal"
+    """How contexts are treated: rehearsed, or one per source body or one for all, moved by every loss."""
+    slots: int = 16
+    """Embodiments in a batch, each in the middle of its own alignment."""
+    max_age: int = 150
+    """Alignment steps after which a slot gets a new embodiment, at the latest."""
+    context_learning_rate: float = 1e-2
+    """Of Adam on the contexts, here and in `selfalign align`."""
+    learning_rate: float = 1e-3
+    lambda_ttt: float = 0.1
+    """Weight of the TTT layers' own reconstruction loss."""
+    lambda_perception: float = 1.0
+    lambda_dynamics: float = 1.0
+    lambda_inverse: float = 1.0
+    reach_weight: float = 2.0
+    """How often frames of reach demonstrations are drawn, relative to other tasks."""
+    pointing_steps: int = 3500
+    save_every: int = 500
+    threads: int = 2
+    """Threads of the computation on a CPU."""
+
+    def config(self) -> PretrainConfig:
+        weights = LossWeights(1.0, self.lambda_ttt, self.lambda_perception, self.lambda_dynamics, self.lambda_inverse)
+        rehearsal = RehearsalConfig(
+            scheme=self.scheme,
+            slots=self.slots,
+            max_age=self.max_age,
+            learning_rate=self.context_learning_rate,
+            weights=weights,
+        )
+        return PretrainConfig(
+            steps=self.steps,
+            seed=self.seed,
+            optim=OptimConfig(learning_rate=self.learning_rate),
+            rehearsal=rehearsal,
+            pointing=PointingConfig(steps=self.pointing_steps, seed=self.seed),
+            loop=LoopConfig(save_every=self.save_every),
+            task_weights={"reach": self.reach_weight},
+        )
+
+    def run(self) -> None:
+        from selfalign.policy import AlignSettings, Policy, save_checkpoint
+        from selfalign.sim.virtual import source_perturbation
+
+        torch.set_num_threads(self.threads)
+        config = self.config()
+        if self.scheme == "rehearsal":
+            settings = AlignSettings(
+                learning_rate=config.rehearsal.learning_rate,
+                betas=config.rehearsal.betas,
+                clip_norm=config.rehearsal.clip_norm,
+                weights=config.rehearsal.weights,
+            )
+        else:
+            settings = AlignSettings(weights=config.rehearsal.weights, rehearsed=False)
+
+        def export(model, state=None) -> None:
+            save_checkpoint(Policy.from_model(model, settings), self.out / "policy")
+
+        model = pretrain(
+            presets.get(self.preset), list(self.data), self.out, config, source_perturbation, on_save=export
+        )
+        export(model)
+
+
+@dataclass(frozen=True)
+class Play:
+    """Let a simulated robot play: smooth random motion, no task, no labels. Writes a LeRobot data set."""
+
+    out: Path
+    """Folder of the new data set."""
+    body: Path | None = None
+    """JSON of the body; None: draw one."""
+    scenario: Scenario = "camera"
+    """What is unseen about the body that is drawn."""
+    region: Region = "heldout"
+    seed: int = 0
+    """Draws the body and its motion."""
+    trajectories: int = 20
+    length: int = 50
+    """Frames of each trajectory, at 20 Hz."""
+    image_size: int = 64
+
+    def run(self) -> None:
+        from selfalign.bench.evaluate import read_body
+        from selfalign.data.lerobot import LeRobotWriter
+        from selfalign.sim.bodies import sample_bodies
+        from selfalign.sim.record import record_play
+
+        body = sample_bodies(1, self.seed, self.region, self.scenario)[0] if self.body is None else read_body(self.body)
+        description = {"name": body.name, **body.to_dict()}
+        with LeRobotWriter(self.out, embodiments=[description], robot_type=body.robot.name) as writer:
+            for episode in record_play(body, self.trajectories, self.length, self.seed, image_size=self.image_size):
+                writer.add_episode(episode)
+        print(f"{self.trajectories} trajectories of {body.name} in {self.out}")
+
+
+@dataclass(frozen=True)
+class Align:
+    """Fit a body's context to its play; everything else of the model stays as it is."""
+
+    play: Path
+    """LeRobot data set of the body's play."""
+    out: Path
+    """The context file to write."""
+    checkpoint: Path = Path("checkpoints/tiny")
+    embodiment_index: int | None = None
+    """Which robot, where the data set has several."""
+    steps: int | None = None
+    """None: as the checkpoint says."""
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    """None: the rate that the checkpoint was rehearsed with."""
+    seed: int = 0
+    force: bool = False
+    """Write the fitted context even if the verdict rejects it."""
+
+    def run(self) -> None:
+        import selfalign as sa
+
+        policy = sa.load(self.checkpoint)
+        play = sa.Play.open(self.play, self.embodiment_index)
+        config = sa.AlignConfig(
+            steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed
+        )
+        result = sa.align(policy, play, config=config)
+        print(result.verdict)
+        if not result.verdict.accepted and not self.force:
+            raise SystemExit(f"{self.out} was not written: the alignment was rejected (--force writes it all the same)")
+        context = result.context if result.verdict.accepted else result.fitted
+        context.save(self.out)
+        print(f"{self.out}: {context.num_bytes / 1e6:.3f} MB for {context.info.embodiment}")
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Success of one body under one context, in closed loop, with Wilson's interval."""
+
+    config: OmitSubcommandPrefixes[EvalConfig]
+
+    def run(self) -> None:
+        from selfalign.bench.evaluate import run
+
+        run(self.config)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Measure the scripted experts on every robot and task."""
+
+    episodes: int = 100
+    json: Path | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure: how well bodies that were never seen act before and after aligning."""
+
+    what: OmitSubcommandPrefixes[
+        Annotated[AdaptConfig, subcommand("adapt")] | Annotated[Experts, subcommand("experts")]
+    ]
+
+    def run(self) -> None:
+        if isinstance(self.what, AdaptConfig):
+            from selfalign.bench.adapt import run
+
+            run(self.what)
+        else:
+            from selfalign.sim.experts import main as measure
+
+            measure(self.what.episodes, self.what.json, seed=self.what.seed)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Three unseen bodies play, are aligned and act; writes a report."""
+
+    config: OmitSubcommandPrefixes[DemoConfig] = field(default_factory=DemoConfig)
+
+    def run(self) -> None:
+        from selfalign.bench.demo import run
+
+        run(self.config)
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """What is in a checkpoint, a context file, a LeRobot data set or a preset."""
+
+    config: OmitSubcommandPrefixes[InspectConfig]
+
+    def run(self) -> None:
+        from selfalign.inspection import run
+
+        run(self.config)
+
+
+Command = (
+    Annotated[Sources, subcommand("sources")]
+    | Annotated[Pretrain, subcommand("pretrain")]
+    | Annotated[Play, subcommand("play")]
+    | Annotated[Align, subcommand("align")]
+    | Annotated[Eval, subcommand("eval")]
+    | Annotated[Bench, subcommand("bench")]
+    | Annotated[Demo, subcommand("demo")]
+    | Annotated[Inspect, subcommand("inspect")]
+)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one command. Mistakes of the caller end with one line on standard error and exit status 2."""
+    command = tyro.cli(
+        Command, prog="selfalign", description=__doc__, args=args, config=(tyro.conf.OmitArgPrefixes, OmitSubcommandPrefixes)
+    )  # type: ignore[call-overload]
+    try:
+        command.run()
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
+        print(f"selfalign: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("selfalign: interrupted; the same command goes on where it stopped, where it keeps checkpoints", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
