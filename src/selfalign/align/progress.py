@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Report = Callable[[str], None]
@@ -19,7 +20,7 @@ def phases(show: bool, title: str) -> Iterator[StartPhase]:
     bar = Progress(*columns, TextColumn("{task.fields[text]}"), disable=not show)
 
     def start(description: str, total: int) -> Report:
-        task = bar.add_task(f"{title}: {description}", total=total, text="")
+        task = bar.add_task(escape(f"{title}: {description}"), total=total, text="")
         return lambda text="": bar.update(task, advance=1, text=text)
 
     with bar:
