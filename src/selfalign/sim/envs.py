@@ -62,8 +62,8 @@ class BodyEnv(gymnasium.Env[Observation, np.ndarray]):
         render_size: int = 256,
     ):
         for kind in kinds:
-            if not offered(kind, body.arm, body.gripper):
-                raise ValueError(f"the task {kind!r} is not offered for {body.robot.name}; see sim.tasks.OFFERED")
+            if not offered(kind, body.gripper):
+                raise ValueError(f"the task {kind!r} is not offered for {body.robot.name}; see sim.tasks.NOT_OFFERED")
         self.body, self.kinds, self.image_size = body, kinds, image_size
         self.render_mode, self.render_size = render_mode, render_size
         self.sim = Simulation(body.robot, appearance=body.appearance, max_image_size=max(image_size, 256))

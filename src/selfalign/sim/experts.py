@@ -8,8 +8,9 @@ itself, and a policy that imitates it needs no memory either.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from json import dumps
+from json import dumps, loads
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -84,17 +85,25 @@ class LiftExpert:
     start: Float[np.ndarray, "3"]
     safe_height: float = 0.09
     lift_to: float = 0.12
-    held: float = -1.0
-    """Opening at the last step: fingers that no longer move have closed on something."""
+    patience: int = 14
+    """Steps after which closing fingers are trusted to hold, even if they still tremble."""
+    closing: int = 0
+    lifting: bool = False
+    last_opening: float = 1.0
 
     def __call__(self, world: World) -> Action:
         cube, tip, opening = world.cube_position(self.task.colour), world.tip, world.gripper_opening
-        stalled, self.held = abs(opening - self.held) < 0.01 and opening < 0.9, opening
         offset = tip - cube
-        if float(np.linalg.norm(offset[:2])) < 0.015 and abs(offset[2]) < 0.015:
-            goal = np.array([*cube[:2], self.lift_to]) if stalled else tip
-            return toward(world, goal, CLOSE, speed=0.6)
-        return approach_from_above(world, cube, float(cube[2]), float(cube[2]) + 0.07, OPEN)
+        # Fingers that have begun to close may shift the cube a little without letting it go.
+        slack = 0.03 if self.closing else 0.015
+        if float(np.linalg.norm(offset[:2])) > slack or abs(offset[2]) > slack:
+            self.closing, self.lifting = 0, False
+            return approach_from_above(world, cube, float(cube[2]), float(cube[2]) + 0.07, OPEN)
+        stalled = opening < 0.9 and abs(opening - self.last_opening) < 0.01
+        self.last_opening, self.closing = opening, self.closing + 1
+        self.lifting = self.lifting or (stalled and self.closing > 2) or self.closing > self.patience
+        goal = np.array([*tip[:2], self.lift_to]) if self.lifting else tip
+        return toward(world, goal, CLOSE, speed=0.6)
 
 
 def approach_from_above(
@@ -195,23 +204,28 @@ def main(
 
     Args:
         episodes: per robot and task.
-        json: where the table is written.
+        json: where the table is written, after each row; rows of other robots and tasks that it holds stay.
         robots: names of `selfalign.sim.robots.ROBOTS`.
         tasks: task kinds.
         seed: of the scenes.
     """
-    rows = []
     for robot in (ROBOTS[name] for name in robots):
         sim = Simulation(robot)
         for kind in tasks:
             score = evaluate(robot, kind, episodes, seed, sim=sim)
-            rows.append({**asdict(score), "rate": score.rate, "offered": offered(kind, robot.arm, robot.gripper)})
-            note = "" if rows[-1]["offered"] else "  not offered"
+            is_offered = offered(kind, robot.gripper)
+            note = "" if is_offered else "  not offered"
             print(f"{score.robot:16} {kind:6} {score.successes:3} of {episodes}{note}", flush=True)
-    if json is not None:
-        command = f"python -m selfalign.sim.experts --episodes {episodes} --seed {seed} --json {json}"
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(dumps({"command": command, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+            if json is not None:
+                _write_row(json, {**asdict(score), "rate": score.rate, "seed": seed, "offered": is_offered})
+
+
+def _write_row(path: Path, row: dict[str, Any]) -> None:
+    table = loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    rows = {(old["robot"], old["task"]): old for old in table} | {(row["robot"], row["task"]): row}
+    command = f"python -m selfalign.sim.experts --episodes {row['episodes']} --json {path}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dumps({"command": command, "rows": list(rows.values())}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
