@@ -62,7 +62,7 @@ class BodyEnv(gymnasium.Env[Observation, np.ndarray]):
         render_size: int = 256,
     ):
         for kind in kinds:
-            if not offered(kind, body.gripper):
+            if not offered(kind, body.arm, body.gripper):
                 raise ValueError(f"the task {kind!r} is not offered for {body.robot.name}; see sim.tasks.NOT_OFFERED")
         self.body, self.kinds, self.image_size = body, kinds, image_size
         self.render_mode, self.render_size = render_mode, render_size

@@ -213,7 +213,7 @@ def main(
         sim = Simulation(robot)
         for kind in tasks:
             score = evaluate(robot, kind, episodes, seed, sim=sim)
-            is_offered = offered(kind, robot.gripper)
+            is_offered = offered(kind, robot.arm, robot.gripper)
             note = "" if is_offered else "  not offered"
             print(f"{score.robot:16} {kind:6} {score.successes:3} of {episodes}{note}", flush=True)
             if json is not None:

@@ -173,7 +173,7 @@ def _run(plan: SourcePlan, work: dict[int, tuple[Path, list[int]]], workers: int
 def _record_shard(plan: SourcePlan, path: Path, rigs: Sequence[int]) -> None:
     embodiments = [{"name": rig.name, **rig.to_dict()} for rig in plan.rigs]
     robot = plan.rigs[rigs[0]].robot
-    kinds: tuple[Kind, ...] = tuple(kind for kind in plan.kinds if offered(kind, robot.gripper))
+    kinds: tuple[Kind, ...] = tuple(kind for kind in plan.kinds if offered(kind, robot.arm, robot.gripper))
     with Simulation(robot) as sim, LeRobotWriter(path, embodiments=embodiments, robot_type=robot.name) as writer:
         for index in rigs:
             recorder = Recorder(plan.rigs[index], sim, plan.image_size, privileged=True, embodiment_index=index)

@@ -32,8 +32,12 @@ TABLE_RADIUS = 0.12
 CUBE_GAP = 0.085
 """Least distance between cube centres: a gripper's fingers pass between two cubes."""
 
-NOT_OFFERED: frozenset[tuple[Kind, str]] = frozenset({("push", "robotiq85"), ("push", "xarm7"), ("lift", "jaco")})
-"""Tasks that a gripper cannot do well enough for its expert to succeed in 95 of 100 episodes: closed, the fingertips of
+NOT_OFFERED: dict[tuple[str, str], frozenset[Kind]] = {
+    ("ur5e", "robotiq85"): frozenset({"push"}),
+    ("xarm7", "xarm7"): frozenset({"push"}),
+    ("jaco", "jaco"): frozenset({"lift"}),
+}
+"""Tasks by robot (arm, gripper) at which the expert does not succeed in 95 of 100 episodes: closed, the fingertips of
 Robotiq's and xArm's grippers draw back above the cube, and the Jaco's three fingers lose it. See
 benchmarks/results/experts.json."""
 
@@ -131,9 +135,9 @@ class Scene:
     """Colour to (x, y, yaw)."""
 
 
-def offered(kind: Kind, gripper: str) -> bool:
-    """Whether the task is offered for robots with this gripper: the expert succeeds in at least 95 of 100 episodes."""
-    return (kind, gripper) not in NOT_OFFERED
+def offered(kind: Kind, arm: str, gripper: str) -> bool:
+    """Whether the task is offered for a robot: the expert succeeds in at least 95 of 100 episodes."""
+    return kind not in NOT_OFFERED.get((arm, gripper), frozenset())
 
 
 def sample_task(rng: np.random.Generator, kinds: tuple[Kind, ...] = ("reach",)) -> Task:
