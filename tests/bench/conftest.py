@@ -1,11 +1,18 @@
 """Policies without a network, for tests of what is around the network."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from selfalign import presets
 from selfalign.bench.rollout import Arena
+from selfalign.model.policy import VLA
+from selfalign.model.streams import StreamConfig
+from selfalign.model.ttt import TTTConfig
+from selfalign.policy import AlignSettings, Policy, save_checkpoint
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.robots import RobotSpec
 from selfalign.sim.tasks import HOVER, Task
@@ -56,3 +63,21 @@ class StillActor:
 def panda_arena():
     with Arena(RobotSpec("panda")) as arena:
         yield arena
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory):
+    """An untrained model as small as it gets, with a checkpoint's files."""
+    torch.manual_seed(0)
+    config = presets.tiny()
+    stream = {"depth": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8}
+    expert = StreamConfig(width=16, mlp_dim=32, **stream)
+    small = replace(
+        config,
+        vlm=StreamConfig(width=16, mlp_dim=32, **stream),
+        action=expert,
+        alignment=expert,
+        ttt=TTTConfig(num_heads=2, head_dim=8),
+    )
+    settings = AlignSettings(steps=2, batch_size=4)
+    return save_checkpoint(Policy.from_model(VLA(small), settings), tmp_path_factory.mktemp("checkpoint"))

@@ -84,7 +84,7 @@ def run(config: EvalConfig, *, show: bool = True) -> dict[str, Any]:
         "context": "prior" if config.prior else str(config.context),
         "fingerprint": policy.fingerprint(),
         "success": result.to_dict(),
-        "episodes": [
+        "outcomes": [
             {"instruction": o.instruction, "success": o.success, "progress": round(o.progress, 4)}
             for o in result.outcomes
         ],

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -36,17 +37,19 @@ def print_adapt(result: Mapping[str, Any], console: Console) -> None:
         f"{settings['task']} on unseen bodies, scenario {settings['scenario']}, seed {settings['seed']}: success in "
         f"{settings['episodes']} episodes, {settings['play']} play trajectories"
     )
-    bodies = Table(title=title, title_justify="left")
-    bodies.add_column("body", no_wrap=True, overflow="ellipsis", max_width=36)
+    bodies = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    bodies.add_column("body (%)", no_wrap=True)
     for name in conditions:
-        bodies.add_column(name.removeprefix("after_"), justify="right")
-    bodies.add_column("verdict")
+        bodies.add_column(name.removeprefix("after_"), justify="right", no_wrap=True)
+    bodies.add_column("verdict", no_wrap=True)
     for row in rows:
         cells = [f"{100 * row['success'][name]['value']:.0f}" if name in row["success"] else "-" for name in conditions]
-        bodies.add_row(row["name"], *cells, "accept" if row["verdict"]["accepted"] else "reject")
+        verdict = "accept" if row["verdict"]["accepted"] else "reject"
+        bodies.add_row(f"{row['index']} {row['body']['arm']} {row['name'][-6:]}", *cells, verdict)
     console.print(bodies)
 
-    means = Table(title="Mean over bodies, with the 95 % interval of a bootstrap over bodies", title_justify="left")
+    title = "Mean over bodies, with the 95 % interval of a bootstrap over bodies"
+    means = Table(title=title, title_justify="left", box=SIMPLE_HEAD, min_width=len(title))
     for column in ("context", "success", "worst body"):
         means.add_column(column, justify="left" if column == "context" else "right")
     for name, success in summary["success"].items():
@@ -73,7 +76,8 @@ def closing_line(summary: Mapping[str, Any]) -> str:
 
 def print_demo(result: Mapping[str, Any], console: Console) -> None:
     """The table of `demo`."""
-    table = Table(title="Before and after aligning to each body's own play", title_justify="left")
+    title = "Before and after aligning to each body's own play"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in ("unseen", "body", "before", "after", "held-out play loss", "align", "verdict"):
         table.add_column(column)
     for row in result["bodies"]:

@@ -1,0 +1,37 @@
+import math
+import os
+
+import pytest
+
+from selfalign.bench.workers import run_jobs
+
+
+def collect(job, jobs, workers: int) -> dict:
+    results = {}
+    run_jobs(job, jobs, workers, lambda item, result: results.update({item: result}))
+    return results
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_job_is_done_and_reported(workers: int):
+    assert collect(math.factorial, [1, 3, 5], workers) == {1: 1, 3: 6, 5: 120}
+
+
+def test_workers_have_one_thread_and_leave_no_trace_here(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("LP_NUM_THREADS", raising=False)
+    found = collect(os.getenv, ["OMP_NUM_THREADS", "LP_NUM_THREADS"], 2)
+    assert found == {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "LP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_job_raises_is_raised_here(workers: int):
+    with pytest.raises(ValueError, match="factorial"):
+        collect(math.factorial, [1, -1], workers)
+
+
+def test_a_worker_that_dies_is_told():
+    with pytest.raises(RuntimeError, match="fewer workers"):
+        collect(os._exit, [1, 2], 2)
