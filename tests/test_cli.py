@@ -1,0 +1,130 @@
+"""The command line: what a user sees when something is wrong, and the happy path from play to context file."""
+
+import errno
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import selfalign as sa
+from selfalign.cli import main
+from selfalign.data.episodes import Episode
+from selfalign.data.lerobot import LeRobotWriter
+from selfalign.model import context as context_module
+from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.streams import StreamConfig
+from selfalign.model.ttt import TTTConfig
+from selfalign.model.vision import KeypointTowerConfig
+from selfalign.policy import Policy, save_checkpoint
+from selfalign.sim.bodies import BodySpec
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    expert = StreamConfig(width=16, mlp_dim=16, depth=2, num_heads=2, num_kv_heads=1, head_dim=8)
+    tower = KeypointTowerConfig(image_size=16, channels=(8, 8, 8), named=2, free=0, grid=1, feature_dim=2)
+    config = VLAConfig(vlm=expert, action=expert, alignment=expert, ttt=TTTConfig(2, 8), vision=tower)
+    folder = tmp_path_factory.mktemp("checkpoint") / "small"
+    save_checkpoint(Policy.from_model(VLA(config).eval()), folder)
+    return folder
+
+
+def write_play(folder, *, length=30, episodes=4, poison=False):
+    rng = np.random.default_rng(0)
+    with LeRobotWriter(folder, fps=20.0, embodiments=[{"name": "my_robot"}]) as writer:
+        for i in range(episodes):
+            action = rng.normal(size=(length, 4)).astype(np.float32)
+            if poison and i == 2:
+                action[5, 1] = np.nan
+            writer.add_episode(
+                Episode(
+                    images={"scene": rng.integers(0, 255, (length, 16, 16, 3), dtype=np.uint8)},
+                    state=rng.normal(size=(length, 4)).astype(np.float32),
+                    action=action,
+                    is_play=True,
+                )
+            )
+    return folder
+
+
+def align_args(checkpoint, play, out, *more):
+    args = ["align", "--checkpoint", checkpoint, "--play", play, "--out", out, "--steps", 3, "--batch-size", 4, *more]
+    return [str(a) for a in args]
+
+
+def test_align_writes_a_context_that_loads(checkpoint, tmp_path, capsys):
+    play, out = write_play(tmp_path / "play"), tmp_path / "contexts" / "robot.safetensors"
+    assert main(align_args(checkpoint, play, out, "--force")) == 0
+    policy = sa.load(checkpoint)
+    context = sa.EmbodimentContext.load(out, fingerprint=policy.fingerprint())
+    assert context.info.embodiment == "my_robot" and context.info.norm_stats is not None
+    observation = {"observation.images.scene": np.zeros((16, 16, 3), np.uint8), "observation.state": np.zeros(4, np.float32), "task": "reach"}
+    assert policy.act(observation, context).shape == (8, 4)
+    assert "held-out play loss" in capsys.readouterr().out
+    assert main(["inspect", "--context", str(out)]) == 0
+    assert "my_robot" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda tmp: tmp / "nowhere", "nowhere"),
+        (lambda tmp: write_play(tmp / "short", length=8), "too short: a transition needs 9 frames"),
+        (lambda tmp: write_play(tmp / "nan", poison=True), "episode 2, frame 5, column 'action', dimension 1"),
+    ],
+    ids=["missing", "too short", "NaN"],
+)
+def test_bad_play_is_explained(checkpoint, tmp_path, capsys, make, message):
+    out = tmp_path / "context.safetensors"
+    assert main(align_args(checkpoint, make(tmp_path), out)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("selfalign: ") and message in error
+    assert not out.exists()
+
+
+def test_a_missing_checkpoint_is_named(tmp_path, capsys):
+    assert main(align_args(tmp_path / "no_model", write_play(tmp_path / "play"), tmp_path / "c.safetensors")) == 2
+    assert "no_model" in capsys.readouterr().err
+
+
+def test_an_unknown_preset_is_named(tmp_path, capsys):
+    assert main(["pretrain", "--preset", "huge", "--out", str(tmp_path / "out")]) == 2
+    assert "no preset 'huge'" in capsys.readouterr().err
+    assert main(["inspect", "--preset", "huge"]) == 2
+
+
+def test_a_full_disk_keeps_the_old_context(checkpoint, tmp_path, capsys, monkeypatch):
+    play, out = write_play(tmp_path / "play"), tmp_path / "context.safetensors"
+    assert main(align_args(checkpoint, play, out, "--force")) == 0
+    before = out.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(context_module, "save_file", full)
+    assert main(align_args(checkpoint, play, out, "--force", "--seed", "1")) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert [p.name for p in tmp_path.glob(".context*")] == []
+
+
+def test_a_context_of_another_model_is_refused(checkpoint, tmp_path, capsys):
+    play, out = write_play(tmp_path / "play"), tmp_path / "context.safetensors"
+    assert main(align_args(checkpoint, play, out, "--force")) == 0
+    other = VLA(sa.load(checkpoint).model.config).eval()
+    save_checkpoint(Policy.from_model(other), tmp_path / "other")
+    capsys.readouterr()
+    body = tmp_path / "body.json"
+    body.write_text(json.dumps(BodySpec().to_dict()))
+    args = ["eval", "--checkpoint", tmp_path / "other", "--context", out, "--body", body, "--episodes", 3]
+    assert main([str(a) for a in args]) == 2
+    assert "another model" in capsys.readouterr().err
+
+
+def test_inspect_takes_exactly_one_thing(capsys):
+    assert main(["inspect", "--preset", "tiny"]) == 0
+    assert "one embodiment context W" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["no-such-command"])
