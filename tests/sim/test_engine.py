@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import mujoco
 import numpy as np
 import pytest
 
@@ -148,10 +147,12 @@ def test_cubes_rest_where_they_are_put_and_others_stay_away(panda: Simulation) -
 
 def test_pushing_moves_a_cube_and_not_the_table(panda: Simulation) -> None:
     panda.reset(np.array([0.0, -0.08, 0.15]), {"red": (0.0, 0.0, 0.0)})
-    move(panda, np.array([0.0, -0.08, 0.03]), 1.0, 10)
-    move(panda, np.array([0.0, 0.05, 0.03]), 1.0, 20, speed=0.01)
-    assert panda.cube_position("red")[1] > 0.04
-    assert panda.cube_position("red")[2] == pytest.approx(0.02, abs=0.003)
+    move(panda, np.array([0.0, -0.08, 0.02]), 1.0, 10)
+    move(panda, np.array([0.0, 0.05, 0.02]), 1.0, 20, speed=0.01)
+    assert panda.cube_position("red")[1] > 0.06
+    # The fingers' sloping backs may tilt it; it lies flat again once they are gone.
+    move(panda, np.array([0.0, 0.0, 0.02]), 1.0, 10, speed=0.01)
+    assert panda.cube_position("red")[2] == pytest.approx(0.02, abs=0.001)
 
 
 def test_pressing_on_the_table_stays_bounded(panda: Simulation) -> None:
@@ -191,6 +192,5 @@ def test_two_simulations_share_a_model_and_no_state() -> None:
         first.reset(np.array([0.1, 0.1, 0.2]), {"red": (0.0, 0.0, 0.0)})
         np.testing.assert_allclose(second.tip, CENTRE, atol=0.002)
         assert second.cubes == ()
-        gravity_off = [sim.model.body("cube_red").gravcomp[0] for sim in (first, second)]
-        assert gravity_off == [0.0, 1.0]
-        assert isinstance(first.model, mujoco.MjModel)
+        cube = first.model.body("cube_red").id
+        assert [sim.model.body_gravcomp[cube] for sim in (first, second)] == [0.0, 1.0]

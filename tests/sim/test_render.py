@@ -145,7 +145,7 @@ def test_disguises_change_the_robot_and_not_the_physics(sim: Simulation) -> None
 def test_where_nothing_works_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
-    with pytest.raises(RuntimeError, match="apt-get install libegl1.*apt-get install libosmesa6"):
+    with pytest.raises(RuntimeError, match=r"apt-get install libegl1.*apt-get install libosmesa6"):
         render_module.open_context(8, 8)
 
 
