@@ -81,7 +81,7 @@ def generate_sources(
     Args:
         out: folder of the shards, made where needed.
         plan: what to record.
-        workers: processes; default one per core, at most 8.
+        workers: processes; default one per core, at most 8. 0: record in this process, without a bar.
         progress: show a bar on the terminal.
 
     Returns:
@@ -100,9 +100,14 @@ def generate_sources(
         shutil.rmtree(leftover)
     for robot in dict.fromkeys(plan.rigs[shards[i][0]].robot for i in todo):
         prepare(robot)  # once here, rather than at the same time in every worker
-    workers = min(workers or min(len(os.sched_getaffinity(0)), 8), max(1, len(todo)))
-    if todo:
-        _run(plan, {i: (paths[i], shards[i]) for i in todo}, workers, progress)
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)), 8)
+    work = [(paths[i], shards[i]) for i in todo]
+    if workers == 0:
+        for path, rigs in work:
+            _record_shard(plan, path, rigs)
+    elif work:
+        _run(plan, work, min(workers, len(work)), progress)
     return paths
 
 
@@ -135,11 +140,11 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run(plan: SourcePlan, work: dict[int, tuple[Path, list[int]]], workers: int, progress: bool) -> None:
+def _run(plan: SourcePlan, work: list[tuple[Path, list[int]]], workers: int, progress: bool) -> None:
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     per_rig = plan.play_per_rig + plan.demonstrations_per_rig
-    total = sum(len(rigs) for _, rigs in work.values()) * per_rig
+    total = sum(len(rigs) for _, rigs in work) * per_rig
     columns = (
         TextColumn("recording"),
         BarColumn(),
@@ -154,7 +159,7 @@ def _run(plan: SourcePlan, work: dict[int, tuple[Path, list[int]]], workers: int
         ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool,
     ):
         task = bar.add_task("", total=total)
-        pending: set[Future] = {pool.submit(_record_shard, plan, path, rigs) for path, rigs in work.values()}
+        pending: set[Future] = {pool.submit(_record_shard, plan, path, rigs) for path, rigs in work}
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
