@@ -60,7 +60,11 @@ def test_align_writes_a_context_that_loads(checkpoint, tmp_path, capsys):
     policy = sa.load(checkpoint)
     context = sa.EmbodimentContext.load(out, fingerprint=policy.fingerprint())
     assert context.info.embodiment == "my_robot" and context.info.norm_stats is not None
-    observation = {"observation.images.scene": np.zeros((16, 16, 3), np.uint8), "observation.state": np.zeros(4, np.float32), "task": "reach"}
+    observation = {
+        "observation.images.scene": np.zeros((16, 16, 3), np.uint8),
+        "observation.state": np.zeros(4, np.float32),
+        "task": "reach the red cube",
+    }
     assert policy.act(observation, context).shape == (8, 4)
     assert "held-out play loss" in capsys.readouterr().out
     assert main(["inspect", "--context", str(out)]) == 0

@@ -281,7 +281,11 @@ Command = (
 def main(args: list[str] | None = None) -> int:
     """Run one command. Mistakes of the caller end with one line on standard error and exit status 2."""
     command = tyro.cli(
-        Command, prog="selfalign", description=__doc__, args=args, config=(tyro.conf.OmitArgPrefixes, OmitSubcommandPrefixes)
+        Command,
+        prog="selfalign",
+        description=__doc__,
+        args=args,
+        config=(tyro.conf.OmitArgPrefixes, OmitSubcommandPrefixes),
     )  # type: ignore[call-overload]
     try:
         command.run()
@@ -289,7 +293,10 @@ def main(args: list[str] | None = None) -> int:
         print(f"selfalign: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("selfalign: interrupted; the same command goes on where it stopped, where it keeps checkpoints", file=sys.stderr)
+        print(
+            "selfalign: interrupted; the same command goes on where it stopped, where it keeps checkpoints",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -80,7 +80,10 @@ def _part(name: str) -> str:
 
 def context_table(context: EmbodimentContext, title: str) -> Table:
     """What a context says about itself."""
-    info, rows = context.info, [("embodiment", context.info.embodiment), ("model fingerprint", context.info.fingerprint)]
+    info, rows = (
+        context.info,
+        [("embodiment", context.info.embodiment), ("model fingerprint", context.info.fingerprint)],
+    )
     rows += [("TTT layers", str(len(context.W1))), ("bytes", f"{context.num_bytes:,}")]
     if info.verdict is not None:
         rows += [(f"verdict: {key}", str(value)) for key, value in info.verdict.items()]

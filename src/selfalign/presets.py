@@ -10,10 +10,13 @@ from selfalign.model.vision import KeypointTowerConfig
 
 def tiny() -> VLAConfig:
     """About two million parameters: trains on two CPU cores in under an hour."""
-    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 24}
-    expert = StreamConfig(width=96, mlp_dim=256, depth=3, **heads)
+
+    def stream(width: int, mlp_dim: int) -> StreamConfig:
+        return StreamConfig(width, mlp_dim, depth=3, num_heads=4, num_kv_heads=2, head_dim=24)
+
+    expert = stream(96, 256)
     return VLAConfig(
-        vlm=StreamConfig(width=80, mlp_dim=224, depth=3, **heads),
+        vlm=stream(80, 224),
         action=expert,
         alignment=expert,
         ttt=TTTConfig(num_heads=4, head_dim=24),

@@ -123,7 +123,9 @@ def test_each_slot_moves_as_if_it_were_aligned_alone(sources):
     play = sources.play_batch(rehearsal.bodies, 4, rehearsal.rng)
     prior = state.model.prior()
     contexts = [
-        prior.with_tensors([(w + d[i]).detach().requires_grad_() for w, d in zip(prior.tensors, before.tensors, strict=True)])
+        prior.with_tensors(
+            [(w + d[i]).detach().requires_grad_() for w, d in zip(prior.tensors, before.tensors, strict=True)]
+        )
         for i in range(3)
     ]
     stacked = type(prior).stack(contexts).repeat_interleave(4)
@@ -131,9 +133,7 @@ def test_each_slot_moves_as_if_it_were_aligned_alone(sources):
     optimizer = FastAdam(1e-2, (0.9, 0.99), clip_norm=1.0)
     for i, context in enumerate(contexts):
         gradients = torch.autograd.grad(per_sample[4 * i : 4 * i + 4].mean(), context.tensors, retain_graph=True)
-        own = type(moments)(
-            tuple(m[i] for m in moments.first), tuple(m[i] for m in moments.second), moments.count[i]
-        )
+        own = type(moments)(tuple(m[i] for m in moments.first), tuple(m[i] for m in moments.second), moments.count[i])
         moved, _ = optimizer.step(before.index(i), gradients, own)
         for expected, actual in zip(moved.tensors, rehearsal.delta.tensors, strict=True):
             torch.testing.assert_close(actual[i], expected, rtol=1e-3, atol=1e-5)

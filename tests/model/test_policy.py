@@ -52,7 +52,7 @@ def test_action_loss_is_the_masked_mean_squared_velocity_error(model, batch):
 
 def test_padded_actions_do_not_reach_the_loss(model, batch):
     dim_mask = torch.tensor([True, True, False, False]).expand(4, 4)
-    noise, time = FlowNoise.like(batch), torch.full((4,), 0.5)
+    noise = FlowNoise.like(batch)
     values = batch.actions.values.clone().requires_grad_()
     batch = Transition(batch.observation, ActionChunk(values, None, dim_mask), batch.next_features)
     model.losses(batch, noise=noise, time=torch.ones(4), parts=(ACTION,)).total.backward()
@@ -77,7 +77,11 @@ def test_samples_do_not_depend_on_the_rest_of_the_batch(model, batch):
 def test_state_reaches_actions_but_not_the_prefix(model, batch):
     state = batch.observation.state.clone().requires_grad_()
     observation = type(batch.observation)(
-        batch.observation.images, batch.observation.image_masks, state, batch.observation.tokens, batch.observation.token_mask
+        batch.observation.images,
+        batch.observation.image_masks,
+        state,
+        batch.observation.tokens,
+        batch.observation.token_mask,
     )
     cache = model.prefix(observation)
     assert not torch.autograd.grad(cache.layers[-1].k.sum(), state, allow_unused=True, retain_graph=True)[0]
@@ -90,7 +94,7 @@ def test_missing_camera_is_named(model, batch):
         {"wrist": batch.observation.images["scene"]}, batch.observation.image_masks, batch.observation.state,
         batch.observation.tokens, batch.observation.token_mask,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="reads camera 'scene'.*'wrist'"):
+    with pytest.raises(ValueError, match=r"reads camera 'scene'.*'wrist'"):
         model.sample_actions(observation)
 
 

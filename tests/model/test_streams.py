@@ -4,11 +4,9 @@ import pytest
 import torch
 
 from selfalign.model import masks
-from selfalign.model.policy import ACTION, ALIGNMENT
+from selfalign.model.policy import ACTION, ALIGNMENT, VLA
 from selfalign.model.streams import StreamConfig, attend
-
-from tests.model.conftest import HEADS, make_batch, randomise, small_config
-from selfalign.model.policy import VLA
+from small_model import HEADS, make_batch, randomise, small_config
 
 
 def suffixes(model, batch):

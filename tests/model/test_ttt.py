@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.policy import ACTION, ALIGNMENT, VLA
 from selfalign.model.ttt import TTTConfig, TTTLayer
-
-from tests.model.conftest import make_batch, randomise, small_config
+from small_model import make_batch, randomise, small_config
 
 
 @pytest.fixture

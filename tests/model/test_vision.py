@@ -42,7 +42,8 @@ def test_pixels_of_the_wrong_size_are_refused(tower):
 
 def test_siglip_sees_patches_and_pools_its_summary():
     torch.manual_seed(0)
-    tower = SigLIPConfig(width=16, mlp_dim=32, depth=2, num_heads=2, patch_size=8, image_size=32, summary_grid=2).build()
+    sizes = {"width": 16, "mlp_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": 32}
+    tower = SigLIPConfig(**sizes, summary_grid=2).build()
     images = torch.randn(2, 3, 32, 32)
     tokens = tower(images)
     assert tokens.shape == (2, 16, 16)

@@ -19,7 +19,7 @@ def test_every_preset_survives_json_and_builds_without_memory(preset):
 
 
 def test_unknown_preset_names_the_known_ones():
-    with pytest.raises(ValueError, match="no preset 'huge'.*tiny"):
+    with pytest.raises(ValueError, match=r"no preset 'huge'.*tiny"):
         presets.get("huge")
 
 
@@ -74,5 +74,5 @@ def test_truncated_file_is_an_error(model, tmp_path):
 
 
 def test_a_directory_without_checkpoint_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_model(tmp_path)

@@ -1,4 +1,4 @@
-"""Pretraining from recorded sources: the tower learns to point, its features are computed once, the policy rehearses."""
+"""Pretraining from recorded sources: a tower that points, its features computed once, a policy that rehearses."""
 
 import dataclasses
 import json
@@ -93,7 +93,10 @@ def prepare_tower(model: VLA, cache: EpisodeCache, out: Path, config: PointingCo
 
 def frame_features(model: VLA, cache: EpisodeCache, out: Path, batch: int = 256) -> FrameFeatures:
     """The tower's tokens of every frame, computed once and kept in `out`; sets the model's feature statistics."""
-    tokens = {camera: _tower_tokens(model, cache, camera, out / f"tokens-{camera}.npy", batch) for camera in model.config.cameras}
+    tokens = {
+        camera: _tower_tokens(model, cache, camera, out / f"tokens-{camera}.npy", batch)
+        for camera in model.config.cameras
+    }
     summaries = []
     for start in range(0, cache.num_frames, 8192):
         parts = [

@@ -1,1 +1,1 @@
-"""The brain: streams of transformers with one joint attention, TTT layers and the alignment losses. Imports only types."""
+"""The brain: streams with one joint attention, TTT layers and the alignment losses. Imports only types."""

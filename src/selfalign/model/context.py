@@ -133,7 +133,11 @@ class EmbodimentContext:
             raise ValueError("a context file holds one embodiment: take one with context.index(i) first")
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {f"{name}.{i}": t.detach().cpu().contiguous() for name in ("W1", "b1") for i, t in enumerate(getattr(self, name))}
+        tensors = {
+            f"{name}.{i}": t.detach().cpu().contiguous()
+            for name in ("W1", "b1")
+            for i, t in enumerate(getattr(self, name))
+        }
         metadata = {"format": FORMAT, "info": json.dumps(dataclasses.asdict(self.info), allow_nan=False)}
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
         os.close(handle)
@@ -160,9 +164,14 @@ class EmbodimentContext:
             with safe_open(path, framework="pt") as file:
                 metadata, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error}); align again, or restore a copy") from error
+            raise ValueError(
+                f"{path} is not a whole safetensors file ({error}); align again, or restore a copy"
+            ) from error
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is a safetensors file but not a context (format {metadata.get('format')!r}, expected {FORMAT!r})")
+            raise ValueError(
+                f"{path} is a safetensors file but not a context: "
+                f"its format is {metadata.get('format')!r}, a context's {FORMAT!r}"
+            )
         info = ContextInfo(**json.loads(metadata["info"]))
         if fingerprint is not None and info.fingerprint != fingerprint:
             raise ValueError(

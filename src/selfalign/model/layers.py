@@ -140,4 +140,6 @@ class ConcatTime(nn.Module):
         return Timed(self.mlp_out(F.silu(self.mlp_in(torch.cat([tokens, embedding], dim=-1)))), None)
 
 
+TimeComponent = AdaRMSTime | ConcatTime
+
 TIME_COMPONENTS: dict[str, type[AdaRMSTime] | type[ConcatTime]] = {"adarms": AdaRMSTime, "concat": ConcatTime}

@@ -20,9 +20,7 @@ def positions(mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
     return mask.long().cumsum(1) - 1
 
 
-def suffix_mask(
-    prefix_mask: Bool[Tensor, "B P"], suffix: Bool[Tensor, "T T"]
-) -> Bool[Tensor, "B T PT"]:
+def suffix_mask(prefix_mask: Bool[Tensor, "B P"], suffix: Bool[Tensor, "T T"]) -> Bool[Tensor, "B T PT"]:
     """Rows of a suffix: every valid prefix token, then what the suffix's own [T, T] mask allows."""
     batch, length = prefix_mask.shape[0], suffix.shape[0]
     return torch.cat([prefix_mask[:, None, :].expand(-1, length, -1), suffix.expand(batch, -1, -1)], dim=2)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from selfalign.model import flow, masks
 from selfalign.model.alignment import AlignmentInputs, AlignmentLayout, AlignmentSuffix
 from selfalign.model.context import ContextInfo, EmbodimentContext
-from selfalign.model.layers import TIME_COMPONENTS
+from selfalign.model.layers import TIME_COMPONENTS, TimeComponent
 from selfalign.model.streams import Mixture, PrefixCache, StreamConfig
 from selfalign.model.ttt import TTTConfig, TTTLayer
 from selfalign.model.vision import KeypointTowerConfig, VisionConfig
@@ -101,6 +102,9 @@ class Losses:
 class VLA(nn.Module):
     """A pi0-style policy with an alignment expert and shared TTT layers."""
 
+    feature_mean: Tensor
+    feature_std: Tensor
+
     def __init__(self, config: VLAConfig):
         super().__init__()
         self.config = config
@@ -109,15 +113,13 @@ class VLA(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.vlm.width)
         nn.init.normal_(self.embed_tokens.weight, std=config.vlm.width**-0.5)
 
-        time = TIME_COMPONENTS[config.time]
-        self.time = nn.ModuleDict({ACTION: time(config.action.width)})
-        experts: dict[str, tuple[StreamConfig, int | None]] = {ACTION: (config.action, self.time[ACTION].cond_dim)}
-        if config.alignment is not None:
-            self.time[ALIGNMENT] = time(config.alignment.width)
-            experts[ALIGNMENT] = (config.alignment, self.time[ALIGNMENT].cond_dim)
+        streams = {ACTION: config.action} | ({} if config.alignment is None else {ALIGNMENT: config.alignment})
+        times = {name: TIME_COMPONENTS[config.time](stream.width) for name, stream in streams.items()}
+        self.time = cast(Mapping[str, TimeComponent], nn.ModuleDict(times))
+        experts = {name: (stream, times[name].cond_dim) for name, stream in streams.items()}
         depths = config.ttt.depths(config.vlm.depth)
         self._check_ttt_widths(depths)
-        ttt = {depth: TTTLayer(config.action.width, config.ttt, self.time[ACTION].cond_dim) for depth in depths}
+        ttt = {depth: TTTLayer(config.action.width, config.ttt, times[ACTION].cond_dim) for depth in depths}
         self.mixture = Mixture(config.vlm, experts, ttt)
         self.ttt_layers = [ttt[depth] for depth in sorted(ttt)]
 
@@ -217,7 +219,7 @@ class VLA(nn.Module):
         )
         timed = self.time[ALIGNMENT](self.alignment.embed(inputs), time)
         mask = self.layout.mask(timed.tokens.device)
-        out = self.mixture.suffix(ALIGNMENT, *timed, mask, prefix, context, with_ttt_loss=True)
+        out = self.mixture.suffix(ALIGNMENT, timed.tokens, timed.cond, mask, prefix, context, with_ttt_loss=True)
         predicted = self.alignment.velocities(out.tokens)
 
         full = torch.ones_like(time) if batch.next_mask is None else batch.next_mask.to(time.dtype)
@@ -284,7 +286,8 @@ class VLA(nn.Module):
         alignment, action = self.config.alignment, self.config.action
         if depths and alignment is not None and alignment.width != action.width:
             raise ValueError(
-                f"TTT layers are shared, so the experts need one width; got action {action.width}, alignment {alignment.width}"
+                "TTT layers are shared, so the experts need one width; "
+                f"got action {action.width}, alignment {alignment.width}"
             )
 
 

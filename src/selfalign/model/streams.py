@@ -7,8 +7,9 @@ values are computed once (`prefix`) and every suffix reads them (`suffix`); `joi
 Shapes: B batch, T tokens (P of the prefix), D width of the stream, H heads, G key/value heads, K head_dim.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -120,13 +121,12 @@ class Stream(nn.Module):
         super().__init__()
         self.config = config
         depths = config.vlm_layers()
-        self.blocks = nn.ModuleList(Block(config, cond_dim, (ttt or {}).get(depth)) for depth in depths)
+        blocks = nn.ModuleList(Block(config, cond_dim, (ttt or {}).get(depth)) for depth in depths)
+        self.blocks = cast(Sequence[Block], blocks)
         self.final_norm = make_norm(config.width, cond_dim)
 
 
-def attend(
-    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_BTT: Bool[Tensor, "B T S"]
-) -> Float[Tensor, "B T HK"]:
+def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_BTT: Bool[Tensor, "B T S"]) -> Float[Tensor, "B T HK"]:
     """Softmax attention with grouped key/value heads."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
     grouped = k.shape[1] != q.shape[1]
@@ -160,7 +160,8 @@ class Mixture(nn.Module):
         for name, (config, _) in experts.items():
             _check_compatible(name, config, vlm)
         self.vlm = Stream(vlm)
-        self.experts = nn.ModuleDict({name: Stream(c, cond_dim, ttt) for name, (c, cond_dim) in experts.items()})
+        streams = nn.ModuleDict({name: Stream(c, cond_dim, ttt) for name, (c, cond_dim) in experts.items()})
+        self.experts = cast(Mapping[str, Stream], streams)
         self.ttt_slots = {depth: i for i, depth in enumerate(sorted(ttt or {}))}
 
     # ---- the fast path: prefix once, suffixes on its cache ---------------------------------------------------------
@@ -229,7 +230,9 @@ class Mixture(nn.Module):
         attention = _joint_mask(prefix_mask, [suffixes[n][2] for n in names])
         for depth in range(len(self.vlm.blocks)):
             blocks = [s.blocks[depth] for s in streams]
-            normed, gates = zip(*(b.attention_norm(x, c) for b, x, c in zip(blocks, xs, conds, strict=True)), strict=True)
+            normed, gates = zip(
+                *(b.attention_norm(x, c) for b, x, c in zip(blocks, xs, conds, strict=True)), strict=True
+            )
             kvs = [b.key_values(n, p) for b, n, p in zip(blocks, normed, positions, strict=True)]
             q = torch.cat([b.queries(n, p) for b, n, p in zip(blocks, normed, positions, strict=True)], dim=1)
             k, v = torch.cat([kv.k for kv in kvs], dim=1), torch.cat([kv.v for kv in kvs], dim=1)
@@ -264,4 +267,14 @@ def _check_compatible(name: str, config: StreamConfig, vlm: StreamConfig) -> Non
         raise ValueError(f"stream {name!r}: `reads` must name one of the VLM's {vlm.depth} layers per layer")
 
 
-__all__ = ["Block", "KeyValues", "Mixture", "PrefixCache", "RMSNorm", "Stream", "StreamConfig", "SuffixOutput", "attend"]
+__all__ = [
+    "Block",
+    "KeyValues",
+    "Mixture",
+    "PrefixCache",
+    "RMSNorm",
+    "Stream",
+    "StreamConfig",
+    "SuffixOutput",
+    "attend",
+]

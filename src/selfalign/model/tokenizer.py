@@ -26,7 +26,9 @@ class ByteTokenizer:
         rows = [[1, *(byte + 2 for byte in prompt.strip().encode())] for prompt in prompts]
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > self.max_len:
-                raise ValueError(f"the prompt {prompt!r} needs {len(row)} tokens, the model reads {self.max_len}: shorten it")
+                raise ValueError(
+                    f"the prompt {prompt!r} needs {len(row)} tokens, the model reads {self.max_len}: shorten it"
+                )
         length = max(len(row) for row in rows)
         tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows])
         return tokens, tokens > 0

@@ -38,7 +38,9 @@ class TTTConfig:
             return ()
         wrong = [i for i in self.positions if not isinstance(i, int) or not 0 <= i < vlm_depth]
         if wrong or isinstance(self.positions, str):
-            raise ValueError(f"ttt positions must be 'all', 'none' or depths in 0..{vlm_depth - 1}, got {self.positions!r}")
+            raise ValueError(
+                f"ttt positions must be 'all', 'none' or depths in 0..{vlm_depth - 1}, got {self.positions!r}"
+            )
         return tuple(self.positions)
 
 

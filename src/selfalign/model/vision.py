@@ -48,7 +48,9 @@ class SigLIPBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         normed = self.norm1(x)
-        q, k, v = (p(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            p(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         x = x + self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
 
@@ -125,7 +127,9 @@ class KeypointTower(nn.Module):
         super().__init__()
         self.config = config
         c1, c2, c3 = config.channels
-        self.stem = nn.Sequential(_conv(3, c1, 5, stride=2), _conv(c1, c1, 3), _conv(c1, c2, 3, stride=2), _conv(c2, c2, 3))
+        self.stem = nn.Sequential(
+            _conv(3, c1, 5, stride=2), _conv(c1, c1, 3), _conv(c1, c2, 3, stride=2), _conv(c2, c2, 3)
+        )
         self.deep = nn.Sequential(_conv(c2, c3, 3, stride=2), _conv(c3, c3, 3), _conv(c3, c3, 3), _conv(c3, c3, 3))
         self.merge = _conv(c2 + c3, c2, 3)
         self.heat = nn.Conv2d(c2, config.keypoints, 1)
@@ -219,7 +223,9 @@ def _cell_centres(height: int, width: int, *, like: Tensor) -> Float[Tensor, "h 
 
 def _check_square(images: Tensor, size: int) -> None:
     if images.shape[-2:] != (size, size):
-        raise ValueError(f"the vision tower reads {size}x{size} pixels, got {tuple(images.shape[-2:])}; resize with padding first")
+        raise ValueError(
+            f"the vision tower reads {size}x{size} pixels, got {tuple(images.shape[-2:])}; resize with padding first"
+        )
 
 
 VisionConfig = SigLIPConfig | KeypointTowerConfig

@@ -1,1 +1,1 @@
-"""Training: one step, one loop, checkpoints that resume exactly. Objectives are arguments, so nothing here knows of rehearsal."""
+"""Training: one step, one loop, checkpoints that resume exactly. What is trained for is an argument."""

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from selfalign.model.weights import unique_tensors, write_atomically
@@ -47,7 +46,9 @@ def restore(state: TrainState, path: str | Path) -> None:
     try:
         payload: dict[str, Any] = torch.load(path, weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged archive
-        raise ValueError(f"{path} is damaged or not a training checkpoint ({error}); delete it to go on from an older one") from error
+        raise ValueError(
+            f"{path} is damaged or not a training checkpoint ({error}); delete it to go on from an older one"
+        ) from error
     own = unique_tensors(state.model)
     if payload["model"].keys() != own.keys() or any(payload["model"][k].shape != own[k].shape for k in own):
         raise ValueError(f"{path} is of another model: use its preset, or an empty output directory")
@@ -66,7 +67,6 @@ def restore(state: TrainState, path: str | Path) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed python, numpy's legacy state and torch."""
+    """Seed the global generators of python and torch; numpy's are objects that their owners seed."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -93,7 +93,9 @@ def fit(
 
 
 def _summary(means: dict[str, float]) -> str:
-    return " ".join(f"{name.split('/')[-1]} {value:.3f}" for name, value in means.items() if name.startswith(("loss/", "sec")))
+    return " ".join(
+        f"{name.split('/')[-1]} {value:.3f}" for name, value in means.items() if name.startswith(("loss/", "sec"))
+    )
 
 
 def _progress() -> Progress:

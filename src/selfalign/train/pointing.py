@@ -28,7 +28,9 @@ class PointingConfig:
     seed: int = 0
 
 
-def pointing_loss(tower: KeypointTower, images: Tensor, points: Float[Tensor, "B K 3"], sigma: float) -> dict[str, Tensor]:
+def pointing_loss(
+    tower: KeypointTower, images: Tensor, points: Float[Tensor, "B K 3"], sigma: float
+) -> dict[str, Tensor]:
     """Cross-entropy to a Gaussian heat map, distance of the soft-argmax, and presence, of the named keypoints.
 
     Args:
@@ -41,7 +43,7 @@ def pointing_loss(tower: KeypointTower, images: Tensor, points: Float[Tensor, "B
     log_heat, xy, presence = pointing.log_heat[:, :named], pointing.xy[:, :named], pointing.presence[:, :named]
     weight = visible.float()
     count = weight.sum().clamp_min(1)
-    heat = _gaussian(target, log_heat.shape[-2:], sigma)
+    heat = _gaussian(target, (log_heat.shape[-2], log_heat.shape[-1]), sigma)
     cross_entropy = -(heat * log_heat).sum((-2, -1))
     distance = (xy - target).norm(dim=-1)
     return {
@@ -85,7 +87,7 @@ def train_tower(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=config.steps, pct_start=min(0.5, 200 / config.steps)
     )
-    tower.train().to(memory_format=torch.channels_last)
+    tower.train()
     recent: list[float] = []
     bar = track(range(config.steps), description="pointing")
     for step in bar:
@@ -101,7 +103,10 @@ def train_tower(
         recent.append(float(losses["distance"].detach()))
         if step % 200 == 199:
             pixels = np.mean(recent[-200:]) * tower.config.image_size / 2
-            print(f"pointing step {step + 1}: mean error {pixels:.2f} px, presence {float(losses['presence']):.3f}", flush=True)
+            print(
+                f"pointing step {step + 1}: mean error {pixels:.2f} px, presence {float(losses['presence']):.3f}",
+                flush=True,
+            )
     tower.eval()
     return {"pixels": float(np.mean(recent[-100:]) * tower.config.image_size / 2)}
 

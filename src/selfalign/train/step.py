@@ -82,7 +82,7 @@ def train_step(state: TrainState) -> dict[str, float]:
     state.optimizer.zero_grad(set_to_none=True)
     losses = state.objective.losses()
     if not torch.isfinite(losses.total):
-        raise NonFiniteLoss(f"step {state.step}: the loss is {float(losses.total)} ({losses.scalars()})")
+        raise NonFiniteLoss(f"step {state.step}: the loss is {float(losses.total.detach())} ({losses.scalars()})")
     losses.total.backward()
     extra = state.objective.after_backward()
     norm = torch.nn.utils.clip_grad_norm_(state.trainable, state.config.clip_norm)
