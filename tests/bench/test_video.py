@@ -51,6 +51,16 @@ def test_gif_has_every_frame_and_keeps_within_its_size():
         gif_bytes(film, max_bytes=100)
 
 
+def test_a_small_thing_keeps_its_colour_when_colours_are_few():
+    shades = np.linspace(60, 200, 100 * 100).reshape(100, 100)
+    frame = np.stack([shades, 0.6 * shades, shades], axis=-1).astype(np.uint8)
+    frame[40:46, 40:46] = yellow = (220, 200, 30)
+    film = [Image.fromarray(frame)] * 3
+    small = gif_bytes(film, max_bytes=len(gif_bytes(film)) - 1)  # 64 colours or fewer
+    shown = np.asarray(Image.open(io.BytesIO(small)).convert("RGB"))[43, 43].astype(int)
+    assert np.abs(shown - yellow).max() < 30
+
+
 def test_save_film_by_suffix(tmp_path: Path):
     film = panel(outcome(True, 4, size=63), "before", hold=0)
     assert Image.open(save_film(film, tmp_path / "new" / "a.gif")).n_frames == 4

@@ -51,7 +51,7 @@ ROLES: tuple[Role, ...] = ("heldout", "source")
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """What to measure."""
+    """Success on unseen bodies before and after aligning to their play, beside nulls and an oracle."""
 
     checkpoint: Path = Path("checkpoints/tiny")
     """Checkpoint directory."""

@@ -31,7 +31,7 @@ ABSENT = "train one with `selfalign pretrain`, or run from the repository's root
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """What the demo shows."""
+    """Three bodies that the checkpoint has never had play, are aligned, and act; writes an HTML report with films."""
 
     checkpoint: Path = Path("checkpoints/tiny")
     """Checkpoint directory."""
@@ -80,10 +80,11 @@ def run(config: DemoConfig, *, show: bool = True) -> dict[str, Any]:
     console, watch = Console(quiet=not show), Stopwatch()
     policy = load(config.checkpoint)
     config.out.mkdir(parents=True, exist_ok=True)
-    rows, films = [], {}
+    rows: list[dict[str, Any]] = []
+    runs: dict[Scenario, dict[str, RolloutResult]] = {}
     for number, scenario in enumerate(config.scenarios, 1):
         console.rule(f"[bold]{number}/{len(config.scenarios)}  {SCENARIO_WORDS[scenario][0]}", align="left")
-        row, films[scenario] = _body_story(config, policy, scenario, console, show)
+        row, runs[scenario] = _body_story(config, policy, scenario, console, show)
         rows.append(row)
     result = {
         "format": FORMAT,
@@ -93,7 +94,7 @@ def run(config: DemoConfig, *, show: bool = True) -> dict[str, Any]:
         "provenance": provenance(watch.seconds),
     }
     result = json.loads(json.dumps(result))
-    _write(config, result, films)
+    _write(config, result, runs)
     print_demo(result, console)
     console.print(f"Report: [bold]{config.out / 'report.html'}[/] ({watch.seconds:.0f} s in all)")
     return result
@@ -101,8 +102,8 @@ def run(config: DemoConfig, *, show: bool = True) -> dict[str, Any]:
 
 def _body_story(
     config: DemoConfig, policy: Policy, scenario: Scenario, console: Console, show: bool
-) -> tuple[dict[str, Any], Film]:
-    """Play, align, act before and after: a row of the report and its film."""
+) -> tuple[dict[str, Any], dict[str, RolloutResult]]:
+    """Play, align, act before and after: a row of the report, and the episodes."""
     body = sample_bodies(1, config.seed, "heldout", scenario)[0]
     if not offered(config.task, body.arm, body.gripper):
         raise ValueError(f"{config.task} is not offered for {body.robot.name}, the robot of scenario {scenario}")
@@ -132,7 +133,7 @@ def _body_story(
         **fit_summary(policy, play, fitted),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
-    return row, _film(results[BEFORE], results[ALIGNED], config.films)
+    return row, results
 
 
 def _act(config, policy: Policy, body: BodySpec, context, seed: int, arena, console: Console, name: str):
@@ -144,16 +145,21 @@ def _act(config, policy: Policy, body: BodySpec, context, seed: int, arena, cons
     return result
 
 
-def _film(before: RolloutResult, after: RolloutResult, count: int) -> Film:
-    """The same scenes side by side, one after another."""
-    scenes: Film = []
-    for left, right in zip(before.outcomes[:count], after.outcomes[:count], strict=True):
-        scenes += beside([panel(left, "before"), panel(right, "after aligning")])
-    return scenes
+def _panels(result: RolloutResult, header: str, count: int) -> Film:
+    """The first episodes, one after another."""
+    return [picture for outcome in result.outcomes[:count] for picture in panel(outcome, header)]
 
 
-def _write(config: DemoConfig, result: dict[str, Any], films: dict[str, Film]) -> None:
+def _write(config: DemoConfig, result: dict[str, Any], runs: dict[Scenario, dict[str, RolloutResult]]) -> None:
     write_json(config.out / "report.json", result)
-    page = demo_page(result, {name: gif_bytes(film, max_bytes=FILM_BYTES) for name, film in films.items()})
+    pairs: dict[Scenario, list[Film]] = {
+        scenario: [_panels(results[BEFORE], "before", config.films), _panels(results[ALIGNED], "after", config.films)]
+        for scenario, results in runs.items()
+    }
+    page = demo_page(result, {name: gif_bytes(beside(pair), max_bytes=FILM_BYTES) for name, pair in pairs.items()})
     write_atomically(config.out / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
-    save_film(below(list(films.values())), config.out / "before_after.gif", max_bytes=FILM_BYTES)
+    columns = [
+        below([_panels(runs[name][BEFORE], f"{SCENARIO_WORDS[name][0].lower()}: before", config.films), after])
+        for name, (_, after) in pairs.items()
+    ]
+    save_film(beside(columns), config.out / "before_after.gif", max_bytes=FILM_BYTES)

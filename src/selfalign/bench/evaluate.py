@@ -22,7 +22,7 @@ FORMAT = "selfalign-eval-1"
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What to evaluate."""
+    """Success of one body under one context, in closed loop."""
 
     checkpoint: Path
     """Checkpoint directory."""

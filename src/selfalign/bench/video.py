@@ -107,7 +107,8 @@ def _encode_gif(film: Film, fps: float, scale: float, colours: int) -> bytes:
         film = [picture.resize(size, Image.Resampling.LANCZOS) for picture in film]
     samples = film[:: max(1, len(film) // 8)] + [film[-1]]
     sheet = Image.fromarray(np.concatenate([np.asarray(picture) for picture in samples]))
-    palette = sheet.quantize(colours, method=Image.Quantize.MEDIANCUT)
+    # Small things must keep their colour (a cube is known by it), so the palette covers the range, not the majority.
+    palette = sheet.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=2)
     frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in film]
     buffer = io.BytesIO()
     frames[0].save(
