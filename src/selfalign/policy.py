@@ -88,7 +88,9 @@ class Policy:
     @classmethod
     def from_model(cls, model: VLA, settings: AlignSettings | None = None) -> "Policy":
         """A policy around a bare model, with the byte tokenizer."""
-        return cls(model, ByteTokenizer(model.config.max_token_len), settings or AlignSettings())
+        return cls(
+            model, ByteTokenizer(model.config.max_token_len, model.config.prompt_merges), settings or AlignSettings()
+        )
 
     @property
     def device(self) -> torch.device:

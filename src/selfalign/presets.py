@@ -7,6 +7,11 @@ from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import KeypointTowerConfig
 
+WORDS = tuple(
+    f" {word}" for word in "reach push lift the red green blue yellow cube to left right forward back".split()
+)
+"""What the simulated tasks are told in; anything else is read byte by byte."""
+
 
 def tiny() -> VLAConfig:
     """About two million parameters: trains on two CPU cores in under an hour."""
@@ -21,6 +26,8 @@ def tiny() -> VLAConfig:
         alignment=expert,
         ttt=TTTConfig(num_heads=4, head_dim=24),
         vision=KeypointTowerConfig(image_size=64, named=5, free=0),
+        vocab_size=258 + len(WORDS),
+        prompt_merges=WORDS,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from selfalign.model import flow
-from selfalign.model.layers import AdaRMSNorm, apply_rope, time_embedding
+from selfalign.model.layers import AdaRMSNorm, apply_rope, rotation, time_embedding
 from selfalign.model.policy import ACTION, FlowNoise, LossWeights
 from selfalign.types import ActionChunk, Transition
 
@@ -100,7 +100,7 @@ def test_missing_camera_is_named(model, batch):
 
 def test_rope_turns_pairs_by_their_angle():
     x = torch.randn(1, 3, 1, 4)
-    out = apply_rope(x, torch.tensor([[0, 1, 5]]))
+    out = apply_rope(x, rotation(torch.tensor([[0, 1, 5]]), 4))
     torch.testing.assert_close(out[:, 0], x[:, 0])
     for token, position in ((1, 1), (2, 5)):
         for i, frequency in enumerate((1.0, 10_000**-0.5)):

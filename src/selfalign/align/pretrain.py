@@ -65,7 +65,7 @@ def pretrain(
     cache = EpisodeCache.build(SourceData.open(data), image_size=model_config.image_size, progress=True)
     prepare_tower(model, cache, out, config.pointing)
     features = frame_features(model, cache, out)
-    tokenizer = ByteTokenizer(model_config.max_token_len)
+    tokenizer = ByteTokenizer(model_config.max_token_len, model_config.prompt_merges)
     shape = ModelShape(model_config.action_horizon, model_config.action_dim, model_config.state_dim)
     sources = VirtualSources(cache, features, tokenizer, shape, draw, task_weights=config.task_weights)
     checkpoint.seed_everything(config.seed)  # the same start whether the tower was trained just now or before

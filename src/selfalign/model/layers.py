@@ -75,14 +75,24 @@ class GatedMLP(nn.Module):
         return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
 
 
-def apply_rope(
-    x_BTHK: Float[Tensor, "B T H K"], positions: Int[Tensor, "B T"], max_wavelength: float = 10_000.0
-) -> Float[Tensor, "B T H K"]:
-    """Rotary positions, halves rotated against each other (Gemma's layout); angles are always float32."""
-    half = x_BTHK.shape[-1] // 2
-    frequency = max_wavelength ** -(torch.arange(half, dtype=torch.float32, device=x_BTHK.device) / half)
+class Rotation(NamedTuple):
+    """Sine and cosine of the rotary angles of some positions; one for all layers of a pass."""
+
+    sin: Float[Tensor, "B T 1 half"]
+    cos: Float[Tensor, "B T 1 half"]
+
+
+def rotation(positions: Int[Tensor, "B T"], head_dim: int, max_wavelength: float = 10_000.0) -> Rotation:
+    """Rotary angles, always in float32."""
+    half = head_dim // 2
+    frequency = max_wavelength ** -(torch.arange(half, dtype=torch.float32, device=positions.device) / half)
     angle = positions[:, :, None, None].float() * frequency
-    sin, cos = angle.sin(), angle.cos()
+    return Rotation(angle.sin(), angle.cos())
+
+
+def apply_rope(x_BTHK: Float[Tensor, "B T H K"], turn: Rotation) -> Float[Tensor, "B T H K"]:
+    """Rotary positions, halves rotated against each other (Gemma's layout)."""
+    sin, cos = turn
     first, second = x_BTHK.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BTHK.dtype)
 

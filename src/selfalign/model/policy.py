@@ -42,6 +42,8 @@ class VLAConfig:
     vision: VisionConfig = field(default_factory=KeypointTowerConfig)
     vocab_size: int = 258
     max_token_len: int = 48
+    prompt_merges: tuple[str, ...] = ()
+    """Words that the byte tokenizer reads as one token."""
     cameras: tuple[str, ...] = ("scene",)
     state_dim: int = 8
     action_dim: int = 8

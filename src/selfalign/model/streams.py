@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from selfalign.model import masks
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.layers import GatedMLP, RMSNorm, apply_rope, gated_residual, make_norm
+from selfalign.model.layers import GatedMLP, RMSNorm, Rotation, apply_rope, gated_residual, make_norm, rotation
 from selfalign.model.ttt import TTTLayer
 
 
@@ -95,12 +95,12 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(config.width, cond_dim)
         self.mlp = GatedMLP(config.width, config.mlp_dim)
 
-    def key_values(self, normed: Tensor, positions: Tensor) -> KeyValues:
+    def key_values(self, normed: Tensor, turn: Rotation) -> KeyValues:
         k, v = (proj(normed).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
-        return KeyValues(apply_rope(k, positions), v)
+        return KeyValues(apply_rope(k, turn), v)
 
-    def queries(self, normed: Tensor, positions: Tensor) -> Tensor:
-        return apply_rope(self.q_proj(normed).unflatten(-1, (self.heads, self.head_dim)), positions)
+    def queries(self, normed: Tensor, turn: Rotation) -> Tensor:
+        return apply_rope(self.q_proj(normed).unflatten(-1, (self.heads, self.head_dim)), turn)
 
     def after_attention(
         self, x: Tensor, attended: Tensor, gate: Tensor | None, cond: Tensor | None, fast, with_loss: bool
@@ -159,7 +159,7 @@ class Mixture(nn.Module):
         super().__init__()
         for name, (config, _) in experts.items():
             _check_compatible(name, config, vlm)
-        self.vlm = Stream(vlm)
+        self.vlm, self.head_dim = Stream(vlm), vlm.head_dim
         streams = nn.ModuleDict({name: Stream(c, cond_dim, ttt) for name, (c, cond_dim) in experts.items()})
         self.experts = cast(Mapping[str, Stream], streams)
         self.ttt_slots = {depth: i for i, depth in enumerate(sorted(ttt or {}))}
@@ -168,14 +168,14 @@ class Mixture(nn.Module):
 
     def prefix(self, x: Float[Tensor, "B P D"], mask: Bool[Tensor, "B P"]) -> PrefixCache:
         """Run the prefix alone. The last layer computes keys and values only: nothing reads its output."""
-        positions, attention = masks.positions(mask), masks.prefix_self_mask(mask)
+        turn, attention = rotation(masks.positions(mask), self.head_dim), masks.prefix_self_mask(mask)
         cache = []
         for depth, block in enumerate(self.vlm.blocks):
             normed, gate = block.attention_norm(x)
-            kv = block.key_values(normed, positions)
+            kv = block.key_values(normed, turn)
             cache.append(kv)
             if depth + 1 < len(self.vlm.blocks):
-                attended = attend(block.queries(normed, positions), kv.k, kv.v, attention)
+                attended = attend(block.queries(normed, turn), kv.k, kv.v, attention)
                 x, _ = block.after_attention(x, attended, gate, None, None, False)
         return PrefixCache(tuple(cache), mask)
 
@@ -193,13 +193,14 @@ class Mixture(nn.Module):
         """Run one expert's tokens on a cached prefix."""
         stream = self.experts[name]
         positions = cache.lengths[:, None] + torch.arange(x.shape[1], device=x.device)
+        turn = rotation(positions, self.head_dim)
         attention = masks.suffix_mask(cache.mask, mask)
         losses: dict[int, Tensor] = {}
         for block, depth in zip(stream.blocks, stream.config.vlm_layers(), strict=True):
             normed, gate = block.attention_norm(x, cond)
-            kv, read = block.key_values(normed, positions), cache.layers[depth]
+            kv, read = block.key_values(normed, turn), cache.layers[depth]
             k, v = torch.cat([read.k, kv.k], dim=1), torch.cat([read.v, kv.v], dim=1)
-            attended = attend(block.queries(normed, positions), k, v, attention)
+            attended = attend(block.queries(normed, turn), k, v, attention)
             fast = _fast_weights(context, self.ttt_slots, depth)
             x, loss = block.after_attention(x, attended, gate, cond, fast, with_ttt_loss)
             if loss is not None:
@@ -227,14 +228,15 @@ class Mixture(nn.Module):
         start = prefix_mask.long().sum(1)[:, None]
         positions = [masks.positions(prefix_mask)]
         positions += [start + torch.arange(n, device=prefix.device) for n in lengths[1:]]
+        turns = [rotation(p, self.head_dim) for p in positions]
         attention = _joint_mask(prefix_mask, [suffixes[n][2] for n in names])
         for depth in range(len(self.vlm.blocks)):
             blocks = [s.blocks[depth] for s in streams]
             normed, gates = zip(
                 *(b.attention_norm(x, c) for b, x, c in zip(blocks, xs, conds, strict=True)), strict=True
             )
-            kvs = [b.key_values(n, p) for b, n, p in zip(blocks, normed, positions, strict=True)]
-            q = torch.cat([b.queries(n, p) for b, n, p in zip(blocks, normed, positions, strict=True)], dim=1)
+            kvs = [b.key_values(n, p) for b, n, p in zip(blocks, normed, turns, strict=True)]
+            q = torch.cat([b.queries(n, p) for b, n, p in zip(blocks, normed, turns, strict=True)], dim=1)
             k, v = torch.cat([kv.k for kv in kvs], dim=1), torch.cat([kv.v for kv in kvs], dim=1)
             attended = attend(q, k, v, attention).split(lengths, dim=1)
             fast = [None, *[_fast_weights(context, self.ttt_slots, depth)] * len(names)]

@@ -9,7 +9,7 @@ from selfalign.data.perturb import EmbodimentPerturbation
 from selfalign.sim.bodies import sample_spaces
 from selfalign.sim.robots import RobotSpec
 
-JOINT_SHARE = 0.1
+JOINT_SHARE = 0.05
 """Share of virtual bodies that are moved by their joints; the others by their end effector."""
 
 
