@@ -7,24 +7,10 @@ from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import KeypointTowerConfig
 
-WORDS = tuple(
-    f" {word}"
-    for word in [
-        "reach",
-        "push",
-        "lift",
-        "the",
-        "red",
-        "green",
-        "blue",
-        "yellow",
-        "cube",
-        "to",
-        "left",
-        "right",
-        "forward",
-        "back",
-    ]
+WORDS = (
+    *(" reach", " push", " lift", " the"),
+    *(" red", " green", " blue", " yellow"),
+    *(" cube", " to", " left", " right", " forward", " back"),
 )
 """What the simulated tasks are told in; anything else is read byte by byte."""
 
