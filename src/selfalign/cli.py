@@ -18,7 +18,7 @@ from selfalign.bench.evaluate import EvalConfig
 from selfalign.inspection import InspectConfig
 from selfalign.model.policy import LossWeights
 from selfalign.sim.regions import Region, Scenario
-from selfalign.sim.tasks import Kind
+from selfalign.sim.tasks import COLOURS, Kind
 from selfalign.train.loop import LoopConfig
 from selfalign.train.pointing import PointingConfig
 from selfalign.train.step import OptimConfig
@@ -82,6 +82,8 @@ class Pretrain:
     lambda_perception: float = 1.0
     lambda_dynamics: float = 1.0
     lambda_inverse: float = 1.0
+    lambda_grounding: float = 1.0
+    """Weight of pointing at what the instruction names."""
     reach_weight: float = 2.0
     """How often frames of reach demonstrations are drawn, relative to other tasks."""
     pointing_steps: int = 3500
@@ -90,7 +92,13 @@ class Pretrain:
     """Threads of the computation on a CPU."""
 
     def config(self) -> PretrainConfig:
-        weights = LossWeights(1.0, self.lambda_ttt, self.lambda_perception, self.lambda_dynamics, self.lambda_inverse)
+        weights = LossWeights(
+            ttt=self.lambda_ttt,
+            perception=self.lambda_perception,
+            dynamics=self.lambda_dynamics,
+            inverse=self.lambda_inverse,
+            grounding=self.lambda_grounding,
+        )
         rehearsal = RehearsalConfig(
             scheme=self.scheme,
             slots=self.slots,
@@ -106,6 +114,7 @@ class Pretrain:
             pointing=PointingConfig(steps=self.pointing_steps, seed=self.seed),
             loop=LoopConfig(save_every=self.save_every),
             task_weights={"reach": self.reach_weight},
+            keypoint_words=("tip", *COLOURS),
         )
 
     def run(self) -> None:

@@ -30,6 +30,7 @@ def tiny() -> VLAConfig:
         vision=KeypointTowerConfig(image_size=64, named=5, free=0),
         vocab_size=258 + len(WORDS),
         prompt_merges=WORDS,
+        grounding=True,
     )
 
 

@@ -101,3 +101,5 @@ class Transition(TensorStruct):
     """Normalised features of the observation after the chunk; None where only the action loss is wanted."""
     next_mask: Bool[Tensor, " B"] | None = None
     """False where the episode ends before o_{t+H}; None: all are real."""
+    referent: Float[Tensor, "B 2"] | None = None
+    """Where in the image the thing is that the instruction names, x and y in [-1, 1]; None: not known."""

@@ -38,6 +38,8 @@ class PretrainConfig:
     rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
     pointing: PointingConfig = field(default_factory=PointingConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    keypoint_words: tuple[str, ...] = ()
+    """Words of instructions for the tower's first keypoints, where the VLM is to learn to point at them."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """How often demonstrations of tasks that begin with a word are drawn, relative to the others."""
 
@@ -67,7 +69,15 @@ def pretrain(
     features = frame_features(model, cache, out)
     tokenizer = ByteTokenizer(model_config.max_token_len, model_config.prompt_merges)
     shape = ModelShape(model_config.action_horizon, model_config.action_dim, model_config.state_dim)
-    sources = VirtualSources(cache, features, tokenizer, shape, draw, task_weights=config.task_weights)
+    sources = VirtualSources(
+        cache,
+        features,
+        tokenizer,
+        shape,
+        draw,
+        task_weights=config.task_weights,
+        keypoint_words=config.keypoint_words,
+    )
     checkpoint.seed_everything(config.seed)  # the same start whether the tower was trained just now or before
     objective = make_objective(model, sources, dataclasses.replace(config.rehearsal, seed=config.seed))
     state = make_state(model.train(), objective, config.optim, config.steps)

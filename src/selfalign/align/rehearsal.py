@@ -70,7 +70,7 @@ class _Batches:
         acted = self.model.losses(
             demonstrations, _each(for_action, config.demonstrations_per_slot), parts=(ACTION,), weights=config.weights
         )
-        return replace(aligned, total=aligned.total + acted.total, action=acted.action)
+        return replace(aligned, total=aligned.total + acted.total, action=acted.action, grounding=acted.grounding)
 
 
 def _each(context: EmbodimentContext, samples: int) -> EmbodimentContext:

@@ -4,7 +4,7 @@ A rig (arm, gripper, camera, looks) is recorded once with canonical actions and 
 rig and a perturbation of its action and state spaces; together they are an embodiment that no other slot has.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,13 +79,17 @@ class VirtualSources:
         draw: DrawPerturbation,
         rigs: Int[np.ndarray, " R"] | None = None,
         task_weights: Mapping[str, float] | None = None,
+        keypoint_words: Sequence[str] = (),
     ):
         """Args beyond the fields:
 
         rigs: which of the cache's embodiments to use; None: all.
         task_weights: how often frames of tasks that begin with a word are drawn, relative to others (1).
+        keypoint_words: the words for the first keypoints of the tower; where a task has one of them, its keypoint is
+            what the instruction refers to.
         """
         self.task_weight = np.array([(task_weights or {}).get(task.split(" ")[0], 1.0) for task in cache.tasks])
+        self.referent = np.array([_first_match(task, keypoint_words) for task in cache.tasks])
         self.cache, self.features, self.shape, self.draw = cache, features, shape, draw
         self.rigs = np.unique(cache.embodiment_index) if rigs is None else np.asarray(rigs)
         self.tokens, self.token_mask = tokenize_tasks(cache.tasks, tokenizer)
@@ -171,7 +175,16 @@ class VirtualSources:
             after = np.concatenate([b.frames[r + horizon] for b, r in zip(bodies, rows, strict=True)])
             following = torch.from_numpy(self.features.next_features[after])
         observation = self._observation(frames, state, state_mask, prompted=not with_next)
-        return Transition(observation, ActionChunk(actions, torch.from_numpy(valid), action_mask), following)
+        chunk = ActionChunk(actions, torch.from_numpy(valid), action_mask)
+        return Transition(observation, chunk, following, referent=None if with_next else self._referent(frames))
+
+    def _referent(self, frames: np.ndarray) -> Float[Tensor, "B 2"] | None:
+        """Where the frozen tower sees what the instruction names; None where the tasks name no keypoint."""
+        index = self.referent[self.cache.task_index[self.cache.episode_of_frame[frames]]]
+        if (index < 0).any():
+            return None
+        (tokens,) = self.features.tokens.values()
+        return torch.from_numpy(tokens[frames, index, :2]).float()
 
     def _observation(self, frames: np.ndarray, state: Tensor, state_mask: Tensor, *, prompted: bool) -> Observation:
         tasks = torch.from_numpy(self.cache.task_index[self.cache.episode_of_frame[frames]])
@@ -185,6 +198,11 @@ class VirtualSources:
         }
         present = {camera: torch.ones(len(frames), dtype=torch.bool) for camera in features}
         return Observation({}, present, state, tokens[:, :longest], mask[:, :longest], state_mask, features)
+
+
+def _first_match(task: str, words: Sequence[str]) -> int:
+    """Index of the first word that the task has; -1 for none."""
+    return next((i for i, word in enumerate(words) if word in task.split()), -1)
 
 
 def _real_joints(values: np.ndarray, frame: Any) -> np.ndarray:

@@ -48,6 +48,8 @@ class VLAConfig:
     state_dim: int = 8
     action_dim: int = 8
     action_horizon: int = 8
+    grounding: bool = False
+    """Heads that point at what the prompt names, for a VLM that is trained from nothing."""
     time: str = "adarms"
     """How flow time comes in: "adarms" (pi0.5) or "concat" (pi0)."""
 
@@ -82,6 +84,7 @@ class LossWeights:
     perception: float = 1.0
     dynamics: float = 1.0
     inverse: float = 1.0
+    grounding: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Losses:
     perception: Tensor | None = None
     dynamics: Tensor | None = None
     inverse: Tensor | None = None
+    grounding: Tensor | None = None
 
     def scalars(self) -> dict[str, float]:
         """The parts that are present, as numbers for a log."""
@@ -135,12 +139,14 @@ class VLA(nn.Module):
             self.alignment = AlignmentSuffix(
                 config.alignment.width, self.layout, config.state_dim, config.action_dim, feature_dim
             )
+        heads = config.vlm.depth - 1 if config.grounding else 0
+        self.grounding = nn.ModuleList(nn.Linear(config.vlm.width, 2) for _ in range(heads))
         self.register_buffer("feature_mean", torch.zeros(next_tokens, feature_dim))
         self.register_buffer("feature_std", torch.ones(next_tokens, feature_dim))
 
     # ---- inputs ----------------------------------------------------------------------------------------------------
 
-    def prefix(self, observation: Observation) -> PrefixCache:
+    def prefix(self, observation: Observation, *, with_hidden: bool = False) -> PrefixCache:
         """Keys and values of images and prompt, reused by all experts, denoising steps and alignment steps."""
         embeddings, valid = [], []
         for camera in self.config.cameras:
@@ -149,7 +155,7 @@ class VLA(nn.Module):
             valid.append(observation.image_masks[camera][:, None].expand(-1, tokens.shape[1]))
         embeddings.append(self.embed_tokens(observation.tokens) * self.config.vlm.width**0.5)
         valid.append(observation.token_mask)
-        return self.mixture.prefix(torch.cat(embeddings, dim=1), torch.cat(valid, dim=1))
+        return self.mixture.prefix(torch.cat(embeddings, dim=1), torch.cat(valid, dim=1), with_hidden=with_hidden)
 
     def image_features(self, images: Mapping[str, Float[Tensor, "B 3 S S"]]) -> dict[str, Float[Tensor, "B N D"]]:
         """The frozen tower's tokens, in the form that `Observation.image_features` takes."""
@@ -191,10 +197,13 @@ class VLA(nn.Module):
         context = self.prior() if context is None else context
         noise = FlowNoise.like(batch) if noise is None else noise
         time = flow.sample_time(batch.observation.batch_size, device=noise.actions.device) if time is None else time
-        prefix = self.prefix(batch.observation) if prefix is None else prefix
+        ground = ACTION in parts and batch.referent is not None and len(self.grounding) > 0
+        prefix = self.prefix(batch.observation, with_hidden=ground) if prefix is None else prefix
         values: dict[str, Tensor] = {}
         if ACTION in parts:
             values[ACTION] = self._action_loss(batch, context, noise, time, prefix)
+        if ground and prefix.hidden:
+            values["grounding"] = self._grounding_loss(batch, prefix)
         if ALIGNMENT in parts:
             values |= self._alignment_losses(batch, context, noise, time, prefix)
         total = sum((getattr(weights, name) * value for name, value in values.items()), start=torch.zeros_like(time))
@@ -207,6 +216,18 @@ class VLA(nn.Module):
             batch.observation.state, flow.interpolate(clean, noise.actions, time), time, prefix, context
         )
         return _masked_mse(predicted, flow.velocity(clean, noise.actions), batch.actions.loss_mask())
+
+    def _grounding_loss(self, batch, prefix: PrefixCache) -> Float[Tensor, " B"]:
+        """Squared error of pointing at what the prompt names, read from the prompt's tokens after each layer.
+
+        A pretrained VLM arrives with this skill; one that starts from nothing learns it late from actions alone.
+        """
+        words = batch.observation.token_mask.to(batch.referent.dtype)[..., None]
+        total = torch.zeros(len(words), device=words.device)
+        for head, hidden in zip(self.grounding, prefix.hidden, strict=True):
+            pooled = (hidden[:, -words.shape[1] :] * words).sum(1) / words.sum(1)
+            total = total + (head(pooled) - batch.referent).square().sum(-1)
+        return total / len(prefix.hidden)
 
     def _alignment_losses(self, batch, context, noise: FlowNoise, time, prefix) -> dict[str, Float[Tensor, " B"]]:
         if self.config.alignment is None or batch.next_features is None or noise.next_features is None:

@@ -53,6 +53,8 @@ class PrefixCache:
 
     layers: tuple[KeyValues, ...]
     mask: Bool[Tensor, "B P"]
+    hidden: tuple[Float[Tensor, "B P D"], ...] = ()
+    """Tokens after each layer but the last, where they were asked for."""
 
     @property
     def lengths(self) -> Int[Tensor, " B"]:
@@ -61,7 +63,8 @@ class PrefixCache:
 
     def map(self, fn) -> "PrefixCache":
         """A copy with `fn` applied to every tensor."""
-        return PrefixCache(tuple(KeyValues(fn(kv.k), fn(kv.v)) for kv in self.layers), fn(self.mask))
+        layers = tuple(KeyValues(fn(kv.k), fn(kv.v)) for kv in self.layers)
+        return PrefixCache(layers, fn(self.mask), tuple(fn(x) for x in self.hidden))
 
     def __getitem__(self, index) -> "PrefixCache":
         """A copy with the batch axis indexed."""
@@ -166,10 +169,10 @@ class Mixture(nn.Module):
 
     # ---- the fast path: prefix once, suffixes on its cache ---------------------------------------------------------
 
-    def prefix(self, x: Float[Tensor, "B P D"], mask: Bool[Tensor, "B P"]) -> PrefixCache:
+    def prefix(self, x: Float[Tensor, "B P D"], mask: Bool[Tensor, "B P"], *, with_hidden: bool = False) -> PrefixCache:
         """Run the prefix alone. The last layer computes keys and values only: nothing reads its output."""
         turn, attention = rotation(masks.positions(mask), self.head_dim), masks.prefix_self_mask(mask)
-        cache = []
+        cache, hidden = [], []
         for depth, block in enumerate(self.vlm.blocks):
             normed, gate = block.attention_norm(x)
             kv = block.key_values(normed, turn)
@@ -177,7 +180,8 @@ class Mixture(nn.Module):
             if depth + 1 < len(self.vlm.blocks):
                 attended = attend(block.queries(normed, turn), kv.k, kv.v, attention)
                 x, _ = block.after_attention(x, attended, gate, None, None, False)
-        return PrefixCache(tuple(cache), mask)
+                hidden.append(x)
+        return PrefixCache(tuple(cache), mask, tuple(hidden) if with_hidden else ())
 
     def suffix(
         self,
