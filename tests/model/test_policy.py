@@ -1,14 +1,16 @@
 """Losses and sampling of the whole model, against formulas written out."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from selfalign.model import flow
 from selfalign.model.layers import AdaRMSNorm, apply_rope, rotation, time_embedding
-from selfalign.model.policy import ACTION, FlowNoise, LossWeights
+from selfalign.model.policy import ACTION, VLA, FlowNoise, LossWeights
 from selfalign.types import ActionChunk, Transition
+from small_model import make_batch, randomise, small_config
 
 
 def test_flow_times_follow_the_beta_distribution():
@@ -63,8 +65,25 @@ def test_padded_actions_do_not_reach_the_loss(model, batch):
 def test_total_is_the_weighted_sum(model, batch):
     weights = LossWeights(action=2.0, ttt=0.5, perception=3.0, dynamics=0.25, inverse=1.5)
     losses = model.losses(batch, weights=weights)
-    expected = sum(getattr(weights, n) * getattr(losses, n) for n in vars(weights))
+    expected = sum(getattr(weights, n) * getattr(losses, n) for n in vars(weights) if n != "grounding")
     torch.testing.assert_close(losses.total, expected)
+
+
+def test_grounding_reads_the_words_of_the_prompt_only():
+    model = randomise(VLA(small_config(grounding=True)))
+    batch = replace(make_batch(model), referent=torch.rand(4, 2))
+    losses = model.losses(batch, parts=(ACTION,), reduction="none")
+    hidden = model.prefix(batch.observation, with_hidden=True).hidden
+    images = hidden[0].shape[1] - batch.observation.tokens.shape[1]
+    expected = torch.zeros(4)
+    for i in range(4):
+        words = int(batch.observation.token_mask[i].sum())  # the padding behind them must not count
+        for head, layer in zip(model.grounding, hidden, strict=True):
+            pointed = head(layer[i, images : images + words].mean(0))
+            expected[i] += ((pointed - batch.referent[i]) ** 2).sum() / len(hidden)
+    torch.testing.assert_close(losses.grounding, expected)
+    torch.testing.assert_close(losses.total, losses.action + expected)
+    assert model.losses(make_batch(model), parts=(ACTION,)).grounding is None
 
 
 def test_samples_do_not_depend_on_the_rest_of_the_batch(model, batch):
