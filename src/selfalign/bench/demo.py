@@ -137,7 +137,7 @@ def _body_story(
 
 
 def _act(config, policy: Policy, body: BodySpec, context, seed: int, arena, console: Console, name: str):
-    run = RolloutConfig((config.task,), config.episodes, seed, video_episodes=config.films)
+    run = RolloutConfig((config.task,), config.episodes, seed, video_episodes=config.films, video_size=192)
     word = "before" if name == BEFORE else "after "
     with console.status(f"{word}: {config.episodes} episodes in closed loop"):
         result = rollout(policy, body, context, run, arena=arena)

@@ -80,6 +80,7 @@ def demo_page(result: Mapping[str, Any], films: Mapping[str, bytes]) -> str:
     """
     cards = "\n".join(_card(row, films[row["scenario"]]) for row in result["bodies"])
     settings, made = result["settings"], result["provenance"]
+    play = f"{settings['play'] * settings['play_length'] / 20:.0f} seconds"
     facts = (
         f"{settings['play']} play trajectories of {settings['play_length'] / 20:.1f} s each, {settings['episodes']} "
         f"episodes before and after in the same scenes, task: {html.escape(settings['task'])}. Intervals are Wilson's, "
@@ -90,7 +91,7 @@ def demo_page(result: Mapping[str, Any], films: Mapping[str, bytes]) -> str:
         f"<code>{html.escape(made['command'])}</code> · seed {settings['seed']} · "
         f"commit {made['commit'] or 'unknown'} · {html.escape(machine)} · {made['seconds']:.0f} s · {made['finished']}"
     )
-    return _PAGE.format(style=_STYLE, facts=facts, cards=cards, footer=footer)
+    return _PAGE.format(style=_STYLE, play=play, facts=facts, cards=cards, footer=footer)
 
 
 def _card(row: Mapping[str, Any], film: bytes) -> str:
@@ -111,6 +112,7 @@ def _card(row: Mapping[str, Any], film: bytes) -> str:
 <figcaption>The same scenes, before and after aligning.</figcaption></figure>
 <div>{bar("before", row["success"]["before"], "bad")}{bar("after", row["success"]["aligned"], "good")}
 <ul>{facts}</ul>
+<p class="facts">Loss on play that was held out:</p>
 {curve_svg(row["held_out_play_loss"], verdict["null"])}
 <p class="verdict {"accept" if accepted else "reject"}">{html.escape(verdict["text"])}</p></div></div>
 </section>"""

@@ -78,7 +78,7 @@ def print_demo(result: Mapping[str, Any], console: Console) -> None:
     """The table of `demo`."""
     title = "Before and after aligning to each body's own play"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for column in ("unseen", "body", "before", "after", "held-out play loss", "align", "verdict"):
+    for column in ("unseen", "body", "before", "after", "play loss", "align", "verdict"):
         table.add_column(column)
     for row in result["bodies"]:
         verdict = row["verdict"]
