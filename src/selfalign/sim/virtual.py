@@ -24,5 +24,6 @@ def source_perturbation(rng: np.random.Generator, rig: Mapping[str, Any]) -> Emb
         return EmbodimentPerturbation(action.frame, state.frame)
     action, state = sample_spaces(rng, "source", "ee_delta", joints)
     keep_action, keep_state = rng.uniform(size=2) < CANONICAL_SHARE
-    canonical = LinearFrame()
-    return EmbodimentPerturbation(canonical if keep_action else action.frame, canonical if keep_state else state.frame)
+    return EmbodimentPerturbation(
+        LinearFrame() if keep_action else action.frame, LinearFrame() if keep_state else state.frame
+    )
