@@ -12,8 +12,8 @@ from selfalign.sim.robots import RobotSpec
 JOINT_SHARE = 0.05
 """Share of virtual bodies that are moved by their joints; the others by their end effector."""
 CANONICAL_SHARE = 0.4
-"""Share of end-effector bodies whose actions keep the canonical frame, and, drawn apart, whose states do. On these a
-policy learns what to do before it can read how; with random frames alone it stays on a plateau for thousands of steps."""
+"""Share of end-effector bodies whose actions keep the canonical frame and, drawn apart, whose states do. On these a
+policy learns what to do before it can read how; with random frames alone it stays on a plateau for long."""
 
 
 def source_perturbation(rng: np.random.Generator, rig: Mapping[str, Any]) -> EmbodimentPerturbation:
