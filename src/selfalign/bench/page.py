@@ -159,7 +159,7 @@ footer { margin-top: 30px; word-break: break-word; }
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Selfalign: before and after</title><style>{style}</style></head><body>
-<h1>One frozen policy, three bodies it has never had</h1>
+<h1>A frozen policy on bodies that it has never had</h1>
 <p>A policy was trained on simulated robots and then frozen. Below it meets bodies that were not among them. Each body
 first acts with what the policy knows (<b>before</b>). Then it moves about on its own for under a minute, without a task
 and without labels. A small <em>embodiment context</em> is fitted to that play, and the same policy acts again, reading
