@@ -37,7 +37,7 @@ def test_act_is_the_model_between_normalisation_and_its_inverse(policy):
     state, action = play.state(), play.action()
     context, noise = context_for(policy, play.stats()), torch.randn(HORIZON, 5)
 
-    tokens = torch.tensor([[1, *(byte + 2 for byte in b"go left")]])
+    tokens = torch.tensor([[1, *(byte + 2 for byte in b" go left")]])
     normalised = np.pad((episode.state[2] - state.mean(0)) / state.std(0), (0, 3)).astype(np.float32)
     by_hand = Observation(
         images={"scene": torch.from_numpy(episode.images["scene"][2]).permute(2, 0, 1)[None] / 127.5 - 1},
@@ -141,7 +141,7 @@ IMAGE, STATE = "observation.images.scene", "observation.state"
         ),
         (lambda raw: {**raw, STATE: np.array([0, np.nan, 0])}, r"observation.state is NaN or infinite at index \[1\]"),
         (lambda raw: {**raw, "task": ["a", "b"]}, "task must be one string, or a string for each of 1 observations"),
-        (lambda raw: {**raw, "task": "x" * 30}, "needs 31 tokens, the model reads 24"),
+        (lambda raw: {**raw, "task": "x" * 30}, "needs 32 tokens, the model reads 24"),
     ],
 )
 def test_what_cannot_be_read_is_named(policy, change, message):
