@@ -1,9 +1,14 @@
 """`selfalign`: the life of a policy as commands. Each is a frozen config (its fields are the flags) and a function."""
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
+
+# Before numpy and the renderer load: their own threads, for 6 x 6 systems and 64 px pictures, fight for the cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("LP_NUM_THREADS", "0")
 
 import torch
 import tyro

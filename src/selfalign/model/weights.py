@@ -113,12 +113,20 @@ def load_model(directory: str | Path) -> VLA:
     return model.eval()
 
 
+def _umask() -> int:
+    """The permissions that this process takes away from new files; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def write_atomically(path: Path, write) -> None:
     """Call `write(temporary)` and move the result into place; a failure leaves the old file as it was."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(handle)
     try:
         write(Path(name))
+        os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
