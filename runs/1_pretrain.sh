@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Record the simulated sources and pretrain the shipped `tiny` checkpoint. About 45 minutes on two cores; goes on where
+# Record the simulated sources and pretrain the shipped `tiny` checkpoint. About 55 minutes on two cores; goes on where
 # it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
