@@ -79,6 +79,10 @@ class Pretrain:
     """Embodiments in a batch, each in the middle of its own alignment."""
     max_age: int = 150
     """Alignment steps after which a slot gets a new embodiment, at the latest."""
+    play_per_slot: int = 8
+    demonstrations_per_slot: int = 8
+    widen_steps: int = 4000
+    """Steps over which action and state frames widen from the canonical ones to all of the source region; 0: at once."""
     context_learning_rate: float = 1e-2
     """Of Adam on the contexts, here and in `selfalign align`."""
     learning_rate: float = 1e-3
@@ -107,6 +111,9 @@ class Pretrain:
         rehearsal = RehearsalConfig(
             scheme=self.scheme,
             slots=self.slots,
+            play_per_slot=self.play_per_slot,
+            demonstrations_per_slot=self.demonstrations_per_slot,
+            widen_steps=self.widen_steps,
             max_age=self.max_age,
             learning_rate=self.context_learning_rate,
             weights=weights,

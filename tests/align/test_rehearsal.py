@@ -59,8 +59,10 @@ def cache(tmp_path_factory) -> EpisodeCache:
     return EpisodeCache.build(LeRobotReader(folder / "data"), folder / "cache")
 
 
-def draw(rng: np.random.Generator, rig) -> EmbodimentPerturbation:
-    return EmbodimentPerturbation(LinearFrame.sample(rng), LinearFrame.sample(rng, offset=0.1))
+def draw(rng: np.random.Generator, rig, width: float) -> EmbodimentPerturbation:
+    return EmbodimentPerturbation(
+        LinearFrame.sample(rng, width=width), LinearFrame.sample(rng, offset=0.1, width=width)
+    )
 
 
 @pytest.fixture
@@ -170,6 +172,17 @@ def test_a_slot_that_reaches_its_age_starts_again_from_the_prior(sources):
             assert (size == 0) == fresh
             assert int(rehearsal.state.count[slot]) == (0 if fresh else age[slot] + 1)
     assert rehearsal.limit.max() <= 3
+
+
+def test_new_embodiments_widen_as_training_goes_on(sources):
+    state = state_for(sources, total=12, max_age=1, slots=8, widen_steps=8)
+    angles = []
+    for _ in range(10):
+        axes = np.stack([body.perturbation.action_frame.axes for body in state.objective.bodies])
+        angles.append(np.abs(axes - np.eye(3)).max())
+        train_step(state)
+    assert angles[0] == 0
+    assert angles[1] < 0.6 and max(angles[-2:]) > 1
 
 
 @pytest.mark.parametrize("scheme", ["rehearsal", "per_body", "global"])

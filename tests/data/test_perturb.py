@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.spatial.transform import Rotation
 from scipy.stats import kstest
 
 from selfalign.data.perturb import (
@@ -109,6 +110,22 @@ def test_rotations_are_rotations():
     rotation = random_rotation(np.random.default_rng(3))
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(rotation) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("width", [0.0, 0.3, 1.0])
+def test_the_width_shrinks_angles_scales_offsets_and_flips(width):
+    angle = Rotation.from_matrix(random_rotation(np.random.default_rng(3))).magnitude()
+    narrow = Rotation.from_matrix(random_rotation(np.random.default_rng(3), width)).magnitude()
+    assert narrow == pytest.approx(width * angle, abs=1e-7)
+    rng = np.random.default_rng(0)
+    frames = [LinearFrame.sample(rng, scale=(0.5, 2.0), offset=0.1, width=width) for _ in range(500)]
+    assert np.abs(np.log2([frame.scales for frame in frames])).max() <= width + 1e-9
+    assert np.abs([frame.offset for frame in frames]).max() <= 0.1 * width
+    mirrored = np.mean([np.linalg.det(frame.axes) < 0 for frame in frames])
+    flip = width / 2
+    assert mirrored == pytest.approx(3 * flip * (1 - flip) ** 2 + flip**3, abs=0.07)  # an odd number of flips
+    if width == 0:
+        assert all(frame == LinearFrame() for frame in frames)
 
 
 def test_sampling_is_seeded_and_keeps_to_its_region():

@@ -75,7 +75,7 @@ def test_heldout_cameras_are_apart_from_all_sources():
 
 def test_heldout_frames_are_apart_from_all_sources():
     rng = np.random.default_rng(0)
-    sources = [regions.source_frame(rng) for _ in range(100)] + [regions.source_state_frame(rng) for _ in range(50)]
+    sources = [regions.sample_frame(rng, "source", 0.05, width) for width in (0.1, 0.5, 1.0) for _ in range(50)]
     for scenario in ("action", "all"):
         bodies = heldout(scenario, 60)
         for frames in ([b.action_space.frame for b in bodies], [b.state_space.frame for b in bodies]):
@@ -84,7 +84,7 @@ def test_heldout_frames_are_apart_from_all_sources():
 
 def test_heldout_joint_orders_never_occur_in_sources():
     rng = np.random.default_rng(0)
-    first = {regions.source_joint_frame(rng, 7).permutation[0] for _ in range(200)}
+    first = {regions.sample_joint_frame(rng, "source", 7).permutation[0] for _ in range(200)}
     unseen = {body.action_space.frame.permutation[0] for body in heldout("joint")}
     assert first.isdisjoint(unseen)
     assert first | unseen == set(range(7))

@@ -46,6 +46,9 @@ class RehearsalConfig:
     """Bound of each context's gradient norm; `align` uses the same."""
     bodies: int = 64
     """Fixed source embodiments of the scheme "per_body"."""
+    widen_steps: int = 0
+    """New embodiments start canonical and may be any only after this many steps. Reading W and finding the goal are
+    hard to learn at once: a policy that already acts on canonical bodies has only W left to learn."""
     weights: LossWeights = field(default_factory=LossWeights)
     seed: int = 0
 
@@ -56,12 +59,19 @@ class _Batches:
     def __init__(self, model: VLA, sources: VirtualSources, config: RehearsalConfig):
         self.model, self.sources, self.config = model, sources, config
         self.rng = np.random.default_rng([config.seed, 7])
+        self.step = 0
+
+    def sample(self) -> VirtualEmbodiment:
+        """A new embodiment, as wide as the training has come."""
+        widen = self.config.widen_steps
+        return self.sources.sample(self.rng, width=min(1.0, self.step / widen) if widen else 1.0)
 
     def losses(
         self, bodies: list[VirtualEmbodiment], for_alignment: EmbodimentContext, for_action: EmbodimentContext
     ) -> Losses:
         """Alignment losses on play and the action loss on demonstrations; contexts are [slots, ...] or shared."""
         config = self.config
+        self.step += 1
         play = self.sources.play_batch(bodies, config.play_per_slot, self.rng)
         demonstrations = self.sources.demonstration_batch(bodies, config.demonstrations_per_slot, self.rng)
         aligned = self.model.losses(
@@ -71,6 +81,13 @@ class _Batches:
             demonstrations, _each(for_action, config.demonstrations_per_slot), parts=(ACTION,), weights=config.weights
         )
         return replace(aligned, total=aligned.total + acted.total, action=acted.action, grounding=acted.grounding)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": json.dumps(self.rng.bit_generator.state), "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = json.loads(state["rng"])
+        self.step = state["step"]
 
 
 def _each(context: EmbodimentContext, samples: int) -> EmbodimentContext:
@@ -132,7 +149,7 @@ class Rehearsal:
     def _new_body(self, slot: int) -> VirtualEmbodiment:
         self.age[slot] = 0
         self.limit[slot] = self.rng.integers(max(1, self.config.max_age // 8), self.config.max_age + 1)
-        return self.batches.sources.sample(self.rng)
+        return self.batches.sample()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -143,7 +160,7 @@ class Rehearsal:
             "age": torch.from_numpy(self.age.copy()),
             "limit": torch.from_numpy(self.limit.copy()),
             "bodies": json.dumps([_describe(body) for body in self.bodies]),
-            "rng": json.dumps(self.rng.bit_generator.state),
+            **self.batches.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -151,7 +168,7 @@ class Rehearsal:
         self.state = FastAdamState(tuple(state["first"]), tuple(state["second"]), state["count"])
         self.age, self.limit = state["age"].numpy().copy(), state["limit"].numpy().copy()
         self.bodies = [_rebuild(self.batches.sources, data) for data in json.loads(state["bodies"])]
-        self.rng.bit_generator.state = json.loads(state["rng"])
+        self.batches.load_state_dict(state)
 
 
 class Plain:
@@ -172,12 +189,12 @@ class Plain:
         self._chosen = np.zeros(0, dtype=np.int64)
 
     def losses(self) -> Losses:
-        rng, prior = self.batches.rng, self.model.prior()
+        prior = self.model.prior()
         if not self.table:
-            bodies = [self.batches.sources.sample(rng) for _ in range(self.config.slots)]
+            bodies = [self.batches.sample() for _ in range(self.config.slots)]
             return self.batches.losses(bodies, prior, prior)
         self.optimizer.zero_grad()
-        self._chosen = rng.choice(len(self.bodies), size=self.config.slots, replace=False)
+        self._chosen = self.batches.rng.choice(len(self.bodies), size=self.config.slots, replace=False)
         rows = torch.from_numpy(self._chosen)
         context = _plus(prior, prior.with_tensors([t[rows] for t in self.table]))
         return self.batches.losses([self.bodies[i] for i in self._chosen], context, context)
@@ -188,13 +205,13 @@ class Plain:
         return {"ttt/mean_tanh_alpha": mean_tanh_alpha(self.model)}
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"rng": json.dumps(self.batches.rng.bit_generator.state)}
+        state = self.batches.state_dict()
         if self.table:
             state |= {"table": [t.detach() for t in self.table], "optimizer": self.optimizer.state_dict()}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.batches.rng.bit_generator.state = json.loads(state["rng"])
+        self.batches.load_state_dict(state)
         if self.table:
             with torch.no_grad():
                 for own, saved in zip(self.table, state["table"], strict=True):

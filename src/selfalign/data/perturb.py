@@ -76,6 +76,7 @@ class LinearFrame:
         scale: tuple[float, float] = (0.5, 2.0),
         flips: bool = True,
         offset: float = 0.0,
+        width: float = 1.0,
     ) -> Self:
         """A frame with uniform (Haar) rotation, random flips, log-uniform scale per axis and uniform offset.
 
@@ -85,15 +86,17 @@ class LinearFrame:
             scale: lowest and highest scale per axis.
             flips: whether each axis may be mirrored.
             offset: half-width of the offset per axis.
+            width: from 1, all of that, down to 0, the identity: shrinks the angle of the rotation, the logarithm of
+                the scales, the offset and how often an axis is mirrored.
 
         Raises:
             ValueError: `accept` held for none of `MAX_TRIES` draws.
         """
 
         def draw() -> Self:
-            signs = rng.choice((-1.0, 1.0), size=3) if flips else np.ones(3)
-            scales = np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1]), size=3))
-            return cls.build(random_rotation(rng), signs, scales, rng.uniform(-offset, offset, size=3))
+            signs = np.where(flips & (rng.uniform(size=3) < width / 2), -1.0, 1.0)
+            scales = np.exp(width * rng.uniform(np.log(scale[0]), np.log(scale[1]), size=3))
+            return cls.build(random_rotation(rng, width), signs, scales, width * rng.uniform(-offset, offset, size=3))
 
         return _first_accepted(draw, accept)
 
@@ -324,9 +327,13 @@ def differences(
     return _with_leading(action, np.diff(targets, axis=0) / step)
 
 
-def random_rotation(rng: np.random.Generator) -> Float[np.ndarray, "3 3"]:
-    """A rotation drawn uniformly from SO(3) (a normalised Gaussian quaternion)."""
-    w, x, y, z = (quaternion := rng.normal(size=4)) / np.linalg.norm(quaternion)
+def random_rotation(rng: np.random.Generator, width: float = 1.0) -> Float[np.ndarray, "3 3"]:
+    """A rotation drawn uniformly from SO(3) (a normalised Gaussian quaternion), its angle multiplied by `width`."""
+    quaternion = rng.normal(size=4)
+    real, axis = quaternion[0], quaternion[1:]
+    length = np.linalg.norm(axis)
+    half_angle = width * np.arctan2(length, abs(real))  # q and -q are one rotation; this is the shorter way
+    w, (x, y, z) = np.cos(half_angle), np.copysign(np.sin(half_angle), real) * axis / length
     return np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],

@@ -19,8 +19,9 @@ from selfalign.data.perturb import EmbodimentPerturbation, JointFrame
 from selfalign.data.transforms import Tokenizer, dim_mask, pad_dims, tokenize_tasks
 from selfalign.types import ActionChunk, Observation, Transition
 
-DrawPerturbation = Callable[[np.random.Generator, Mapping[str, Any]], EmbodimentPerturbation]
-"""From a rig's description (a row of `meta/embodiments.json`), a body that pretraining may use."""
+DrawPerturbation = Callable[[np.random.Generator, Mapping[str, Any], float], EmbodimentPerturbation]
+"""From a rig's description (a row of `meta/embodiments.json`) and a width between 0 and 1, a body that pretraining may
+use: at 0 a canonical one, at 1 any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,13 +135,13 @@ class VirtualSources:
             last=last,
         )
 
-    def sample(self, rng: np.random.Generator, rig: int | None = None) -> VirtualEmbodiment:
-        """A random rig (or the given one) under a random perturbation, with a random share of its play."""
+    def sample(self, rng: np.random.Generator, rig: int | None = None, width: float = 1.0) -> VirtualEmbodiment:
+        """A random rig (or the given one) under a random perturbation of a width, with a random share of its play."""
         rig = int(rng.choice(self.rigs)) if rig is None else rig
         play = self.cache.episodes_of(rig, True)
         count = int(rng.integers((len(play) + 1) // 2, len(play) + 1))
         chosen = np.sort(rng.choice(play, size=count, replace=False))
-        return self.embodiment(rig, self.draw(rng, self.cache.embodiments[rig]), chosen)
+        return self.embodiment(rig, self.draw(rng, self.cache.embodiments[rig], width), chosen)
 
     def play_batch(self, bodies: list[VirtualEmbodiment], each: int, rng: np.random.Generator) -> Transition:
         """`each` transitions of play of every body, body after body. The prompt is empty: state-free, task-free."""

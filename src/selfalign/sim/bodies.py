@@ -330,16 +330,18 @@ def _sample_arm(rng: np.random.Generator, scenario: Scenario, region: Region) ->
 
 
 def sample_spaces(
-    rng: np.random.Generator, region: Region, kind: ActionKind, joints: int
+    rng: np.random.Generator, region: Region, kind: ActionKind, joints: int, width: float = 1.0
 ) -> tuple[ActionSpace, StateSpace]:
     """An action and a state space of the region.
 
     End-effector bodies have independent frames for actions and states, and an origin of states of their own. A joint
-    body reports its joints in the order, signs and scales in which it takes commands.
+    body reports its joints in the order, signs and scales in which it takes commands. A `width` below 1 keeps
+    end-effector frames nearer to the canonical ones.
     """
     if kind.startswith("joint"):
         frame = regions.sample_joint_frame(rng, region, joints)
         return ActionSpace(kind, frame), StateSpace("joint", frame)
     offset = 0.0 if kind == "ee_delta" else regions.STATE_OFFSET
-    action = regions.sample_frame(rng, region, offset)
-    return ActionSpace(kind, action), StateSpace("ee", regions.sample_frame(rng, region, regions.STATE_OFFSET))
+    action = regions.sample_frame(rng, region, offset, width)
+    state = regions.sample_frame(rng, region, regions.STATE_OFFSET, width)
+    return ActionSpace(kind, action), StateSpace("ee", state)

@@ -6,7 +6,7 @@ that cannot meet. The cuts are wedges spread over the whole range rather than on
 is whether a model that has seen many bodies reads a new one of the same family, not whether it extrapolates to twice
 the elevation it ever saw. A guard band, drawn by neither, keeps the two apart.
 
-The pretraining of `selfalign` draws its virtual frames with `source_frame` and `source_joint_frame`, so that nothing it
+Pretraining draws the frames of its virtual bodies with `sample_frame` and `sample_joint_frame` too, so that nothing it
 invents lies in the held-out regions either.
 """
 
@@ -93,9 +93,14 @@ def sample_bearing(rng: np.random.Generator, region: Region) -> float:
             return bearing
 
 
-def sample_frame(rng: np.random.Generator, region: Region, offset: float = 0.0) -> LinearFrame:
-    """An end-effector frame of the region: rotation and flips uniform over it, scales log-uniform in `FRAME_SCALE`."""
-    return LinearFrame.sample(rng, lambda frame: frame_region(frame) == region, scale=FRAME_SCALE, offset=offset)
+def sample_frame(rng: np.random.Generator, region: Region, offset: float = 0.0, width: float = 1.0) -> LinearFrame:
+    """An end-effector frame of the region: rotation and flips uniform over it, scales log-uniform in `FRAME_SCALE`.
+
+    With a width below 1, frames nearer to the canonical one, which is in the source region; see `LinearFrame.sample`.
+    """
+    return LinearFrame.sample(
+        rng, lambda frame: frame_region(frame) == region, scale=FRAME_SCALE, offset=offset, width=width
+    )
 
 
 def sample_joint_frame(rng: np.random.Generator, region: Region, joints: int) -> JointFrame:
@@ -106,18 +111,3 @@ def sample_joint_frame(rng: np.random.Generator, region: Region, joints: int) ->
 def sample_appearance(rng: np.random.Generator, region: Region) -> int:
     """An appearance seed of the region."""
     return int(rng.integers(HELDOUT_APPEARANCE)) + (HELDOUT_APPEARANCE if region == "heldout" else 0)
-
-
-def source_frame(rng: np.random.Generator) -> LinearFrame:
-    """A frame for delta actions that pretraining may use."""
-    return sample_frame(rng, "source")
-
-
-def source_state_frame(rng: np.random.Generator) -> LinearFrame:
-    """A frame for states that pretraining may use."""
-    return sample_frame(rng, "source", STATE_OFFSET)
-
-
-def source_joint_frame(rng: np.random.Generator, joints: int) -> JointFrame:
-    """A joint order that pretraining may use."""
-    return sample_joint_frame(rng, "source", joints)
