@@ -82,7 +82,7 @@ class Pretrain:
     play_per_slot: int = 8
     demonstrations_per_slot: int = 8
     widen_steps: int = 4000
-    """Steps over which action and state frames widen from the canonical ones to all of the source region; 0: at once."""
+    """Steps over which action and state frames widen from canonical to all of the source region; 0: at once."""
     context_learning_rate: float = 1e-2
     """Of Adam on the contexts, here and in `selfalign align`."""
     learning_rate: float = 1e-3
