@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,6 +75,8 @@ class Pretrain:
     seed: int = 0
     scheme: Literal["rehearsal", "per_body", "global"] = "rehearsal"
     """How contexts are treated: rehearsed, or one per source body or one for all, moved by every loss."""
+    span: int | None = None
+    """Contexts lie in a learned span of so many directions; None: every fast weight moves."""
     slots: int = 16
     """Embodiments in a batch, each in the middle of its own alignment."""
     max_age: int = 150
@@ -148,9 +150,9 @@ class Pretrain:
         def export(model, state=None) -> None:
             save_checkpoint(Policy.from_model(model, settings), self.out / "policy")
 
-        model = pretrain(
-            presets.get(self.preset), list(self.data), self.out, config, source_perturbation, on_save=export
-        )
+        preset = presets.get(self.preset)
+        model_config = replace(preset, ttt=replace(preset.ttt, span=self.span))
+        model = pretrain(model_config, list(self.data), self.out, config, source_perturbation, on_save=export)
         export(model)
 
 

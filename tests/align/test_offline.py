@@ -112,8 +112,9 @@ def test_cached_and_uncached_prefixes_give_one_gradient():
     rows = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[: policy.settings.batch_size]
     cached, prefix = bank.batch(rows)
     context = policy.model.prior().perturbed(1.0)
-    _, plain = gradient(policy.model, batch, context, noise=noise, time=time)
-    _, fast = gradient(policy.model, cached, context, noise=noise, time=time, prefix=prefix)
+    zeros = policy.model.contexts.zeros(context)
+    _, plain = gradient(policy.model, batch, context, zeros, noise=noise, time=time)
+    _, fast = gradient(policy.model, cached, context, zeros, noise=noise, time=time, prefix=prefix)
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-6)
 
 

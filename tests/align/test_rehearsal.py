@@ -27,12 +27,17 @@ HORIZON = 4
 HEADS = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 8}
 
 
-def tiny_model() -> VLA:
+def tiny_model(span: int | None = None) -> VLA:
     torch.manual_seed(0)
     expert = StreamConfig(width=16, mlp_dim=16, depth=2, **HEADS)
     tower = KeypointTowerConfig(image_size=16, channels=(8, 8, 8), named=2, free=0, grid=1, feature_dim=2)
     config = VLAConfig(
-        vlm=expert, action=expert, alignment=expert, ttt=TTTConfig(2, 8), vision=tower, action_horizon=HORIZON
+        vlm=expert,
+        action=expert,
+        alignment=expert,
+        ttt=TTTConfig(2, 8, span=span),
+        vision=tower,
+        action_horizon=HORIZON,
     )
     model = VLA(config)
     model.vision.requires_grad_(False)
@@ -75,8 +80,8 @@ def sources(cache) -> VirtualSources:
     return VirtualSources(cache, features, ByteTokenizer(48), ModelShape(HORIZON, 8, 8), draw)
 
 
-def state_for(sources, scheme="rehearsal", total=6, **changes):
-    model = tiny_model()
+def state_for(sources, scheme="rehearsal", total=6, span=None, **changes):
+    model = tiny_model(span)
     settings = {"slots": 3, "play_per_slot": 4, "demonstrations_per_slot": 2, "max_age": 3, "bodies": 5}
     config = RehearsalConfig(scheme=scheme, **{**settings, **changes})
     objective = make_objective(model, sources, config)
@@ -106,9 +111,10 @@ def test_chunks_beyond_the_end_are_masked(sources, cache):
     np.testing.assert_array_equal(batch.actions.step_mask.sum(1), np.minimum(inside, HORIZON))
 
 
-def test_each_slot_moves_as_if_it_were_aligned_alone(sources):
+@pytest.mark.parametrize("span", [None, 5])
+def test_each_slot_moves_as_if_it_were_aligned_alone(sources, span):
     """One training step moves a slot's context by the step that `align`'s optimiser takes on that slot's play alone."""
-    state = state_for(sources, max_age=50)
+    state = state_for(sources, max_age=50, span=span)
     rehearsal = state.objective
     rehearsal.losses().total.backward()  # draws a first batch; thrown away so that W0 and slots differ
     rehearsal.after_backward()
@@ -116,7 +122,7 @@ def test_each_slot_moves_as_if_it_were_aligned_alone(sources):
 
     snapshot = json.loads(json.dumps(rehearsal.rng.bit_generator.state))
     noise_state = torch.get_rng_state()
-    before, moments = rehearsal.delta, rehearsal.state
+    before, moments = rehearsal.coordinates, rehearsal.state
     rehearsal.losses().total.backward()
     rehearsal.after_backward()
 
@@ -124,20 +130,16 @@ def test_each_slot_moves_as_if_it_were_aligned_alone(sources):
     torch.set_rng_state(noise_state)
     play = sources.play_batch(rehearsal.bodies, 4, rehearsal.rng)
     prior = state.model.prior()
-    contexts = [
-        prior.with_tensors(
-            [(w + d[i]).detach().requires_grad_() for w, d in zip(prior.tensors, before.tensors, strict=True)]
-        )
-        for i in range(3)
-    ]
+    leaves = [tuple(c[i].detach().requires_grad_() for c in before) for i in range(3)]
+    contexts = [state.model.contexts.context(prior, own) for own in leaves]
     stacked = type(prior).stack(contexts).repeat_interleave(4)
     per_sample = state.model.losses(play, stacked, parts=("alignment",), reduction="none").total
     optimizer = FastAdam(1e-2, (0.9, 0.99), clip_norm=1.0)
-    for i, context in enumerate(contexts):
-        gradients = torch.autograd.grad(per_sample[4 * i : 4 * i + 4].mean(), context.tensors, retain_graph=True)
-        own = type(moments)(tuple(m[i] for m in moments.first), tuple(m[i] for m in moments.second), moments.count[i])
-        moved, _ = optimizer.step(before.index(i), gradients, own)
-        for expected, actual in zip(moved.tensors, rehearsal.delta.tensors, strict=True):
+    for i, own in enumerate(leaves):
+        gradients = torch.autograd.grad(per_sample[4 * i : 4 * i + 4].mean(), own, retain_graph=True)
+        alone = type(moments)(tuple(m[i] for m in moments.first), tuple(m[i] for m in moments.second), moments.count[i])
+        moved, _ = optimizer.step(own, gradients, alone)
+        for expected, actual in zip(moved, rehearsal.coordinates, strict=True):
             torch.testing.assert_close(actual[i], expected, rtol=1e-3, atol=1e-5)
 
 
@@ -146,7 +148,7 @@ def test_the_action_loss_reads_contexts_but_never_moves_them_or_the_prior(source
     rehearsal = state.objective
     losses = rehearsal.losses()
     losses.action.backward()
-    assert all(w.grad is None for w in rehearsal._live.tensors)
+    assert all(c.grad is None for c in rehearsal._leaves)
     assert all(layer.W1.grad is None and layer.b1.grad is None for layer in state.model.ttt_layers)
     assert state.model.ttt_layers[0].theta_q.weight.grad.abs().max() > 0
 
@@ -168,7 +170,7 @@ def test_a_slot_that_reaches_its_age_starts_again_from_the_prior(sources):
         for slot in range(3):
             fresh = age[slot] + 1 >= limit[slot]
             assert (rehearsal.bodies[slot] is not bodies[slot]) == fresh
-            size = float(rehearsal.delta.index(slot).embedding().norm())
+            size = float(sum(c[slot].abs().sum() for c in rehearsal.coordinates))
             assert (size == 0) == fresh
             assert int(rehearsal.state.count[slot]) == (0 if fresh else age[slot] + 1)
     assert rehearsal.limit.max() <= 3
@@ -204,7 +206,7 @@ def test_training_resumes_bit_for_bit(sources, tmp_path, scheme):
     for name, tensor in unique_tensors(straight.model).items():
         assert torch.equal(tensor, unique_tensors(second.model)[name]), name
     if scheme == "rehearsal":
-        for a, b in zip(straight.objective.delta.tensors, second.objective.delta.tensors, strict=True):
+        for a, b in zip(straight.objective.coordinates, second.objective.coordinates, strict=True):
             assert torch.equal(a, b)
 
 

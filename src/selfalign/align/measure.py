@@ -8,6 +8,7 @@ from torch import Tensor
 
 from selfalign.align.bank import PlayBank
 from selfalign.model.context import EmbodimentContext
+from selfalign.model.contexts import Coordinates
 from selfalign.model.policy import ALIGNMENT, VLA, FlowNoise, Losses, LossWeights
 from selfalign.model.streams import PrefixCache
 from selfalign.types import Transition
@@ -33,19 +34,21 @@ class PartLosses:
 def gradient(
     model: VLA,
     batch: Transition,
-    context: EmbodimentContext,
+    start: EmbodimentContext,
+    coordinates: Coordinates,
     *,
     noise: FlowNoise,
     time: Float[Tensor, " B"],
     weights: LossWeights = EQUAL,
     prefix: PrefixCache | None = None,
 ) -> tuple[Losses, list[Tensor]]:
-    """The alignment losses of a batch and their gradient with respect to `context.tensors`."""
-    leaf = context.leaf()
-    losses = model.losses(batch, leaf, noise=noise, time=time, prefix=prefix, parts=(ALIGNMENT,), weights=weights)
-    grads = torch.autograd.grad(losses.total, leaf.tensors, allow_unused=True)
+    """The alignment losses of a batch and their gradient with respect to a context's coordinates."""
+    leaves = [c.detach().clone().requires_grad_() for c in coordinates]
+    context = model.contexts.context(start, leaves)
+    losses = model.losses(batch, context, noise=noise, time=time, prefix=prefix, parts=(ALIGNMENT,), weights=weights)
+    grads = torch.autograd.grad(losses.total, leaves, allow_unused=True)
     # A TTT layer at a depth that the alignment expert does not have stays at the prior.
-    return losses, [torch.zeros_like(t) if g is None else g for t, g in zip(leaf.tensors, grads, strict=True)]
+    return losses, [torch.zeros_like(c) if g is None else g for c, g in zip(leaves, grads, strict=True)]
 
 
 def draw_noise(batch: Transition, generator: torch.Generator) -> FlowNoise:
@@ -116,5 +119,5 @@ def null_loss(
 ) -> float:
     """Total loss after a random update of that norm, averaged over a few draws."""
     generator = torch.Generator().manual_seed(seed + 1)
-    updates = [start.perturbed(norm, generator=generator) for _ in range(draws)]
+    updates = [model.contexts.random(start, norm, generator=generator) for _ in range(draws)]
     return sum(grid.losses(model, update, weights).total for update in updates) / draws

@@ -25,6 +25,7 @@ from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model import flow
 from selfalign.model.context import EmbodimentContext
+from selfalign.model.contexts import Coordinates
 from selfalign.model.policy import VLA, Losses, LossWeights
 from selfalign.policy import AlignSettings, Policy
 
@@ -192,7 +193,8 @@ class _Fit:
     plan: AlignSettings
     config: AlignConfig
     origin: EmbodimentContext
-    context: EmbodimentContext = field(init=False)
+    coordinates: Coordinates = field(init=False)
+    """Where the fit is, seen from the origin."""
     best: EmbodimentContext = field(init=False)
     best_loss: float = math.inf
     best_step: int = 0
@@ -206,7 +208,12 @@ class _Fit:
     note: str = ""
 
     def __post_init__(self) -> None:
-        self.context, self.best = self.origin.clone(), self.origin.clone()
+        self.coordinates, self.best = self.model.contexts.zeros(self.origin), self.origin.clone()
+
+    @property
+    def context(self) -> EmbodimentContext:
+        """The context where the fit is."""
+        return self.model.contexts.context(self.origin, self.coordinates).detach()
 
     def run(self, bank: PlayBank, snapshots: frozenset[int], phase: StartPhase) -> None:
         """Steps and measurements until something says stop."""
@@ -223,7 +230,7 @@ class _Fit:
     def _steps(self, bank: PlayBank, keep: set[int], phase: StartPhase) -> None:
         plan, config = self.plan, self.config
         optimizer = FastAdam(plan.learning_rate, plan.betas, clip_norm=plan.clip_norm)
-        state = optimizer.init(self.context)
+        state = optimizer.init(self.coordinates)
         generator = torch.Generator().manual_seed(config.seed)
         report = phase("aligning", plan.steps)
         for step in range(1, plan.steps + 1):
@@ -232,10 +239,10 @@ class _Fit:
             if not math.isfinite(parts.total) or not math.isfinite(norm):
                 self.stopped = self.problem = f"the loss was not finite at step {step}; lower the learning rate"
                 return
-            self.context, state = optimizer.step(self.context, grads, state)
+            self.coordinates, state = optimizer.step(self.coordinates, grads, state)
             self.train.append((parts, norm))
             if step in keep:
-                self.snapshots[step] = self.context.clone()
+                self.snapshots[step] = self.context
             if step % config.eval_every == 0 or step in keep or step == plan.steps:
                 self.measure(step)
             report(f"held-out loss {self.held_out[0][1].total:.2f} -> {self.held_out[-1][1].total:.2f}")
@@ -246,10 +253,11 @@ class _Fit:
 
     def measure(self, step: int) -> None:
         """Measures the context on the held-out grid, and keeps it if it is the best so far."""
-        losses = self.grid.losses(self.model, self.context, self.plan.weights)
+        context = self.context
+        losses = self.grid.losses(self.model, context, self.plan.weights)
         self.held_out.append((step, losses))
         if step > 0 and losses.total < self.best_loss:
-            self.best, self.best_loss, self.best_step = self.context.clone(), losses.total, step
+            self.best, self.best_loss, self.best_step = context, losses.total, step
 
     def _batch_gradient(self, bank: PlayBank, generator: torch.Generator) -> tuple[Losses, list[Tensor]]:
         """Of a random batch; where there are fewer transitions than a batch holds, they are drawn with repetition."""
@@ -262,7 +270,14 @@ class _Fit:
         noise = draw_noise(batch, generator)
         times = flow.sample_time(size, generator=generator).to(bank.device)
         return gradient(
-            self.model, batch, self.context, noise=noise, time=times, weights=self.plan.weights, prefix=prefix
+            self.model,
+            batch,
+            self.origin,
+            self.coordinates,
+            noise=noise,
+            time=times,
+            weights=self.plan.weights,
+            prefix=prefix,
         )
 
     def _reason_to_stop(self, *, waiting: bool) -> str:

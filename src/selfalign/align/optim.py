@@ -12,20 +12,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from selfalign.model.context import EmbodimentContext
+from selfalign.model.contexts import Coordinates
 
 
 @dataclass(frozen=True)
 class FastAdamState:
-    """Moments in the order of `EmbodimentContext.tensors`, and the steps that each slot has taken."""
+    """Moments of each tensor of coordinates, and the steps that each slot has taken."""
 
     first: tuple[Tensor, ...]
     second: tuple[Tensor, ...]
     count: Int[Tensor, "*S"]
-    """`[S]` for a batched context, `[]` for a single one."""
+    """`[S]` for slots, `[]` for a single context."""
 
     def reset(self, slots: Bool[Tensor, " S"]) -> Self:
-        """A copy in which the chosen slots of a batched state are as new."""
+        """A copy in which the chosen slots are as new."""
 
         def cleared(tensor: Tensor) -> Tensor:
             return torch.where(_per_slot(slots, tensor), torch.zeros_like(tensor), tensor)
@@ -36,7 +36,7 @@ class FastAdamState:
 
 @dataclass(frozen=True)
 class FastAdam:
-    """Adam on a context; `step` returns new values and changes nothing in place."""
+    """Adam on a context's coordinates; `step` returns new values and changes nothing in place."""
 
     lr: float = 1e-2
     betas: tuple[float, float] = (0.9, 0.99)
@@ -50,18 +50,18 @@ class FastAdam:
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, or None for no clipping; got {self.clip_norm}")
 
-    def init(self, context: EmbodimentContext) -> FastAdamState:
-        """The state before the first step: zeros in the shapes of `context`."""
-        zeros = tuple(torch.zeros_like(t).detach() for t in context.tensors)
-        slots = context.tensors[0].shape[:1] if context.batched else ()
-        device = context.tensors[0].device if context.tensors else None
-        return FastAdamState(zeros, zeros, torch.zeros(slots, dtype=torch.long, device=device))
+    def init(self, coordinates: Coordinates, *, slots: bool = False) -> FastAdamState:
+        """The state before the first step; with `slots`, the first axis of every tensor counts slots."""
+        zeros = tuple(torch.zeros_like(c).detach() for c in coordinates)
+        shape = coordinates[0].shape[:1] if slots else ()
+        device = coordinates[0].device if coordinates else None
+        return FastAdamState(zeros, zeros, torch.zeros(shape, dtype=torch.long, device=device))
 
     @torch.no_grad()
     def step(
-        self, context: EmbodimentContext, grads: Sequence[Tensor], state: FastAdamState
-    ) -> tuple[EmbodimentContext, FastAdamState]:
-        """One step down `grads` (in the order of `context.tensors`), as `torch.optim.Adam` would take it per slot."""
+        self, coordinates: Coordinates, grads: Sequence[Tensor], state: FastAdamState
+    ) -> tuple[Coordinates, FastAdamState]:
+        """One step down `grads` (in the order of `coordinates`), as `torch.optim.Adam` would take it per slot."""
         beta1, beta2 = self.betas
         scale = self._clip_scale(grads, state.count)
         grads = [g * _per_slot(scale, g) for g in grads]
@@ -71,11 +71,11 @@ class FastAdam:
         exponent = count.to(torch.float64)
         size = self.lr / (1 - beta1**exponent)
         root = (1 - beta2**exponent).sqrt()
-        moved = [
-            x - _per_slot(size, x).to(x.dtype) * m / (v.sqrt() / _per_slot(root, x).to(x.dtype) + self.eps)
-            for x, m, v in zip(context.tensors, first, second, strict=True)
-        ]
-        return context.detach().with_tensors(moved), FastAdamState(first, second, count)
+        moved = tuple(
+            x.detach() - _per_slot(size, x).to(x.dtype) * m / (v.sqrt() / _per_slot(root, x).to(x.dtype) + self.eps)
+            for x, m, v in zip(coordinates, first, second, strict=True)
+        )
+        return moved, FastAdamState(first, second, count)
 
     def _clip_scale(self, grads: Sequence[Tensor], count: Int[Tensor, "*S"]) -> Float[Tensor, "*S"]:
         """The factor of each slot's gradient, as `torch.nn.utils.clip_grad_norm_` has it."""

@@ -25,6 +25,7 @@ from selfalign.align.optim import FastAdam, FastAdamState
 from selfalign.data.perturb import EmbodimentPerturbation
 from selfalign.data.virtual import VirtualEmbodiment, VirtualSources
 from selfalign.model.context import EmbodimentContext
+from selfalign.model.contexts import Coordinates
 from selfalign.model.policy import ACTION, ALIGNMENT, VLA, Losses, LossWeights
 
 
@@ -97,42 +98,39 @@ def _each(context: EmbodimentContext, samples: int) -> EmbodimentContext:
 class Rehearsal:
     """The objective of pretraining with rehearsed contexts.
 
-    A slot holds the difference of its context to W0, so that a slot follows W0 while W0 learns.
+    A slot holds its context's coordinates relative to W0, so that a slot follows W0 while W0 learns.
     """
 
     def __init__(self, model: VLA, sources: VirtualSources, config: RehearsalConfig):
         self.model, self.config = model, config
         self.batches = _Batches(model, sources, config)
         self.optimizer = FastAdam(config.learning_rate, config.betas, clip_norm=config.clip_norm)
-        zeros = model.prior().map(lambda w: torch.zeros(config.slots, *w.shape))
-        self.delta = zeros.clone()
-        self.state: FastAdamState = self.optimizer.init(self.delta)
+        self.coordinates = model.contexts.zeros(model.prior().detach(), config.slots)
+        self.state: FastAdamState = self.optimizer.init(self.coordinates, slots=True)
         self.age = np.zeros(config.slots, dtype=np.int64)
         self.limit = np.zeros(config.slots, dtype=np.int64)
         self.bodies: list[VirtualEmbodiment] = [self._new_body(slot) for slot in range(config.slots)]
-        self._live: EmbodimentContext | None = None
+        self._leaves: Coordinates = ()
 
     @property
     def rng(self) -> np.random.Generator:
         return self.batches.rng
 
     def losses(self) -> Losses:
-        self._live = _plus(self.model.prior(), self.delta)
-        for tensor in self._live.tensors:
-            tensor.retain_grad()
-        return self.batches.losses(self.bodies, self._live, self._live.detach())
+        self._leaves = tuple(c.detach().requires_grad_() for c in self.coordinates)
+        live = self.model.contexts.context(self.model.prior(), self._leaves)
+        return self.batches.losses(self.bodies, live, live.detach())
 
     def after_backward(self) -> dict[str, float]:
         """Move every context along its own gradient, age the slots, replace those that have reached their limit."""
-        assert self._live is not None
         # The loss is a mean over slots; a slot's own gradient is that of its own mean, as in `align`.
-        gradients = [w.grad * self.config.slots for w in self._live.tensors if w.grad is not None]
-        self.delta, self.state = self.optimizer.step(self.delta, gradients, self.state)
-        self._live = None
+        gradients = [torch.zeros_like(c) if c.grad is None else c.grad * self.config.slots for c in self._leaves]
+        self.coordinates, self.state = self.optimizer.step(self._leaves, gradients, self.state)
+        self._leaves = ()
         self.age += 1
         numbers = {
             "slots/mean_age": float(self.age.mean()),
-            "slots/mean_update": float(self.delta.embedding().norm(dim=1).mean()),
+            "slots/mean_update": float(torch.cat([c.flatten(1) for c in self.coordinates], 1).norm(dim=1).mean()),
             "ttt/mean_tanh_alpha": mean_tanh_alpha(self.model),
         }
         self._replace(self.age >= self.limit)
@@ -143,7 +141,7 @@ class Rehearsal:
         for slot in np.flatnonzero(old):
             self.bodies[slot] = self._new_body(int(slot))
         rows = torch.from_numpy(old)
-        self.delta = self.delta.map(lambda w: w.masked_fill(rows.view(-1, *[1] * (w.dim() - 1)), 0.0))
+        self.coordinates = tuple(c.masked_fill(rows.view(-1, *[1] * (c.dim() - 1)), 0.0) for c in self.coordinates)
         self.state = self.state.reset(rows)
 
     def _new_body(self, slot: int) -> VirtualEmbodiment:
@@ -153,7 +151,7 @@ class Rehearsal:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "delta": list(self.delta.tensors),
+            "coordinates": list(self.coordinates),
             "first": list(self.state.first),
             "second": list(self.state.second),
             "count": self.state.count,
@@ -164,7 +162,7 @@ class Rehearsal:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.delta = self.delta.with_tensors(state["delta"])
+        self.coordinates = tuple(state["coordinates"])
         self.state = FastAdamState(tuple(state["first"]), tuple(state["second"]), state["count"])
         self.age, self.limit = state["age"].numpy().copy(), state["limit"].numpy().copy()
         self.bodies = [_rebuild(self.batches.sources, data) for data in json.loads(state["bodies"])]
@@ -184,7 +182,8 @@ class Plain:
         self.bodies = [sources.sample(rng) for _ in range(config.bodies)] if config.scheme == "per_body" else []
         self.table: list[Tensor] = []
         if config.scheme == "per_body":
-            self.table = [torch.zeros(config.bodies, *w.shape, requires_grad=True) for w in model.prior().tensors]
+            zeros = model.contexts.zeros(model.prior().detach(), config.bodies)
+            self.table = [c.requires_grad_() for c in zeros]
             self.optimizer = torch.optim.Adam(self.table, lr=1e-3)
         self._chosen = np.zeros(0, dtype=np.int64)
 
@@ -196,7 +195,7 @@ class Plain:
         self.optimizer.zero_grad()
         self._chosen = self.batches.rng.choice(len(self.bodies), size=self.config.slots, replace=False)
         rows = torch.from_numpy(self._chosen)
-        context = _plus(prior, prior.with_tensors([t[rows] for t in self.table]))
+        context = self.model.contexts.context(prior, [c[rows] for c in self.table])
         return self.batches.losses([self.bodies[i] for i in self._chosen], context, context)
 
     def after_backward(self) -> dict[str, float]:
@@ -228,10 +227,6 @@ def mean_tanh_alpha(model: VLA) -> float:
     """How far the TTT branches are open, on average over layers and channels; 0 means that W is not read."""
     alphas = [layer.alpha.detach() for layer in model.ttt_layers]
     return float(torch.cat(alphas).tanh().abs().mean()) if alphas else 0.0
-
-
-def _plus(prior: EmbodimentContext, delta: EmbodimentContext) -> EmbodimentContext:
-    return prior.with_tensors([w0 + d for w0, d in zip(prior.tensors, delta.tensors, strict=True)])
 
 
 def _describe(body: VirtualEmbodiment) -> dict[str, Any]:

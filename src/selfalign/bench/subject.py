@@ -73,16 +73,21 @@ def fit(policy: Policy, play: Play, steps: Sequence[int] = (), *, seed: int = 0,
     before = own.with_tensors([t.detach().clone() for t in policy.model.prior().to(policy.device).tensors])
     snapshots = {step: context for run in runs for step, context in run.snapshots.items()}
     contexts = {BEFORE: before} | {after(s): own.with_tensors(snapshots[s].tensors) for s in steps if s in snapshots}
-    contexts |= {ALIGNED: own, RANDOM: random_update(before, snapshots or {usual: result.fitted}, seed)}
+    contexts |= {
+        ALIGNED: own,
+        RANDOM: random_update(policy, before, snapshots or {usual: result.fitted}, seed),
+    }
     held_out = {s: v for run in runs for s, v in zip(run.history.held_out_steps, run.history.held_out["total"])}
     return Fit(result, contexts, dict(sorted(held_out.items())))
 
 
-def random_update(start: EmbodimentContext, snapshots: Mapping[int, EmbodimentContext], seed: int) -> EmbodimentContext:
+def random_update(
+    policy: Policy, start: EmbodimentContext, snapshots: Mapping[int, EmbodimentContext], seed: int
+) -> EmbodimentContext:
     """The null: `start` moved as far as alignment moved it, in a direction that no play has chosen."""
     nearest = min(snapshots, key=lambda step: abs(step - NULL_STEPS))
     generator = torch.Generator().manual_seed(seed)
-    return start.perturbed(start.distance(snapshots[nearest]), generator=generator)
+    return policy.model.contexts.random(start, start.distance(snapshots[nearest]), generator=generator)
 
 
 @torch.no_grad()

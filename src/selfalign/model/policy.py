@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from selfalign.model import flow, masks
 from selfalign.model.alignment import AlignmentInputs, AlignmentLayout, AlignmentSuffix
 from selfalign.model.context import ContextInfo, EmbodimentContext
+from selfalign.model.contexts import make_contexts
 from selfalign.model.layers import TIME_COMPONENTS, TimeComponent
 from selfalign.model.streams import Mixture, PrefixCache, StreamConfig
 from selfalign.model.ttt import TTTConfig, TTTLayer
@@ -128,6 +129,7 @@ class VLA(nn.Module):
         ttt = {depth: TTTLayer(config.action.width, config.ttt, times[ACTION].cond_dim) for depth in depths}
         self.mixture = Mixture(config.vlm, experts, ttt)
         self.ttt_layers = [ttt[depth] for depth in sorted(ttt)]
+        self.contexts = make_contexts(self.prior(), config.ttt.span)
 
         self.state_in = nn.Linear(config.state_dim, config.action.width)
         self.action_in = nn.Linear(config.action_dim, config.action.width)

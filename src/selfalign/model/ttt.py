@@ -29,6 +29,8 @@ class TTTConfig:
     """Depths of the VLM at which the experts get a TTT layer: "all", "none" or a tuple of indices."""
     alpha_init: float = 0.1
     """tanh(alpha) scales the branch: 0 makes the layer absent, but also blocks the gradient to W."""
+    span: int | None = None
+    """None: contexts are `full`, every fast weight of a body moves; K: they lie in a learned span of K directions."""
 
     def depths(self, vlm_depth: int) -> tuple[int, ...]:
         """The chosen depths, checked against the VLM's depth."""

@@ -34,7 +34,7 @@ class OptimConfig:
     warmup_steps: int = 300
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 1e-2
-    """On matrices only; never on the fast weights W0, whose scale the layer norm ignores."""
+    """On matrices only; never on the fast weights W0 and their span, whose scale the layer norm ignores."""
     clip_norm: float = 1.0
 
     def rate(self, step: int, total: int) -> float:
@@ -64,7 +64,7 @@ def make_state(model: nn.Module, objective: Objective, config: OptimConfig, tota
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            fast = name.endswith((".W1", ".b1"))
+            fast = name.endswith((".W1", ".b1")) or name.startswith("contexts.")
             (decayed if parameter.dim() >= 2 and not fast else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
