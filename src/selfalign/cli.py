@@ -88,6 +88,7 @@ class Pretrain:
     context_learning_rate: float = 1e-2
     """Of Adam on the contexts, here and in `selfalign align`."""
     learning_rate: float = 1e-3
+    lambda_action: float = 1.0
     lambda_ttt: float = 0.1
     """Weight of the TTT layers' own reconstruction loss."""
     lambda_perception: float = 1.0
@@ -99,11 +100,14 @@ class Pretrain:
     """How often frames of reach demonstrations are drawn, relative to other tasks."""
     pointing_steps: int = 3500
     save_every: int = 500
+    compile: bool = False
+    """Compile the streams: minutes at the start, a quarter less time a step on a CPU."""
     threads: int = 2
     """Threads of the computation on a CPU."""
 
     def config(self) -> PretrainConfig:
         weights = LossWeights(
+            action=self.lambda_action,
             ttt=self.lambda_ttt,
             perception=self.lambda_perception,
             dynamics=self.lambda_dynamics,
@@ -127,6 +131,7 @@ class Pretrain:
             rehearsal=rehearsal,
             pointing=PointingConfig(steps=self.pointing_steps, seed=self.seed),
             loop=LoopConfig(save_every=self.save_every),
+            compile=self.compile,
             task_weights={"reach": self.reach_weight},
             keypoint_words=("tip", *COLOURS),
         )

@@ -16,17 +16,19 @@ WORDS = (
 
 
 def tiny() -> VLAConfig:
-    """About two million parameters: trains on two CPU cores in under an hour."""
+    """About two million parameters: trains on two CPU cores in about an hour.
 
-    def stream(width: int, mlp_dim: int) -> StreamConfig:
-        return StreamConfig(width, mlp_dim, depth=3, num_heads=4, num_kv_heads=2, head_dim=24)
-
-    expert = stream(96, 256)
+    The experts read the VLM's upper layers: what an instruction means is known only after two layers of it, and every
+    layer of an expert has a context to read.
+    """
+    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 24}
+    upper = (2, 3, 4)
+    expert = StreamConfig(96, 256, depth=3, reads=upper, **heads)
     return VLAConfig(
-        vlm=stream(80, 224),
+        vlm=StreamConfig(80, 224, depth=5, **heads),
         action=expert,
         alignment=expert,
-        ttt=TTTConfig(num_heads=4, head_dim=24),
+        ttt=TTTConfig(num_heads=4, head_dim=24, positions=upper),
         vision=KeypointTowerConfig(image_size=64, named=5, free=0),
         vocab_size=258 + len(WORDS),
         prompt_merges=WORDS,

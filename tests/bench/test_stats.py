@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,12 @@ def test_ratio_of_means():
     assert interval.low < interval.value < interval.high
     with pytest.raises(ValueError, match="mean is 0"):
         bootstrap_ratio([1.0], [0.0, 0.0])
+
+
+def test_a_ratio_whose_denominator_may_be_zero_has_no_upper_end():
+    interval = bootstrap_ratio([0.5, 0.5], [0.2, 0.0])
+    assert interval.value == pytest.approx(5.0) and interval.high is None
+    assert json.loads(json.dumps(interval.to_dict(), allow_nan=False))["high"] is None
 
 
 def test_rank_correlation_reads_order_and_shares_ties():

@@ -40,6 +40,8 @@ class PretrainConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
     keypoint_words: tuple[str, ...] = ()
     """Words of instructions for the tower's first keypoints, where the VLM is to learn to point at them."""
+    compile: bool = False
+    """Compile the streams: minutes at the start, a quarter less time a step on a CPU."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """How often demonstrations of tasks that begin with a word are drawn, relative to the others."""
 
@@ -80,6 +82,9 @@ def pretrain(
     )
     checkpoint.seed_everything(config.seed)  # the same start whether the tower was trained just now or before
     objective = make_objective(model, sources, dataclasses.replace(config.rehearsal, seed=config.seed))
+    if config.compile:
+        for run in ("prefix", "suffix"):
+            setattr(model.mixture, run, torch.compile(getattr(model.mixture, run)))
     state = make_state(model.train(), objective, config.optim, config.steps)
     fit(state, out, config.loop, on_save=None if on_save is None else lambda s: on_save(model, s))
     return model.eval()

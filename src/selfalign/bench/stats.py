@@ -21,6 +21,7 @@ class Interval:
     low: float | None
     """None, as `high`, where one unit says nothing about the spread between units."""
     high: float | None
+    """None too where there is no bound: a ratio whose denominator may be 0."""
 
     def to_dict(self) -> dict[str, float | None]:
         return asdict(self)
@@ -99,7 +100,7 @@ def bootstrap_ratio(
     bottoms = bottom[rng.integers(len(bottom), size=(draws, len(bottom)))].mean(axis=1)
     ratios = np.divide(tops, bottoms, out=np.full(draws, np.inf), where=bottoms > 0)
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], method="nearest")
-    return Interval(float(top.mean() / bottom.mean()), float(low), float(high))
+    return Interval(float(top.mean() / bottom.mean()), float(low), float(high) if np.isfinite(high) else None)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
