@@ -187,6 +187,18 @@ def test_new_embodiments_widen_as_training_goes_on(sources):
     assert angles[1] < 0.6 and max(angles[-2:]) > 1
 
 
+def test_fixed_embodiments_widen_and_stay_the_same_ones(sources):
+    state = state_for(sources, "per_body", total=12, widen_steps=4)
+    states = []
+    for _ in range(6):
+        train_step(state)
+        states.append(list(state.objective.bodies))
+    assert all(body.perturbation.action_frame == LinearFrame() for body in states[0])
+    for first, wide, last in zip(states[0], states[4], states[5], strict=True):
+        assert first.rig == wide.rig and (first.play_episodes == wide.play_episodes).all()
+        assert wide is last and wide.perturbation.action_frame != LinearFrame()
+
+
 @pytest.mark.parametrize("scheme", ["rehearsal", "per_body", "global"])
 def test_training_resumes_bit_for_bit(sources, tmp_path, scheme):
     straight = state_for(sources, scheme)

@@ -62,10 +62,15 @@ class _Batches:
         self.rng = np.random.default_rng([config.seed, 7])
         self.step = 0
 
-    def sample(self) -> VirtualEmbodiment:
-        """A new embodiment, as wide as the training has come."""
+    @property
+    def width(self) -> float:
+        """How wide the training has come: 0 for canonical embodiments, 1 for any."""
         widen = self.config.widen_steps
-        return self.sources.sample(self.rng, width=min(1.0, self.step / widen) if widen else 1.0)
+        return min(1.0, self.step / widen) if widen else 1.0
+
+    def sample(self) -> VirtualEmbodiment:
+        """A new embodiment."""
+        return self.sources.sample(self.rng, width=self.width)
 
     def losses(
         self, bodies: list[VirtualEmbodiment], for_alignment: EmbodimentContext, for_action: EmbodimentContext
@@ -172,14 +177,18 @@ class Rehearsal:
 class Plain:
     """The schemes without rehearsal: every loss moves the contexts, which are ordinary parameters.
 
-    "per_body" learns the difference to W0 of each of a fixed set of source embodiments; "global" has W0 alone.
+    "per_body" learns the difference to W0 of each of a fixed set of source embodiments; "global" has W0 alone. While
+    training widens, the fixed embodiments widen with it, so that what they learn is not held up by that.
     """
+
+    WIDTHS = 50
+    """Steps of width in which fixed embodiments widen."""
 
     def __init__(self, model: VLA, sources: VirtualSources, config: RehearsalConfig):
         self.model, self.config = model, config
         self.batches = _Batches(model, sources, config)
-        rng = np.random.default_rng([config.seed, 11])
-        self.bodies = [sources.sample(rng) for _ in range(config.bodies)] if config.scheme == "per_body" else []
+        self.bodies: list[VirtualEmbodiment] = []
+        self._bodies_width = -1.0
         self.table: list[Tensor] = []
         if config.scheme == "per_body":
             zeros = model.contexts.zeros(model.prior().detach(), config.bodies)
@@ -193,10 +202,20 @@ class Plain:
             bodies = [self.batches.sample() for _ in range(self.config.slots)]
             return self.batches.losses(bodies, prior, prior)
         self.optimizer.zero_grad()
-        self._chosen = self.batches.rng.choice(len(self.bodies), size=self.config.slots, replace=False)
+        self._widen_bodies()
+        self._chosen = self.batches.rng.choice(self.config.bodies, size=self.config.slots, replace=False)
         rows = torch.from_numpy(self._chosen)
         context = self.model.contexts.context(prior, [c[rows] for c in self.table])
         return self.batches.losses([self.bodies[i] for i in self._chosen], context, context)
+
+    def _widen_bodies(self) -> None:
+        """The fixed embodiments at the present width; each keeps its rig, its play and the seed of its frames."""
+        width = np.floor(self.batches.width * self.WIDTHS) / self.WIDTHS
+        if width != self._bodies_width:
+            seeds = [[self.config.seed, 11, i] for i in range(self.config.bodies)]
+            sources = self.batches.sources
+            self.bodies = [sources.sample(np.random.default_rng(seed), width=width) for seed in seeds]
+            self._bodies_width = width
 
     def after_backward(self) -> dict[str, float]:
         if self.table:
