@@ -7,7 +7,6 @@ import pytest
 
 from selfalign.sim.engine import CONTROL_HZ, WORKSPACE_HIGH, WORKSPACE_LOW, Simulation
 from selfalign.sim.kinematics import TOOL_VERTICAL
-from selfalign.sim.render import CameraPose
 from selfalign.sim.robots import ROBOTS
 
 CENTRE = np.array([0.0, 0.0, 0.15])
@@ -162,15 +161,20 @@ def test_pressing_on_the_table_stays_bounded(panda: Simulation) -> None:
     assert np.abs(panda.data.qvel).max() < 1.0
 
 
-def test_labels_are_where_the_camera_projects(panda: Simulation) -> None:
+def test_landmarks_are_the_tip_the_cubes_and_the_ends_of_the_hand(panda: Simulation) -> None:
     panda.reset(CENTRE, {"green": (0.05, 0.0, 0.0)})
-    camera = CameraPose(azimuth=20.0)
-    labels = panda.privileged_points(camera)
-    np.testing.assert_array_equal(labels[:, 2], [1, 0, 1, 0, 0])
-    np.testing.assert_allclose(labels[0, :2], camera.project(panda.tip), atol=1e-6)
-    np.testing.assert_allclose(labels[2, :2], camera.project(np.array([0.05, 0.0, 0.02])), atol=1e-3)
-    away = CameraPose(azimuth=0.0, lookat=(5.0, 0.0, 0.0))
-    assert panda.privileged_points(away).sum() == 0.0
+    landmarks = panda.landmarks
+    np.testing.assert_array_equal(np.isnan(landmarks).any(axis=1), [False, True, False, True, True, False, False])
+    np.testing.assert_array_equal(landmarks[0], panda.tip)
+    np.testing.assert_allclose(landmarks[2], [0.05, 0.0, 0.02], atol=1e-3)
+    # The hand points down with its long side across, and its mesh ends within 5 mm of the landmarks.
+    mesh = panda.model.geom("gripper0_right_gripper_visual_0").id
+    centre, axes = panda.data.geom_xpos[mesh], panda.data.geom_xmat[mesh].reshape(3, 3)
+    reach = np.abs(axes @ np.diag(panda.model.geom_aabb[mesh, 3:]))[1].max()
+    across = np.sort(landmarks[5:, 1] - panda.tip[1])
+    np.testing.assert_allclose(across, [-0.095, 0.095], atol=2e-3)
+    assert 0 <= reach - 0.095 < 0.01
+    np.testing.assert_allclose(landmarks[5:, 2], centre[2], atol=5e-3)
 
 
 def test_wrong_requests_are_refused(panda: Simulation) -> None:

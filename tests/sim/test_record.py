@@ -11,7 +11,8 @@ from selfalign.sim import record
 from selfalign.sim.bodies import BodySpec, sample_bodies, sample_rigs
 from selfalign.sim.control import WORKSPACE_HIGH, WORKSPACE_LOW, Controller
 from selfalign.sim.engine import Simulation
-from selfalign.sim.record import Recorder, record_demonstrations, record_play
+from selfalign.sim.record import Recorder, pixel_labels, record_demonstrations, record_play
+from selfalign.sim.render import CameraPose
 from selfalign.sim.sources import SourcePlan, generate_sources
 from selfalign.sim.tasks import Task
 
@@ -113,10 +114,10 @@ def test_columns_of_a_rig_agree_with_one_another(rig_play):
 def test_pixel_labels_are_the_simulators(rig_play, panda):
     rig, episode = rig_play
     labels = episode.extra["privileged.points"]
-    assert labels.shape == (30, 5, 3)
-    assert 2 <= labels[0, 1:, 2].sum() <= 3  # two or three cubes, all in view
+    assert labels.shape == (30, 7, 3)
+    assert 2 <= labels[0, 1:5, 2].sum() <= 3  # two or three cubes, all in view
     # The simulation still stands where the episode's last action has left it.
-    expected = panda.privileged_points(rig.camera)
+    expected = pixel_labels(rig.camera, panda.landmarks)
     assert labels[-1, 0, :2] == pytest.approx(expected[0, :2], abs=0.1)
     tip = rig.camera.project(episode.extra["observation.tip"])
     inside = np.all((tip >= 0) & (tip <= 1), axis=1)
@@ -125,13 +126,22 @@ def test_pixel_labels_are_the_simulators(rig_play, panda):
     assert np.all(labels[labels[..., 2] == 0.0] == 0.0)
 
 
+def test_what_is_not_in_the_picture_has_no_label():
+    camera = CameraPose(azimuth=20.0)
+    points = np.array([[0.05, 0.0, 0.02], [5.0, 0.0, 0.0], [np.nan, 0.0, 0.0]])
+    labels = pixel_labels(camera, points)
+    np.testing.assert_array_equal(labels[:, 2], [1, 0, 0])
+    np.testing.assert_allclose(labels[0, :2], camera.project(points[0]))
+    assert not labels[1:].any()
+
+
 def test_labels_point_at_cubes_of_their_colour(panda):
     channels = {1: (0,), 2: (1,), 3: (2,), 4: (0, 1)}  # red, green, blue, yellow
     recorder, hits = Recorder(BodySpec(), panda, image_size=96, privileged=True), []  # the plain look
     for seed in range(10):
         episode = recorder.play(np.random.default_rng(seed), length=1)
         picture, labels = episode.images["scene"][0].astype(int), episode.extra["privileged.points"][0]
-        for row in np.flatnonzero(labels[1:, 2]) + 1:
+        for row in np.flatnonzero(labels[1:5, 2]) + 1:
             column, line = (labels[row, :2] * 96).astype(int)
             pixel, bright = picture[line, column], channels[int(row)]
             hits.append(pixel[list(bright)].min() > 1.5 * np.delete(pixel, bright).max())

@@ -24,6 +24,9 @@ WORKSPACE_LOW = np.array([-0.16, -0.16, 0.02])
 WORKSPACE_HIGH = np.array([0.16, 0.16, 0.30])
 """The box of tip positions that every robot reaches, metres."""
 COLOURS = tuple(CUBE_COLOURS)
+HAND_SIDES = np.array([[-0.095, 0.0, -0.072], [0.095, 0.0, -0.072]])
+"""Two ends of the Panda gripper's hand, seen from the tip in its own frame, metres. A picture of the tip alone does not
+show how far away it is; how large the hand appears does."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -122,19 +125,13 @@ class Simulation:
             raise ValueError(f"no {colour} cube in the scene; there are: {', '.join(self._cubes) or 'none'}")
         return self.data.body(f"cube_{colour}").xpos.copy()
 
-    def privileged_points(self, camera: CameraPose) -> Float[np.ndarray, "5 3"]:
-        """Pixel labels (u, v, in the picture) of the tip and of the red, green, blue and yellow cubes.
-
-        u and v are in [0, 1]; a point outside of the picture or a cube that is not in the scene has the row (0, 0, 0).
-        Occlusion is not considered.
-        """
-        labels = np.zeros((5, 3), dtype=np.float32)
-        for row, colour in enumerate((None, *COLOURS)):
-            if colour is None or colour in self._cubes:
-                uv = camera.project(self.tip if colour is None else self.cube_position(colour))
-                if np.all((uv >= 0.0) & (uv <= 1.0)):
-                    labels[row] = (*uv, 1.0)
-        return labels
+    @property
+    def landmarks(self) -> Float[np.ndarray, "7 3"]:
+        """The tip, the red, green, blue and yellow cubes (NaN where not in the scene) and the two ends of the hand,
+        metres."""
+        axes = self.data.site_xmat[self._tip].reshape(3, 3)
+        cubes = [self.cube_position(c) if c in self._cubes else np.full(3, np.nan) for c in COLOURS]
+        return np.stack([self.tip, *cubes, *(self.tip + HAND_SIDES @ axes.T)])
 
     # --- moving
 

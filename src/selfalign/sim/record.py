@@ -9,7 +9,7 @@ needs to make other bodies of them:
 | action.tip_target [3] | commanded tip, metres |
 | observation.joints [8] | measured joints in radians, padded to 7, then the gripper's opening |
 | action.joints [8] | joint displacement / 0.1 rad, padded to 7, then the gripper's command |
-| privileged.points [5, 3] | (u, v, visible) of the tip and of the red, green, blue and yellow cubes |
+| privileged.points [7, 3] | (u, v, visible) of `Simulation.landmarks`: the tip, the cubes, the ends of the hand |
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from selfalign.sim.engine import Simulation
 from selfalign.sim.experts import Noise, make_expert
 from selfalign.sim.play_motion import PlayMotion
 from selfalign.sim.render import CameraPose
-from selfalign.sim.tasks import COLOURS, Kind, Scene, sample_scene, sample_task
+from selfalign.sim.tasks import Kind, Scene, sample_scene, sample_task
 
 PLAY_STEPS = 50
 SETTLE_STEPS = 10
@@ -33,7 +33,6 @@ SETTLE_STEPS = 10
 MAX_JOINTS = 7
 BABBLE_SHARE = 0.1
 """Part of the play in which the joints wander too; only where the body, or a body made of it, commands joints."""
-_NOWHERE = np.full(3, np.nan)
 _MAX_FAILURES = 20
 """Failed demonstrations in a row, after which something is wrong with the robot or the task."""
 
@@ -141,9 +140,7 @@ class Recorder:
         image = sim.render(self.body.camera, self.image_size)
         self._add(image=image, state=self.body.state_space.encode(tip, joints, opening))
         if self.privileged:
-            cubes = {colour: sim.cube_position(colour) for colour in sim.cubes}
-            points = np.stack([tip, *(cubes.get(colour, _NOWHERE) for colour in COLOURS)])
-            self._add(tip=tip, joints=_padded(joints, opening), points=points)
+            self._add(tip=tip, joints=_padded(joints, opening), points=sim.landmarks)
 
     def _acted(self, motion: Motion) -> None:
         self._add(action=self.body.action_space.encode(motion))
@@ -160,7 +157,7 @@ class Recorder:
         }
         arrays = {name: np.stack(values) for name, values in self._columns.items()}
         if self.privileged:
-            arrays["points"] = _pixel_labels(self.body.camera, arrays["points"])
+            arrays["points"] = pixel_labels(self.body.camera, arrays["points"])
         extra = {column: arrays[name].astype(np.float32) for column, name in names.items() if name in arrays}
         return Episode(
             images={"scene": arrays["image"]},
@@ -180,8 +177,11 @@ def _padded(joints: np.ndarray, gripper: float) -> np.ndarray:
     return padded
 
 
-def _pixel_labels(camera: CameraPose, points: Float[np.ndarray, "T 5 3"]) -> Float[np.ndarray, "T 5 3"]:
-    """`Simulation.privileged_points` of a whole episode at once, which is much cheaper: (u, v, visible), or zeros."""
+def pixel_labels(camera: CameraPose, points: Float[np.ndarray, "*T K 3"]) -> Float[np.ndarray, "*T K 3"]:
+    """Where a camera sees points: (u, v, 1) with u, v in [0, 1], or (0, 0, 0) outside of the picture and for NaN.
+
+    Occlusion is not considered.
+    """
     pixels = camera.project(points)
     visible = ((pixels >= 0.0) & (pixels <= 1.0)).all(axis=-1, keepdims=True)  # False for NaN
     return np.where(visible, np.concatenate([pixels, np.ones_like(pixels[..., :1])], axis=-1), 0.0)
