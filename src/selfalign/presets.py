@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from selfalign.model.policy import VLAConfig
 from selfalign.model.streams import StreamConfig
@@ -22,7 +23,7 @@ def tiny() -> VLAConfig:
     The experts read the VLM's upper layers: what an instruction means is known only after two layers of it, and every
     layer of an expert has a context to read.
     """
-    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 24}
+    heads: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 24}
     upper = (2, 3, 4)
     expert = StreamConfig(96, 256, depth=3, reads=upper, **heads)
     return VLAConfig(
@@ -39,7 +40,7 @@ def tiny() -> VLAConfig:
 
 def small() -> VLAConfig:
     """About eighty million parameters: the architecture of the full size, for training from nothing on one GPU."""
-    heads = {"num_heads": 8, "num_kv_heads": 1, "head_dim": 64}
+    heads: dict[str, Any] = {"num_heads": 8, "num_kv_heads": 1, "head_dim": 64}
     expert = StreamConfig(256, 1024, depth=10, **heads)
     return VLAConfig(
         vlm=StreamConfig(512, 2048, depth=10, **heads),
@@ -57,7 +58,7 @@ def small() -> VLAConfig:
 
 def pi0() -> VLAConfig:
     """pi0 as openpi builds it (arXiv 2410.24164): 3.24 billion parameters, without the expert's unused `lm_head`."""
-    heads = {"num_heads": 8, "num_kv_heads": 1, "head_dim": 256}
+    heads: dict[str, Any] = {"num_heads": 8, "num_kv_heads": 1, "head_dim": 256}
     return VLAConfig(
         vlm=StreamConfig(2048, 16_384, depth=18, **heads),
         action=StreamConfig(1024, 4096, depth=18, **heads),

@@ -1,5 +1,8 @@
 """Numbers of openpi's PyTorch pi0 and pi0.5, on small random checkpoints that openpi itself wrote."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -169,3 +172,11 @@ def test_parameters_without_gradient_are_the_same(golden):
 def test_a_checkpoint_fills_every_tensor(golden, model):
     assert all(torch.isfinite(t).all() for t in unique_tensors(model).values())
     assert set(tensor_names(model)) == {name for name, _ in model.named_parameters()}
+
+
+def test_the_example_of_the_docs_runs(monkeypatch, capsys):
+    root = Path(__file__).parents[2]
+    example = re.search(r"```python\n(.*?)```", (root / "docs" / "fidelity.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(root)
+    exec(example[1], {})
+    assert capsys.readouterr().out == " ".join(3 * ["torch.Size([2, 8, 32])"]) + "\n"
