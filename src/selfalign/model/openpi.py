@@ -134,15 +134,21 @@ class CheckpointSettings:
             data = json.loads(path.read_text()) if path.is_file() else {}
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
-        camera = "observation.images."
+        cameras = [name for name in data.get("input_features") or () if name.startswith("observation.image")]
         found = {
             "head_dim": data.get("head_dim"),
             "vision_heads": data.get("vision_heads"),
             "action_horizon": data.get("action_horizon", data.get("chunk_size")),
             "max_token_len": data.get("max_token_len", data.get("tokenizer_max_length")),
-            "cameras": tuple(k.removeprefix(camera) for k in data.get("input_features") or () if k.startswith(camera)),
+            "cameras": tuple(c.removeprefix("observation.").removeprefix("images.") for c in cameras),
         }
         return cls(**{name: value for name, value in found.items() if value})
+
+
+PATCH, POSITION = (VISION + f"embeddings.{part}_embedding.weight" for part in ("patch", "position"))
+FC1 = VISION + "encoder.layers.0.mlp.fc1.weight"
+STATE, ACTION_IN = "state_proj.weight", "action_in_proj.weight"
+STACK_SIZES = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")
 
 
 def infer_config(
@@ -153,50 +159,43 @@ def infer_config(
     Raises:
         ValueError: tensors that give the sizes are missing, or the settings do not divide them.
     """
-    time = "adarms" if "time_mlp_in.weight" in shapes else "concat"
-    state_token = time == "concat"
-    patch, position = VISION + "embeddings.patch_embedding.weight", VISION + "embeddings.position_embedding.weight"
-    fc1, action_in = VISION + "encoder.layers.0.mlp.fc1.weight", "action_in_proj.weight"
-    needed = [patch, position, fc1, action_in, EMBEDDING, *(["state_proj.weight"] if state_token else [])]
-    for stack in (LANGUAGE, EXPERT + "model."):
-        needed += [f"{stack}layers.0.{part}.weight" for part in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")]
-    check_fit(
-        {n: shapes.get(n, ()) for n in needed},
-        {n: shapes[n] for n in needed if n in shapes},
-        "the checkpoint",
-        "pi0 or pi0.5",
-    )
-
-    side, patch_size = math.isqrt(shapes[position][0]), shapes[patch][-1]
-    action_dim = shapes[action_in][1]
+    is_pi05 = "time_mlp_in.weight" in shapes
+    needed = [PATCH, POSITION, FC1, EMBEDDING, ACTION_IN] + ([] if is_pi05 else [STATE])
+    needed += [f"{s}layers.0.{part}.weight" for s in (LANGUAGE, EXPERT + "model.") for part in STACK_SIZES]
+    found = {name: shapes[name] for name in needed if name in shapes}
+    check_fit(dict.fromkeys(needed, ()) | found, found, "the checkpoint", "pi0 or pi0.5")
+    action_dim = shapes[ACTION_IN][1]
     return VLAConfig(
         vlm=_stream(shapes, LANGUAGE, settings),
         action=_stream(shapes, EXPERT + "model.", settings),
         alignment=None,
         ttt=TTTConfig(positions="none"),
-        vision=SigLIPConfig(
-            width=_divided(shapes[patch][0], settings.vision_heads, "the vision tower's width", "vision_heads"),
-            mlp_dim=shapes[fc1][0],
-            depth=_depth(shapes, VISION + "encoder."),
-            num_heads=settings.vision_heads,
-            patch_size=patch_size,
-            image_size=side * patch_size,
-        ),
+        vision=_tower(shapes, settings),
         vocab_size=shapes[EMBEDDING][0],
-        max_token_len=settings.max_token_len or (48 if state_token else 200),
+        max_token_len=settings.max_token_len or (200 if is_pi05 else 48),
         cameras=settings.cameras,
-        state_dim=shapes["state_proj.weight"][1] if state_token else action_dim,
+        state_dim=action_dim if is_pi05 else shapes[STATE][1],
         action_dim=action_dim,
         action_horizon=settings.action_horizon,
-        time=time,
-        state_token=state_token,
+        time="adarms" if is_pi05 else "concat",
+        state_token=not is_pi05,
+    )
+
+
+def _tower(shapes: Mapping[str, tuple[int, ...]], settings: CheckpointSettings) -> SigLIPConfig:
+    patch_size = shapes[PATCH][-1]
+    return SigLIPConfig(
+        width=_divided(shapes[PATCH][0], settings.vision_heads, "the vision tower's width", "vision_heads"),
+        mlp_dim=shapes[FC1][0],
+        depth=_depth(shapes, VISION + "encoder."),
+        num_heads=settings.vision_heads,
+        patch_size=patch_size,
+        image_size=math.isqrt(shapes[POSITION][0]) * patch_size,
     )
 
 
 def _stream(shapes: Mapping[str, tuple[int, ...]], stack: str, settings: CheckpointSettings) -> StreamConfig:
-    q, k, up = (
-        shapes[f"{stack}layers.0.{part}.weight"] for part in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")
-    )
+    q, k, up = (shapes[f"{stack}layers.0.{part}.weight"] for part in STACK_SIZES)
     for rows, what in ((q[0], "rows of q_proj"), (k[0], "rows of k_proj")):
         _divided(rows, settings.head_dim, what, "head_dim")
     return StreamConfig(
