@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,8 +29,6 @@ from selfalign.types import Observation, Transition
 
 ACTION, ALIGNMENT = "action", "alignment"
 BOTH = (ACTION, ALIGNMENT)
-LATER_FIELDS = {"state_token": True}
-"""Config fields that are younger than the first checkpoints: at these values they leave fingerprints as they were."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,13 @@ class VLAConfig:
     @property
     def image_size(self) -> int:
         return self.vision.image_size
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two models differ: a field younger than the first checkpoints counts where it changes them."""
+        settings = asdict(self)
+        if self.state_token:
+            del settings["state_token"]
+        return settings
 
 
 @dataclass(frozen=True)
@@ -325,8 +330,7 @@ class VLA(nn.Module):
 
     def fingerprint(self) -> str:
         """A hash of config and weights: a context belongs to exactly one."""
-        config = {k: v for k, v in asdict(self.config).items() if k not in LATER_FIELDS or v != LATER_FIELDS[k]}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.config.identity(), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
