@@ -44,7 +44,7 @@ def test_action_loss_is_the_masked_mean_squared_velocity_error(model, batch):
     loss = model.losses(batch, noise=noise, time=time, parts=(ACTION,), reduction="none").action
     t = time[:, None, None]
     noisy = t * noise.actions + (1 - t) * chunk.values
-    predicted = model._action_velocity(
+    predicted = model.action_velocity(
         batch.observation.state, noisy, time, model.prefix(batch.observation), model.prior()
     )
     error = (predicted - (noise.actions - chunk.values)) ** 2
@@ -104,7 +104,7 @@ def test_state_reaches_actions_but_not_the_prefix(model, batch):
     )
     cache = model.prefix(observation)
     assert not torch.autograd.grad(cache.layers[-1].k.sum(), state, allow_unused=True, retain_graph=True)[0]
-    velocity = model._action_velocity(state, batch.actions.values, torch.full((4,), 0.5), cache, model.prior())
+    velocity = model.action_velocity(state, batch.actions.values, torch.full((4,), 0.5), cache, model.prior())
     assert torch.autograd.grad(velocity.sum(), state)[0].abs().max() > 0
 
 

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from selfalign import presets
 from selfalign.model.policy import VLA
 from selfalign.model.weights import config_from_dict, config_to_dict, load_model, save_model, unique_tensors
+from small_model import small_config
 
 
 @pytest.mark.parametrize("preset", sorted(presets.PRESETS))
@@ -42,6 +43,16 @@ def test_fingerprint_follows_every_weight(model):
     with torch.no_grad():
         model.action_out.bias[0] += 1e-6
     assert model.fingerprint() != before
+
+
+def test_a_fingerprint_outlives_new_config_fields():
+    """The number is of a version before the fields that came since: contexts of that time must stay readable."""
+    model = VLA(small_config())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert model.fingerprint() == "f6363766c5758639"
+    assert small_config(state_token=False).identity() != small_config().identity()
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_named(model, tmp_path):

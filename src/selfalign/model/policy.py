@@ -11,17 +11,17 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import cast
+from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from selfalign.model import flow, masks
 from selfalign.model.alignment import AlignmentInputs, AlignmentLayout, AlignmentSuffix
 from selfalign.model.context import ContextInfo, EmbodimentContext
 from selfalign.model.contexts import make_contexts
-from selfalign.model.layers import TIME_COMPONENTS, TimeComponent
+from selfalign.model.layers import TIME_COMPONENTS, TimeComponent, Timed
 from selfalign.model.streams import Mixture, PrefixCache, StreamConfig
 from selfalign.model.ttt import TTTConfig, TTTLayer
 from selfalign.model.vision import KeypointTowerConfig, VisionConfig
@@ -53,10 +53,19 @@ class VLAConfig:
     """Heads that point at what the prompt names, for a VLM that is trained from nothing."""
     time: str = "adarms"
     """How flow time comes in: "adarms" (pi0.5) or "concat" (pi0)."""
+    state_token: bool = True
+    """The state is the action suffix's first token (pi0); False: the prompt holds it, if anything does (pi0.5)."""
 
     @property
     def image_size(self) -> int:
         return self.vision.image_size
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two models differ: a field younger than the first checkpoints counts where it changes them."""
+        settings = asdict(self)
+        if self.state_token:
+            del settings["state_token"]
+        return settings
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ class VLA(nn.Module):
         self.ttt_layers = [ttt[depth] for depth in sorted(ttt)]
         self.contexts = make_contexts(self.prior(), config.ttt.span)
 
-        self.state_in = nn.Linear(config.state_dim, config.action.width)
+        self.state_in = nn.Linear(config.state_dim, config.action.width) if config.state_token else None
         self.action_in = nn.Linear(config.action_dim, config.action.width)
         self.action_out = nn.Linear(config.action.width, config.action_dim)
         next_tokens, feature_dim = self.vision.summary_shape
@@ -150,6 +159,13 @@ class VLA(nn.Module):
 
     def prefix(self, observation: Observation, *, with_hidden: bool = False) -> PrefixCache:
         """Keys and values of images and prompt, reused by all experts, denoising steps and alignment steps."""
+        return self.mixture.prefix(*self.embed_prefix(observation), with_hidden=with_hidden)
+
+    def embed_prefix(self, observation: Observation) -> tuple[Float[Tensor, "B P D"], Bool[Tensor, "B P"]]:
+        """Tokens of the cameras in the config's order, then of the prompt; False in the mask where one is padding.
+
+        As in openpi's PyTorch model, words are scaled by sqrt(width) and images are not.
+        """
         embeddings, valid = [], []
         for camera in self.config.cameras:
             tokens = self.image_proj(self._camera_tokens(observation, camera))
@@ -157,7 +173,7 @@ class VLA(nn.Module):
             valid.append(observation.image_masks[camera][:, None].expand(-1, tokens.shape[1]))
         embeddings.append(self.embed_tokens(observation.tokens) * self.config.vlm.width**0.5)
         valid.append(observation.token_mask)
-        return self.mixture.prefix(torch.cat(embeddings, dim=1), torch.cat(valid, dim=1), with_hidden=with_hidden)
+        return torch.cat(embeddings, dim=1), torch.cat(valid, dim=1)
 
     def image_features(self, images: Mapping[str, Float[Tensor, "B 3 S S"]]) -> dict[str, Float[Tensor, "B N D"]]:
         """The frozen tower's tokens, in the form that `Observation.image_features` takes."""
@@ -214,7 +230,7 @@ class VLA(nn.Module):
 
     def _action_loss(self, batch, context, noise: FlowNoise, time, prefix) -> Float[Tensor, " B"]:
         clean = batch.actions.values
-        predicted = self._action_velocity(
+        predicted = self.action_velocity(
             batch.observation.state, flow.interpolate(clean, noise.actions, time), time, prefix, context
         )
         return _masked_mse(predicted, flow.velocity(clean, noise.actions), batch.actions.loss_mask())
@@ -279,22 +295,42 @@ class VLA(nn.Module):
             shape = (observation.batch_size, self.config.action_horizon, self.config.action_dim)
             noise = torch.randn(shape, device=observation.state.device, dtype=observation.state.dtype)
         return flow.integrate(
-            lambda x, time: self._action_velocity(observation.state, x, time, prefix, context), noise, num_steps
+            lambda x, time: self.action_velocity(observation.state, x, time, prefix, context), noise, num_steps
         )
 
-    def _action_velocity(self, state, noisy_actions, time, prefix, context) -> Float[Tensor, "B H A"]:
+    def action_velocity(
+        self,
+        state: Float[Tensor, "B S"],
+        noisy_actions: Float[Tensor, "B H A"],
+        time: Float[Tensor, " B"],
+        prefix: PrefixCache,
+        context: EmbodimentContext | None,
+    ) -> Float[Tensor, "B H A"]:
+        """The action expert's velocity v_t at x_t = `noisy_actions`; a sampler integrates it, the loss compares it."""
+        tokens, cond = self.embed_actions(state, noisy_actions, time)
+        out = self.mixture.suffix(ACTION, tokens, cond, self.action_mask(tokens), prefix, context)
+        return self.action_out(out.tokens[:, -noisy_actions.shape[1] :])
+
+    def embed_actions(
+        self, state: Float[Tensor, "B S"], noisy_actions: Float[Tensor, "B H A"], time: Float[Tensor, " B"]
+    ) -> Timed:
+        """The action suffix `[B, T, D]`, state token (where there is one) and actions, with its time condition."""
         timed = self.time[ACTION](self.action_in(noisy_actions), time)
-        tokens = torch.cat([self.state_in(state)[:, None], timed.tokens], dim=1)
+        if self.state_in is None:
+            return timed
+        return Timed(torch.cat([self.state_in(state)[:, None], timed.tokens], dim=1), timed.cond)
+
+    def action_mask(self, tokens: Float[Tensor, "B T D"]) -> Bool[Tensor, "T T"]:
+        """Who sees whom in the action suffix (openpi's ar mask): actions see all of it, the state token itself only."""
         starts = torch.zeros(tokens.shape[1], dtype=torch.bool, device=tokens.device)
-        starts[:2] = True  # the state token, then all actions: openpi's ar mask
-        out = self.mixture.suffix(ACTION, tokens, timed.cond, masks.block_mask(starts), prefix, context)
-        return self.action_out(out.tokens[:, 1:])
+        starts[: 1 + self.config.state_token] = True
+        return masks.block_mask(starts)
 
     # ---- identity --------------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
         """A hash of config and weights: a context belongs to exactly one."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.config.identity(), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

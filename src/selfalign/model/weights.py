@@ -4,13 +4,14 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfalign.model.policy import VLA, VLAConfig
@@ -57,26 +58,62 @@ def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
     return unique
 
 
-def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy `tensors` into the model; every name and shape must fit.
+def check_fit(
+    expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], source: str, model: str = "this model"
+) -> None:
+    """Compare two lists of names and shapes; `source` names the second.
 
     Raises:
         ValueError: lists up to ten missing, unexpected and wrongly shaped names, and counts the rest.
     """
-    own = unique_tensors(model)
-    problems = [f"missing: {name}" for name in own.keys() - tensors.keys()]
-    problems += [f"unexpected: {name}" for name in tensors.keys() - own.keys()]
+    problems = [f"missing: {name}" for name in expected.keys() - found.keys()]
+    problems += [f"unexpected: {name}" for name in found.keys() - expected.keys()]
     problems += [
-        f"shape of {name}: file {tuple(tensors[name].shape)}, model {tuple(own[name].shape)}"
-        for name in own.keys() & tensors.keys()
-        if own[name].shape != tensors[name].shape
+        f"shape of {name}: file {tuple(found[name])}, model {tuple(expected[name])}"
+        for name in expected.keys() & found.keys()
+        if tuple(expected[name]) != tuple(found[name])
     ]
     if problems:
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ValueError(f"{source} does not fit this model:\n  " + "\n  ".join(sorted(problems)[:10]) + more)
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        raise ValueError(f"{source} does not fit {model}:\n  " + "\n  ".join(sorted(problems)[:10]) + more)
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy `tensors` into the model; every name and shape must fit (`check_fit`)."""
+    own = unique_tensors(model)
+    check_fit({n: t.shape for n, t in own.items()}, {n: t.shape for n, t in tensors.items()}, source)
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file whose tensors are read one at a time, as `safetensors.safe_open` gives it.
+
+    Raises:
+        ValueError: the file is truncated, or no safetensors file.
+    """
+    try:
+        file = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or not safetensors ({error}); copy or download it again") from error
+    with file:
+        yield file
+
+
+def shapes_of(file: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an open safetensors file, without reading a tensor."""
+    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+
+
+def empty_model(config: VLAConfig, dtype: torch.dtype = torch.float32) -> VLA:
+    """The model with memory for its parameters but no values in it: a loader must fill every one of them."""
+    with torch.device("meta"):
+        model = VLA(config).to(dtype)
+    model.to_empty(device="cpu")
+    model.feature_mean.zero_()
+    model.feature_std.fill_(1.0)
+    return model
 
 
 def save_model(model: VLA, directory: str | Path) -> None:
@@ -104,12 +141,12 @@ def load_model(directory: str | Path) -> VLA:
         config = config_from_dict(json.loads((directory / "config.json").read_text()))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{directory / 'config.json'} is not a model config: {error!r}") from error
-    try:
-        tensors = load_file(directory / "model.safetensors")
-    except SafetensorError as error:
-        raise ValueError(f"{directory / 'model.safetensors'} is truncated or not safetensors ({error})") from error
-    model = VLA(config)
-    load_tensors(model, tensors, str(directory / "model.safetensors"))
+    model = empty_model(config)
+    with open_tensors(directory / "model.safetensors") as file:
+        own = unique_tensors(model)
+        check_fit({n: t.shape for n, t in own.items()}, shapes_of(file), str(directory / "model.safetensors"))
+        for name, tensor in own.items():
+            tensor.copy_(file.get_tensor(name))
     return model.eval()
 
 

@@ -1,0 +1,68 @@
+"""Whole systems at their real sizes, on the meta device: no memory is used."""
+
+import pytest
+import torch
+
+from selfalign import presets
+from selfalign.model.openpi import CheckpointSettings, infer_config, tensor_names
+from selfalign.model.policy import ALIGNMENT, VLA, VLAConfig
+
+
+def build(config: VLAConfig) -> VLA:
+    with torch.device("meta"):
+        return VLA(config)
+
+
+def size(model: VLA) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("preset", "tensors", "billions"), [("pi0", 778, 3.50), ("pi05", 813, 3.62)])
+def test_full_sizes_are_openpis(preset, tensors, billions):
+    """openpi has two more: the expert's head, which nothing reads, and the tied embedding under its second name."""
+    config = presets.get(preset)
+    model = build(config)
+    assert len(tensor_names(model)) == len(list(model.parameters())) == tensors - 2
+    assert size(model) + config.vocab_size * config.action.width == pytest.approx(billions * 1e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("preset", ["pi0", "pi05"])
+def test_a_checkpoint_of_full_size_is_recognised_without_a_config(preset):
+    model = build(presets.get(preset))
+    shapes = {theirs: tuple(model.get_parameter(ours).shape) for ours, theirs in tensor_names(model).items()}
+    assert infer_config(shapes, CheckpointSettings()) == presets.get(preset)
+
+
+def test_small_is_small():
+    assert 50e6 < size(build(presets.small())) < 100e6
+
+
+def test_layers_that_a_shallower_expert_reads():
+    assert presets.evenly_spaced(18, 18) == tuple(range(18))
+    assert presets.evenly_spaced(8, 18) == (1, 3, 5, 8, 10, 12, 14, 17)
+    assert presets.evenly_spaced(6, 18) == (2, 5, 8, 11, 14, 17)
+    assert presets.evenly_spaced(4, 18) == (3, 8, 12, 17)
+    with pytest.raises(ValueError, match="1 to 18 layers of the VLM, got 19"):
+        presets.pi0_aligned(alignment_depth=19)
+
+
+@pytest.mark.parametrize("preset", [presets.pi0_aligned, presets.pi05_aligned])
+@pytest.mark.parametrize("depth", [18, 8, 6, 4])
+def test_aligned_presets_read_and_write_contexts_where_they_say(preset, depth):
+    model = build(preset(alignment_depth=depth, ttt_heads=2, ttt_head_dim=32))
+    reads = presets.evenly_spaced(depth, 18)
+    assert tuple(model.mixture.ttt_slots) == reads
+    assert len(model.mixture.experts[ALIGNMENT].blocks) == depth
+    assert [tuple(w.shape) for w in model.prior().W1] == [(2, 32, 32)] * depth
+
+
+@pytest.mark.parametrize(("positions", "layers"), [("all", 18), ("none", 0), ((0, 17), 2)])
+def test_ttt_positions_can_be_chosen(positions, layers):
+    assert len(build(presets.pi0_aligned(ttt_positions=positions)).ttt_layers) == layers
+
+
+def test_where_the_state_goes():
+    assert build(presets.pi0()).state_in is not None
+    assert build(presets.pi05()).state_in is None
+    assert build(presets.pi05_aligned()).state_in is not None
+    assert build(presets.pi05_aligned(state_token=False)).state_in is None
