@@ -294,7 +294,8 @@ class VLA(nn.Module):
 
     def fingerprint(self) -> str:
         """A hash of config and weights: a context belongs to exactly one."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        config = {**asdict(self.config), "ttt": self.config.ttt.identity()}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
