@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from selfalign.model import flow, masks
 from selfalign.model.alignment import AlignmentInputs, AlignmentLayout, AlignmentSuffix
+from selfalign.model.augment import Augment
 from selfalign.model.context import ContextInfo, EmbodimentContext
 from selfalign.model.contexts import make_contexts
 from selfalign.model.layers import TIME_COMPONENTS, TimeComponent
@@ -117,6 +118,7 @@ class VLA(nn.Module):
         self.config = config
         self.vision = config.vision.build()
         self.image_proj = self.vision.connector(config.vlm.width)
+        self.augment: Augment | None = None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.vlm.width)
         nn.init.normal_(self.embed_tokens.weight, std=config.vlm.width**-0.5)
 
@@ -306,7 +308,8 @@ class VLA(nn.Module):
             return observation.image_features[camera]
         if camera not in observation.images:
             raise ValueError(f"the model reads camera {camera!r}; the observation has {sorted(observation.images)}")
-        return self.vision(observation.images[camera])
+        images = observation.images[camera]
+        return self.vision(images if self.augment is None else self.augment(images, camera))
 
     def _check_ttt_widths(self, depths: tuple[int, ...]) -> None:
         alignment, action = self.config.alignment, self.config.action
