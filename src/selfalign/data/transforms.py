@@ -15,7 +15,12 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 class Tokenizer(Protocol):
     """What turns instructions into tokens; `selfalign.model.tokenizer` has implementations."""
 
-    def encode(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+    reads_state: bool
+    """Whether prompts tell the normalised state (pi0.5), which `encode` then wants."""
+
+    def encode(
+        self, prompts: Sequence[str], states: Sequence[Float[np.ndarray, "_"]] | None = None
+    ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Tokens padded on the right to a common length L, and True where they are real."""
         ...
 
