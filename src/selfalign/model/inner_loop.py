@@ -164,7 +164,7 @@ def inner_loop(
     """
     size, outs = len(scale), []
     tokens = (x.transpose(1, 2).split(size, dim=2) for x in (q, k, v, rate))
-    for part in zip(*tokens, strict=True):
-        state, out = step(state, MiniBatch(*part, scale), norm, causal)
+    for q_BHKf, k_BHKf, v_BHKf, rate_BHK in zip(*tokens, strict=True):
+        state, out = step(state, MiniBatch(q_BHKf, k_BHKf, v_BHKf, rate_BHK, scale), norm, causal)
         outs.append(out)
     return state, torch.cat(outs, dim=2).transpose(1, 2)

@@ -183,10 +183,14 @@ class InnerLoop(nn.Module):
         """
         rate = learning_rates(x, self.rate.weight, self.rate.bias, self.base_rate, self.head_dim)
         scale = position_scales(self.scale_offset)
+
+        def run(sees: slice | list[int]) -> Float[Tensor, "B S H f"]:
+            seen = q[:, sees], k[:, sees], v[:, sees], rate[:, sees]
+            return inner_loop(state, *seen, scale, norm, causal=self.causal)[1]
+
         if blocks is None:
-            return inner_loop(state, q, k, v, rate, scale, norm, causal=self.causal)[1]
+            return run(slice(None))
         out = torch.empty_like(q)
         for block in blocks:
-            seen = (t[:, block.sees] for t in (q, k, v, rate))
-            out[:, block.rows] = inner_loop(state, *seen, scale, norm, causal=self.causal)[1][:, block.own]
+            out[:, block.rows] = run(block.sees)[:, block.own]
         return out
