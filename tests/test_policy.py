@@ -52,6 +52,27 @@ def test_act_is_the_model_between_normalisation_and_its_inverse(policy):
     np.testing.assert_allclose(actions, raw * action.std(0) + action.mean(0), rtol=1e-4, atol=1e-5)
 
 
+class TellingTokenizer:
+    """Of pi0.5's kind: prompts tell the state. It keeps what it was given."""
+
+    reads_state = True
+
+    def encode(self, prompts, states=None):
+        self.prompts, self.states = prompts, states
+        return torch.ones(len(prompts), 1, dtype=torch.long), torch.ones(len(prompts), 1, dtype=torch.bool)
+
+
+def test_a_prompt_that_tells_the_state_gets_it_normalised_and_not_padded(policy):
+    play, episode, tokenizer = make_play(), make_episode(50), TellingTokenizer()
+    policy = dataclasses.replace(policy, tokenizer=tokenizer)
+    policy.observation(raw_observation(episode, 2, "go"), play.stats())
+    expected = (episode.state[2] - play.state().mean(0)) / play.state().std(0)
+    assert tokenizer.prompts == ["go"]
+    np.testing.assert_allclose(tokenizer.states[0], expected, rtol=1e-4, atol=1e-5)
+    policy.transitions(play, play.stats())
+    assert tokenizer.states is None, "alignment predicts the state, so its prompt must not tell it"
+
+
 def test_a_batch_acts_as_its_observations_one_by_one(policy):
     stats, episode = make_play().stats(), make_episode(50, length=3)
     tasks = ["reach the red cube", "go", "lift"]

@@ -165,7 +165,8 @@ class Policy:
         size, config = len(state), self.model.config
         images = {camera: self._read_image(raw, camera, size, batched) for camera in self._cameras(raw)}
         normalised = np.stack([s.normalize_state(x) for s, x in zip(_each(stats, size, "statistics"), state)])
-        tokens, token_mask = self.tokenizer.encode(_read_tasks(raw, size))
+        told = list(normalised) if self.tokenizer.reads_state else None
+        tokens, token_mask = self.tokenizer.encode(_read_tasks(raw, size), told)
         present = {camera: torch.full((size,), camera in images) for camera in config.cameras}
         side = config.image_size
         absent = {c: torch.zeros(size, 3, side, side) for c in config.cameras if c not in images}

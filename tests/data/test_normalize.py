@@ -1,11 +1,13 @@
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from selfalign.data.normalize import FieldStats, NormStats, RunningStats
 
@@ -99,3 +101,78 @@ def test_mistakes_are_named(arrays):
         FieldStats.from_array(bad)
     with pytest.raises(ValueError, match="no frame"):
         FieldStats.from_array(arrays[0][:0])
+
+
+# ---- openpi's statistics -------------------------------------------------------------------------------------------
+
+OPENPI = Path(__file__).parent / "openpi_units"
+
+
+def test_statistics_of_a_stream_are_openpis():
+    units = load_file(OPENPI / "units.safetensors")
+    frames = units["runningstats.chunks"].reshape(-1, 3)
+    running = RunningStats()
+    for chunk in units["runningstats.chunks"]:
+        running.update(chunk.reshape(-1, 3))
+    stats = running.finish()
+    np.testing.assert_allclose(stats.mean, units["runningstats.mean"], rtol=1e-12)
+    np.testing.assert_allclose(stats.std, units["runningstats.std"], rtol=1e-12)
+    # openpi's quantiles are edges of 5000 bins and moved when the range grows, ours are exact: both lie beside the
+    # same frame of the sorted 640, which in the thin tails is as near as they get.
+    ordered, bins = np.sort(frames, axis=0), np.ptp(frames, axis=0) / 5000
+    for quantile, theirs in ((stats.q01, units["runningstats.q01"]), (stats.q99, units["runningstats.q99"])):
+        place = (ordered <= quantile).sum(axis=0)
+        low, high = (np.take_along_axis(ordered, place[None] + shift, axis=0)[0] for shift in (-2, 1))
+        assert (low - 3 * bins <= theirs).all() and (theirs <= high + 3 * bins).all()
+
+
+def test_openpis_file_is_written_as_it_was_read(tmp_path):
+    stats = NormStats.read_openpi(OPENPI, "zscore")
+    assert (stats.state_dim, stats.action_dim) == (2, 2)
+    path = stats.write_openpi(tmp_path / "assets" / "droid")
+    assert path.name == "norm_stats.json" and path.read_bytes() == (OPENPI / "norm_stats.json").read_bytes()
+
+
+@pytest.fixture
+def openpi_file(tmp_path) -> Path:
+    """Statistics with everything, one dimension of the state constant."""
+    state = {"mean": [1.0, 0.5, 2.0], "std": [2.0, 0.0, 0.25], "q01": [-3.0, 0.5, 1.0], "q99": [5.0, 0.5, 3.0]}
+    actions = {"mean": [0.5], "std": [0.25], "q01": [0.0], "q99": [1.0]}
+    path = tmp_path / "norm_stats.json"
+    path.write_text(json.dumps({"norm_stats": {"state": state, "actions": actions}}))
+    return path
+
+
+@pytest.mark.parametrize("mode", ["zscore", "quantile"])
+def test_normalisation_is_openpis(openpi_file, mode):
+    stats, x = NormStats.read_openpi(openpi_file, mode), np.array([[0.3, 0.5, 2.2], [-1.0, 0.6, 9.0]])
+    raw = json.loads(openpi_file.read_text())["norm_stats"]["state"]
+    mean, std, q01, q99 = (np.array(raw[name]) for name in ("mean", "std", "q01", "q99"))
+    expected = (x - mean) / (std + 1e-6) if mode == "zscore" else (x - q01) / (q99 - q01 + 1e-6) * 2.0 - 1.0
+    np.testing.assert_allclose(stats.normalize_state(x), expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(stats.unnormalize_state(expected), x, rtol=1e-9, atol=1e-9)
+    again = NormStats.from_dict(json.loads(json.dumps(stats.to_dict(), allow_nan=False)))
+    np.testing.assert_array_equal(again.normalize_state(x), stats.normalize_state(x))
+
+
+def test_padded_statistics_can_be_cut_to_the_robots_dimensions(openpi_file):
+    stats = NormStats.read_openpi(openpi_file, "zscore", state_dim=2)
+    assert stats.state_dim == 2 and stats.action_dim == 1
+    with pytest.raises(ValueError, match="actions has 1 dimensions, 7 were asked for"):
+        NormStats.read_openpi(openpi_file, "zscore", action_dim=7)
+
+
+def test_what_is_no_openpi_file_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="assets/<asset_id>/"):
+        NormStats.read_openpi(tmp_path, "zscore")
+    with pytest.raises(ValueError, match=r"actions has no quantiles; .* mode='zscore'"):
+        NormStats.read_openpi(OPENPI, "quantile")
+    path = tmp_path / "norm_stats.json"
+    for text in ("{", "[]", '{"norm_stats": {"state": {"mean": [0], "std": [1]}}}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"norm_stats.json is not openpi's"):
+            NormStats.read_openpi(path, "zscore")
+    field = '{"mean": [0, NaN], "std": [1, 1]}'
+    path.write_text(f'{{"norm_stats": {{"state": {field}, "actions": {field}}}}}')
+    with pytest.raises(ValueError, match="must be finite lists of one length"):
+        NormStats.read_openpi(path, "zscore")

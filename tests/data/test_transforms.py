@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from selfalign.data.transforms import (
     dim_mask,
@@ -8,6 +11,7 @@ from selfalign.data.transforms import (
     pixels_from_model,
     pixels_to_model,
     resize_with_pad,
+    resize_with_pad_torch,
     tokenize_tasks,
     unpad_dims,
 )
@@ -41,6 +45,37 @@ def test_shrinking_averages():
     frames = np.repeat(checkerboard[None, :, :, None], 3, axis=3).astype(np.uint8)
     small = resize_with_pad(frames, 8, 8)
     assert np.abs(small[0, 1:-1, 1:-1].astype(int) - 127).max() <= 8
+
+
+@pytest.fixture(scope="module")
+def openpi() -> dict[str, torch.Tensor]:
+    """Numbers of openpi's own functions; of the resized pictures, every eighth row and column from the fourth on."""
+    return load_file(Path(__file__).parent / "openpi_units" / "units.safetensors")
+
+
+@pytest.mark.parametrize("picture", ["small", "tall", "wide"])
+def test_resizing_is_openpis_clients(openpi, picture):
+    resized = resize_with_pad(openpi[f"resize.{picture}.in_u8"].numpy(), 224, 224)
+    np.testing.assert_array_equal(resized[:, 3::8, 3::8], openpi[f"resize.{picture}.client_pil_u8"].numpy())
+
+
+@pytest.mark.parametrize("picture", ["small", "tall", "wide"])
+def test_resizing_is_openpis_models(openpi, picture):
+    resized = resize_with_pad_torch(pixels_to_model(openpi[f"resize.{picture}.in_u8"]), 224, 224)
+    expected = openpi[f"resize.{picture}.torch_float"].movedim(-1, 1)
+    torch.testing.assert_close(resized[:, :, 3::8, 3::8], expected, rtol=0, atol=1e-6)
+    assert resize_with_pad_torch(resized, 224, 224) is resized
+
+
+def test_resizing_cuts_fractions_and_puts_the_spare_row_below():
+    frames = np.full((1, 100, 67, 3), 255, np.uint8)
+    small = resize_with_pad(frames, 20, 24)
+    assert (small[0, 0] == 255).any(axis=-1).sum() == 13, "13.4 columns are 13"
+    image = resize_with_pad_torch(pixels_to_model(frames), 24, 20)[0, 0]
+    rows = (image == 1).any(dim=1).nonzero()
+    assert (rows.min(), rows.max()) == (0, 23) and (image == -1).any(dim=0).sum() == 20 - 16
+    flat = resize_with_pad_torch(pixels_to_model(np.full((1, 30, 60, 3), 255, np.uint8)), 21, 20)[0, 0]
+    assert (flat == 1).any(dim=1).nonzero().flatten().tolist() == list(range(5, 15)), "5 rows above, 6 below"
 
 
 @pytest.mark.parametrize("make", [np.asarray, torch.as_tensor])

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from selfalign.model import masks
 from selfalign.model.context import EmbodimentContext
+from selfalign.model.inner_loop import FastWeights, Norm, inner_loop, primal_step
 from selfalign.model.policy import ACTION, ALIGNMENT, VLA
 from selfalign.model.ttt import TTTConfig, TTTLayer
 from small_model import make_batch, randomise, small_config
@@ -107,3 +109,119 @@ def test_l_ttt_is_summed_once_per_layer(model, batch):
 def test_positions_outside_of_the_model_are_refused(positions):
     with pytest.raises(ValueError, match="ttt positions must be"):
         VLA(small_config(ttt=TTTConfig(positions=positions)))
+
+
+# ---- the inner loop ------------------------------------------------------------------------------------------------
+
+
+META = TTTConfig(num_heads=2, head_dim=8, meta_learning=True, mini_batch=3)
+
+
+@pytest.fixture
+def learner():
+    """A model whose TTT layers learn within the forward."""
+    return randomise(VLA(small_config(ttt=META)))
+
+
+def test_without_the_inner_loop_there_is_nothing_of_it(model):
+    assert not any(".inner." in name for name in model.state_dict())
+
+
+def test_the_layer_runs_the_inner_loop_from_the_given_context():
+    layer = TTTLayer(16, META, cond_dim=None)
+    randomise(layer)
+    x = torch.randn(3, 7, 16)
+    W1, b1 = 0.3 * torch.randn(3, 2, 8, 8), 0.3 * torch.randn(3, 2, 1, 8)
+    out, _ = layer(x, None, W1, b1)
+    normed, _ = layer.norm(x)
+    q, k, v = (theta(normed).unflatten(-1, (2, 8)) for theta in (layer.theta_q, layer.theta_k, layer.theta_v))
+    rate = layer.inner.rate(normed).sigmoid() / 8
+    scale = (1 / torch.arange(1, 4) + layer.inner.scale_offset).clamp_min(0)
+    norm = Norm(layer.ttt_norm_weight, layer.ttt_norm_bias)
+    _, read = inner_loop(FastWeights(W1, b1), q, k, v, rate, scale, norm, step=primal_step)
+    branch = layer.theta_o(layer.post_norm(read.flatten(2)))
+    torch.testing.assert_close(out, x + layer.alpha.tanh() * branch, rtol=1e-5, atol=1e-5)
+
+
+def test_with_learning_rates_of_zero_the_loop_reads_w_as_it_is(layer):
+    silent = TTTLayer(16, META, cond_dim=None)
+    silent.load_state_dict(layer.state_dict(), strict=False)
+    torch.nn.init.zeros_(silent.inner.rate.weight)
+    torch.nn.init.constant_(silent.inner.rate.bias, -1e4)
+    x = torch.randn(3, 5, 16)
+    torch.testing.assert_close(silent(x, None, layer.W1, layer.b1)[0], layer(x, None, layer.W1, layer.b1)[0])
+
+
+def test_the_inner_loop_learns_per_sample_and_leaves_w_unchanged(learner):
+    batch, before = make_batch(learner), learner.prior().clone()
+    contexts = [learner.prior().perturbed(1.0, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    noise = torch.randn(4, learner.config.action_horizon, learner.config.action_dim)
+    stacked = EmbodimentContext.stack(contexts)
+    given = [t.clone() for t in stacked.tensors]
+    together = learner.sample_actions(batch.observation, stacked, noise=noise)
+    learner.losses(batch)
+    assert all(torch.equal(a, b) for a, b in zip(before.tensors, learner.prior().tensors, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(given, stacked.tensors, strict=True))
+    for i, context in enumerate(contexts):
+        alone = learner.sample_actions(batch[i : i + 1].observation, context, noise=noise[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_go_through_the_loop(learner):
+    learner.losses(make_batch(learner), parts=(ACTION,)).total.backward()
+    for layer in learner.ttt_layers:
+        for parameter in (layer.theta_k.weight, layer.theta_v.weight, layer.inner.rate.weight, layer.W1, layer.b1):
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0
+        assert layer.inner.scale_offset.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_loop_carries_no_label_across_the_mask(causal):
+    """What a token's output depends on is what attention lets it see."""
+    layer = TTTLayer(16, TTTConfig(num_heads=2, head_dim=8, meta_learning=True, mini_batch=2, causal=causal), None)
+    randomise(layer)
+    starts = torch.tensor([True, True, False, False, True, False])
+    tasks = torch.block_diag(torch.ones(1, 1), torch.ones(3, 3), torch.ones(2, 2)).bool()
+    tasks[1:, 0] = True  # as perception in the alignment suffix: seen by all, sees itself
+    for mask in (masks.block_mask(starts), tasks):
+        x = torch.randn(2, 6, 16, requires_grad=True)
+        out, _ = layer(x, None, layer.W1, layer.b1, mask)
+        rows = [torch.autograd.grad(out[:, i].sin().sum(), x, retain_graph=True)[0] for i in range(6)]
+        depends = torch.stack([row.abs().amax((0, 2)) > 0 for row in rows])
+        allowed = mask & torch.ones(6, 6).tril().bool() if causal else mask
+        assert not (depends & ~allowed).any()
+        assert depends[3, 0] and depends[3, 1] and depends[5, 4]
+
+
+def test_alignment_tasks_do_not_leak_through_the_loop(learner):
+    """The dynamics prediction must not depend on the clean next observation, nor the inverse one on clean actions."""
+    batch = make_batch(learner)
+    layout, width = learner.layout, learner.config.alignment.width
+    tokens = torch.randn(2, layout.mask().shape[0], width, requires_grad=True)
+    cond = torch.randn(2, width)
+    cache = learner.prefix(batch[:2].observation)
+    out = learner.mixture.suffix(ALIGNMENT, tokens, cond, layout.mask(), cache, learner.prior()).tokens
+
+    def reaches(target: slice, source: slice) -> bool:
+        return bool(torch.autograd.grad(out[:, target].sin().sum(), tokens, retain_graph=True)[0][:, source].any())
+
+    for target in (layout.perception, layout.dynamics, layout.inverse):
+        assert reaches(target, target)
+    assert not reaches(layout.dynamics, layout.inverse) and not reaches(layout.inverse, layout.dynamics)
+    assert not reaches(layout.perception, layout.dynamics) and not reaches(layout.perception, layout.inverse)
+
+
+def test_cached_and_joint_passes_agree_with_the_inner_loop(learner):
+    mixture = learner.mixture
+    mask = masks.block_mask(torch.tensor([True, True, False, False]))
+    prefix, valid = torch.randn(2, 5, 24), torch.ones(2, 5, dtype=torch.bool)
+    tokens, cond = torch.randn(2, 4, 16), torch.randn(2, 16)
+    cached = mixture.suffix(ACTION, tokens, cond, mask, mixture.prefix(prefix, valid), learner.prior()).tokens
+    joint = mixture.joint(prefix, valid, {ACTION: (tokens, cond, mask)}, learner.prior())[ACTION]
+    torch.testing.assert_close(cached, joint, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"mini_batch": 0}, {"base_rate": 0.0}])
+def test_impossible_inner_loops_are_refused(change):
+    with pytest.raises(ValueError, match="mini_batch >= 1 and base_rate > 0"):
+        TTTConfig(**change)

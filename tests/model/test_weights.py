@@ -1,11 +1,13 @@
 """A model as files: exact round trips, and loud refusals."""
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from selfalign import presets
-from selfalign.model.policy import VLA
+from selfalign.model.policy import VLA, config_identity
 from selfalign.model.weights import config_from_dict, config_to_dict, load_model, save_model, unique_tensors
 from small_model import small_config
 
@@ -45,14 +47,30 @@ def test_fingerprint_follows_every_weight(model):
     assert model.fingerprint() != before
 
 
-def test_a_fingerprint_outlives_new_config_fields():
-    """The number is of a version before the fields that came since: contexts of that time must stay readable."""
-    model = VLA(small_config())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    assert model.fingerprint() == "f6363766c5758639"
-    assert small_config(state_token=False).identity() != small_config().identity()
+def test_the_identity_of_a_config_is_what_it_says_otherwise_than_its_defaults():
+    """So a field that is added later, with the old behaviour as default, leaves contexts and checkpoints readable."""
+
+    @dataclass(frozen=True)
+    class Part:
+        size: int = 3
+        names: tuple[str, ...] = ()
+
+    @dataclass(frozen=True)
+    class Older:
+        width: int
+        part: Part = field(default_factory=Part)
+
+    @dataclass(frozen=True)
+    class Newer(Older):
+        later: bool = True
+
+    def identity(config):
+        return {name: value for name, value in config_identity(config).items() if name != "kind"}
+
+    assert identity(Newer(4)) == identity(Older(4)) == {"width": 4}
+    assert identity(Newer(4, later=False))["later"] is False
+    assert identity(Older(4, Part(names=("a",)))) == {"width": 4, "part": {"kind": "Part", "names": ("a",)}}
+    assert VLA(small_config()).fingerprint() != VLA(small_config(state_token=False)).fingerprint()
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_named(model, tmp_path):

@@ -1,12 +1,14 @@
 """Statistics of states and actions, and the normalisation that a model sees.
 
 Each embodiment is normalised with its own statistics (for a new body: those of its play). They travel as JSON with
-checkpoints and context files.
+checkpoints and context files. openpi's `norm_stats.json` is read and written too.
 """
 
+import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
@@ -14,16 +16,24 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from selfalign.model.weights import write_atomically
+
 Mode = Literal["zscore", "quantile"]
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 NEAR_CONSTANT = 1e-5
 """A dimension that spreads by less than this (times its magnitude, at least 1) is not divided by its spread."""
 
+OPENPI_EPS = 1e-6
+"""What openpi adds to each spread before it divides by it."""
+
 
 @dataclass(frozen=True, eq=False)
 class FieldStats:
-    """Statistics of one field over `count` frames; every array has shape [D], in the field's own units."""
+    """Statistics of one field over `count` frames; every array has shape [D], in the field's own units.
+
+    Statistics that came from elsewhere may lack some: NaN where `min`, `max`, `q01` or `q99` is not known, count 0.
+    """
 
     mean: Float[np.ndarray, " D"]
     std: Float[np.ndarray, " D"]
@@ -50,22 +60,37 @@ class FieldStats:
         spread = self.std if mode == "zscore" else self.q99 - self.q01
         return spread <= NEAR_CONSTANT * np.maximum(1.0, np.abs(self.mean))
 
-    def affine(self, mode: Mode) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
-        """(center, scale) such that `(x - center) / scale` is normalised; near-constant dimensions get scale 1."""
+    def affine(self, mode: Mode, eps: float = 0.0) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
+        """(center, scale) such that `(x - center) / scale` is normalised.
+
+        `eps` is added to the spread. Without it, near-constant dimensions get scale 1.
+        """
         if mode == "zscore":
-            center, scale = self.mean, self.std
+            center, scale = self.mean, self.std + eps
         else:  # q01 -> -1, q99 -> +1
-            center, scale = (self.q01 + self.q99) / 2, (self.q99 - self.q01) / 2
-        return center, np.where(self.near_constant(mode), 1.0, scale)
+            center, scale = (self.q01 + self.q99 + eps) / 2, (self.q99 - self.q01 + eps) / 2
+        return center, scale if eps else np.where(self.near_constant(mode), 1.0, scale)
+
+    def first(self, dim: int) -> Self:
+        """The statistics of the first `dim` dimensions."""
+        arrays = {f.name: getattr(self, f.name)[:dim] for f in fields(self) if f.name != "count"}
+        return type(self)(**arrays, count=self.count)
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("mean", "std", "min", "max", "q01", "q99")
-        return {**{name: getattr(self, name).tolist() for name in names}, "count": self.count}
+        """As JSON values; None for what is not known."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "count"}
+        known = {name: None if np.isnan(array).all() else array.tolist() for name, array in arrays.items()}
+        return {**known, "count": self.count}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        arrays = {name: np.asarray(value, dtype=np.float64) for name, value in data.items() if name != "count"}
-        return cls(**arrays, count=int(data["count"]))
+        """The inverse of `to_dict`; what is missing beside `mean` and `std` is not known."""
+        mean, std = (np.asarray(data[name], dtype=np.float64) for name in ("mean", "std"))
+        optional = {
+            name: np.full_like(mean, np.nan) if data.get(name) is None else np.asarray(data[name], dtype=np.float64)
+            for name in ("min", "max", "q01", "q99")
+        }
+        return cls(mean, std, **optional, count=int(data.get("count", 0)))
 
 
 class RunningStats:
@@ -135,6 +160,8 @@ class NormStats:
     state: FieldStats
     action: FieldStats
     mode: Mode = "zscore"
+    eps: float = 0.0
+    """Added to each spread, as openpi does; 0: near-constant dimensions are centred but not scaled."""
     _cache: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -195,7 +222,7 @@ class NormStats:
 
     def _affine(self, name: str, values: Array) -> tuple[Array, Array]:
         if name not in self._cache:
-            self._cache[name] = getattr(self, name).affine(self.mode)
+            self._cache[name] = getattr(self, name).affine(self.mode, self.eps)
         center, scale = self._cache[name]
         if values.shape[-1] != len(center):
             raise ValueError(
@@ -208,8 +235,62 @@ class NormStats:
         return center.astype(dtype), scale.astype(dtype)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"state": self.state.to_dict(), "action": self.action.to_dict(), "mode": self.mode}
+        data = {"state": self.state.to_dict(), "action": self.action.to_dict(), "mode": self.mode}
+        return {**data, "eps": self.eps} if self.eps else data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(FieldStats.from_dict(data["state"]), FieldStats.from_dict(data["action"]), data["mode"])
+        state, action = FieldStats.from_dict(data["state"]), FieldStats.from_dict(data["action"])
+        return cls(state, action, data["mode"], data.get("eps", 0.0))
+
+    # ---- openpi's file ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def read_openpi(
+        cls, path: str | Path, mode: Mode, *, state_dim: int | None = None, action_dim: int | None = None
+    ) -> Self:
+        """Reads openpi's statistics, and normalises as openpi does: 1e-6 is added to every spread.
+
+        Args:
+            path: `norm_stats.json`, or the directory that holds it (`assets/<asset_id>` of a checkpoint).
+            mode: what the checkpoint was trained with: "zscore" for pi0, "quantile" for pi0.5.
+            state_dim: the robot's own dimensions where the file's statistics are of padded ones; so action_dim.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not such a file, fewer dimensions than asked for, or no quantiles where they are needed.
+        """
+        path = Path(path)
+        path = path / "norm_stats.json" if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(f"no openpi statistics at {path}; a checkpoint has them in assets/<asset_id>/")
+        try:
+            data = json.loads(path.read_text())["norm_stats"]
+            state, action = FieldStats.from_dict(data["state"]), FieldStats.from_dict(data["actions"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not openpi's norm_stats.json: {error!r}") from error
+        for name, stats, dim in (("state", state, state_dim), ("actions", action, action_dim)):
+            _check_openpi(f"{path}: {name}", stats, mode, dim)
+        return cls(state.first(state_dim or state.dim), action.first(action_dim or action.dim), mode, OPENPI_EPS)
+
+    def write_openpi(self, path: str | Path) -> Path:
+        """Writes `norm_stats.json` as openpi does; `path` is the file or its directory. Returns the file."""
+        path = Path(path)
+        path = path / "norm_stats.json" if path.suffix != ".json" else path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stats = {name: stats.to_dict() for name, stats in (("state", self.state), ("actions", self.action))}
+        kept = {name: {key: values[key] for key in ("mean", "std", "q01", "q99")} for name, values in stats.items()}
+        text = json.dumps({"norm_stats": kept}, indent=2)
+        write_atomically(path, lambda target: target.write_text(text))
+        return path
+
+
+def _check_openpi(name: str, stats: FieldStats, mode: Mode, dim: int | None) -> None:
+    needed = (stats.mean, stats.std) if mode == "zscore" else (stats.q01, stats.q99)
+    if mode == "quantile" and any(np.isnan(array).all() for array in needed):
+        raise ValueError(f"{name} has no quantiles; compute them again, or read the file with mode='zscore'")
+    shapes = {array.shape for array in (stats.mean, stats.std, stats.q01, stats.q99)}
+    if len(shapes) > 1 or stats.mean.ndim != 1 or not all(np.isfinite(array).all() for array in needed):
+        raise ValueError(f"{name} must be finite lists of one length, got shapes {sorted(shapes)}")
+    if dim is not None and dim > stats.dim:
+        raise ValueError(f"{name} has {stats.dim} dimensions, {dim} were asked for")

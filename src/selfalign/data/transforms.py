@@ -1,7 +1,7 @@
 """Small steps between a robot's numbers and a model's: pixels, sizes, padding and words."""
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,12 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 class Tokenizer(Protocol):
     """What turns instructions into tokens; `selfalign.model.tokenizer` has implementations."""
 
-    def encode(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+    reads_state: bool
+    """Whether prompts tell the normalised state (pi0.5), which `encode` then wants."""
+
+    def encode(
+        self, prompts: Sequence[str], states: Sequence[Float[np.ndarray, "_"]] | None = None
+    ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Tokens padded on the right to a common length L, and True where they are real."""
         ...
 
@@ -39,19 +44,49 @@ def pixels_from_model(images: Float[Tensor, "*lead 3 H W"]) -> UInt8[np.ndarray,
 
 
 def resize_with_pad(frames: UInt8[np.ndarray, "T H W 3"], height: int, width: int) -> UInt8[np.ndarray, "T h w 3"]:
-    """Resizes to fit into height x width without distortion, and fills the rest with black, evenly on both sides."""
+    """Resizes to fit into height x width without distortion, and fills the rest with black, evenly on both sides.
+
+    What openpi's client does to a robot's pixels; `resize_with_pad_torch` is what its model does to images.
+    """
     count, old_height, old_width, _ = frames.shape
     if (old_height, old_width) == (height, width):
         return frames
-    ratio = min(height / old_height, width / old_width)
-    new_height, new_width = max(1, round(old_height * ratio)), max(1, round(old_width * ratio))
-    top, left = (height - new_height) // 2, (width - new_width) // 2
+    fit = _fit((old_height, old_width), (height, width))
     result = np.zeros((count, height, width, 3), dtype=np.uint8)
     for target, frame in zip(result, frames, strict=True):
         # Pillow's bilinear filter widens with the scale, so a smaller image is an average and not a sample.
-        small = Image.fromarray(frame).resize((new_width, new_height), Image.Resampling.BILINEAR)
-        target[top : top + new_height, left : left + new_width] = np.asarray(small)
+        small = Image.fromarray(frame).resize((fit.width, fit.height), Image.Resampling.BILINEAR)
+        target[fit.top : fit.top + fit.height, fit.left : fit.left + fit.width] = np.asarray(small)
     return result
+
+
+def resize_with_pad_torch(images: Float[Tensor, "B 3 H W"], height: int, width: int) -> Float[Tensor, "B 3 h w"]:
+    """The same for images in [-1, 1] on their device: bilinear without antialiasing, the rest is -1 (black).
+
+    It samples where `resize_with_pad` averages, so the two differ where an image is made smaller.
+    """
+    if tuple(images.shape[-2:]) == (height, width):
+        return images
+    fit = _fit((images.shape[-2], images.shape[-1]), (height, width))
+    small = torch.nn.functional.interpolate(images, (fit.height, fit.width), mode="bilinear", align_corners=False)
+    right, bottom = width - fit.width - fit.left, height - fit.height - fit.top
+    return torch.nn.functional.pad(small.clamp(-1, 1), (fit.left, right, fit.top, bottom), value=-1.0)
+
+
+class _Fit(NamedTuple):
+    """Where a resized image stands in its frame, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def _fit(old: tuple[int, int], new: tuple[int, int]) -> _Fit:
+    """The largest undistorted image in the middle of a frame; fractions are cut off, and a spare row goes below."""
+    ratio = max(old[0] / new[0], old[1] / new[1])
+    height, width = max(1, int(old[0] / ratio)), max(1, int(old[1] / ratio))
+    return _Fit((new[0] - height) // 2, (new[1] - width) // 2, height, width)
 
 
 def pad_dims(values: Array, dim: int) -> Array:

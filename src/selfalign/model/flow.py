@@ -35,9 +35,10 @@ def integrate(
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     x = noise
     step = -1.0 / num_steps
-    for i in range(num_steps):
-        time = torch.full((x.shape[0],), 1.0 + i * step, device=x.device, dtype=torch.float32)
+    time = torch.ones(x.shape[0], device=x.device, dtype=torch.float32)
+    for _ in range(num_steps):
         x = x + step * field(x, time)
+        time = time + step  # summed up in float32, as openpi does: the fastest sine of the embedding shows the rounding
     return x
 
 

@@ -85,7 +85,8 @@ class Rotation(NamedTuple):
 def rotation(positions: Int[Tensor, "B T"], head_dim: int, max_wavelength: float = 10_000.0) -> Rotation:
     """Rotary angles, always in float32."""
     half = head_dim // 2
-    frequency = max_wavelength ** -(torch.arange(half, dtype=torch.float32, device=positions.device) / half)
+    # 1 / base^x and not base^-x: the reference's rounding, to the last bit.
+    frequency = 1.0 / max_wavelength ** (torch.arange(half, dtype=torch.float32, device=positions.device) / half)
     angle = positions[:, :, None, None].float() * frequency
     return Rotation(angle.sin(), angle.cos())
 

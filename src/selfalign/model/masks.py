@@ -1,5 +1,7 @@
 """Attention masks as pure functions. True: the row attends to the column."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -34,3 +36,23 @@ def prefix_self_mask(prefix_mask: Bool[Tensor, "B P"]) -> Bool[Tensor, "B P P"]:
     valid = prefix_mask[:, :, None] & prefix_mask[:, None, :]
     eye = torch.eye(prefix_mask.shape[1], dtype=torch.bool, device=prefix_mask.device)
     return valid | eye
+
+
+class TokenBlock(NamedTuple):
+    """Tokens that see the same tokens of a suffix, as indices in rising order."""
+
+    rows: list[int]
+    sees: list[int]
+
+    @property
+    def own(self) -> list[int]:
+        """Where the block's tokens stand among those that it sees."""
+        return [self.sees.index(row) for row in self.rows]
+
+
+def blocks(mask: Bool[Tensor, "T T"]) -> list[TokenBlock]:
+    """The blocks of a suffix's mask. It is read on the host."""
+    rows_of: dict[tuple[bool, ...], list[int]] = {}
+    for row, sees in enumerate(mask.tolist()):
+        rows_of.setdefault(tuple(sees), []).append(row)
+    return [TokenBlock(rows, [i for i, seen in enumerate(sees) if seen]) for sees, rows in rows_of.items()]

@@ -10,7 +10,7 @@ The model knows normalised tensors only; `selfalign.Policy` adds robots, units a
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, cast
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from selfalign.model import flow, masks
 from selfalign.model.alignment import AlignmentInputs, AlignmentLayout, AlignmentSuffix
+from selfalign.model.augment import Augment
 from selfalign.model.context import ContextInfo, EmbodimentContext
 from selfalign.model.contexts import make_contexts
 from selfalign.model.layers import TIME_COMPONENTS, TimeComponent, Timed
@@ -59,13 +60,6 @@ class VLAConfig:
     @property
     def image_size(self) -> int:
         return self.vision.image_size
-
-    def identity(self) -> dict[str, Any]:
-        """What makes two models differ: a field younger than the first checkpoints counts where it changes them."""
-        settings = asdict(self)
-        if self.state_token:
-            del settings["state_token"]
-        return settings
 
 
 @dataclass(frozen=True)
@@ -126,6 +120,7 @@ class VLA(nn.Module):
         self.config = config
         self.vision = config.vision.build()
         self.image_proj = self.vision.connector(config.vlm.width)
+        self.augment: Augment | None = None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.vlm.width)
         nn.init.normal_(self.embed_tokens.weight, std=config.vlm.width**-0.5)
 
@@ -330,7 +325,7 @@ class VLA(nn.Module):
 
     def fingerprint(self) -> str:
         """A hash of config and weights: a context belongs to exactly one."""
-        digest = hashlib.sha256(json.dumps(self.config.identity(), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(config_identity(self.config), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -341,7 +336,8 @@ class VLA(nn.Module):
             return observation.image_features[camera]
         if camera not in observation.images:
             raise ValueError(f"the model reads camera {camera!r}; the observation has {sorted(observation.images)}")
-        return self.vision(observation.images[camera])
+        images = observation.images[camera]
+        return self.vision(images if self.augment is None else self.augment(images, camera))
 
     def _check_ttt_widths(self, depths: tuple[int, ...]) -> None:
         alignment, action = self.config.alignment, self.config.action
@@ -350,6 +346,17 @@ class VLA(nn.Module):
                 "TTT layers are shared, so the experts need one width; "
                 f"got action {action.width}, alignment {alignment.width}"
             )
+
+
+def config_identity(config: Any) -> dict[str, Any]:
+    """What a config says otherwise than its defaults: a field that is added later changes no fingerprint."""
+    told: dict[str, Any] = {"kind": type(config).__name__}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if default is MISSING or value != default:
+            told[f.name] = config_identity(value) if is_dataclass(value) else value
+    return told
 
 
 def _masked_mse(predicted: Tensor, target: Tensor, mask: Tensor) -> Float[Tensor, " B"]:

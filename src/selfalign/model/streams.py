@@ -137,11 +137,11 @@ def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_BTT: Bool[Tensor
     return out.transpose(1, 2).flatten(2)
 
 
-def _fast_weights(context: EmbodimentContext | None, slots: Mapping[int, int], depth: int):
-    """(W1, b1) of the TTT layer at a depth; None where there is none."""
+def _fast_weights(context: EmbodimentContext | None, slots: Mapping[int, int], depth: int, mask: Tensor):
+    """(W1, b1, the suffix's mask) for the TTT layer at a depth; None where there is none."""
     if context is None or depth not in slots:
         return None
-    return context.W1[slots[depth]], context.b1[slots[depth]]
+    return context.W1[slots[depth]], context.b1[slots[depth]], mask
 
 
 class Mixture(nn.Module):
@@ -205,7 +205,7 @@ class Mixture(nn.Module):
             kv, read = block.key_values(normed, turn), cache.layers[depth]
             k, v = torch.cat([read.k, kv.k], dim=1), torch.cat([read.v, kv.v], dim=1)
             attended = attend(block.queries(normed, turn), k, v, attention)
-            fast = _fast_weights(context, self.ttt_slots, depth)
+            fast = _fast_weights(context, self.ttt_slots, depth, mask)
             x, loss = block.after_attention(x, attended, gate, cond, fast, with_ttt_loss)
             if loss is not None:
                 losses[depth] = loss
@@ -243,7 +243,7 @@ class Mixture(nn.Module):
             q = torch.cat([b.queries(n, p) for b, n, p in zip(blocks, normed, turns, strict=True)], dim=1)
             k, v = torch.cat([kv.k for kv in kvs], dim=1), torch.cat([kv.v for kv in kvs], dim=1)
             attended = attend(q, k, v, attention).split(lengths, dim=1)
-            fast = [None, *[_fast_weights(context, self.ttt_slots, depth)] * len(names)]
+            fast = [None, *(_fast_weights(context, self.ttt_slots, depth, suffixes[n][2]) for n in names)]
             xs = [
                 b.after_attention(x, a, g, c, f, False)[0]
                 for b, x, a, g, c, f in zip(blocks, xs, attended, gates, conds, fast, strict=True)

@@ -6,6 +6,9 @@ Per head of size f (arXiv 2407.04620, TTT-Linear; W is held fixed within a forwa
     Z       = LN(q W1 + b1);      out = theta_O(post_norm(q + Z))
     L_ttt   = mean((LN(sg(k) W1 + b1) - sg(v - k))^2)                sg: stop-gradient
 
+With `meta_learning`, W is where the paper's inner loop starts (`inner_loop.py`): per sample, each token reads a W that
+has learned from the tokens which it may see. L_ttt stays that of the W which was given.
+
 Shapes: B batch, T tokens, H heads, f head size, D width.
 """
 
@@ -13,9 +16,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from selfalign.model import masks
+from selfalign.model.inner_loop import FastWeights, Norm, inner_loop, learning_rates, position_scales
 from selfalign.model.layers import make_norm
 
 
@@ -31,6 +36,21 @@ class TTTConfig:
     """tanh(alpha) scales the branch: 0 makes the layer absent, but also blocks the gradient to W."""
     span: int | None = None
     """None: contexts are `full`, every fast weight of a body moves; K: they lie in a learned span of K directions."""
+    meta_learning: bool = False
+    """The inner loop: W learns from the tokens within a forward. Off: one forward leaves W as it is."""
+    mini_batch: int = 16
+    """Tokens whose updates are computed at one W; at least the suffix's length: all of them."""
+    base_rate: float = 1.0
+    """The inner loop's learning rates lie between 0 and this / head_dim."""
+    causal: bool = True
+    """Whether a token's W has learned from itself and the tokens before, or from all of its mini-batch."""
+
+    def __post_init__(self) -> None:
+        if self.mini_batch < 1 or not self.base_rate > 0:
+            raise ValueError(
+                "the inner loop needs mini_batch >= 1 and base_rate > 0; "
+                f"got mini_batch={self.mini_batch}, base_rate={self.base_rate}"
+            )
 
     def depths(self, vlm_depth: int) -> tuple[int, ...]:
         """The chosen depths, checked against the VLM's depth."""
@@ -90,6 +110,7 @@ class TTTLayer(nn.Module):
         self.alpha = nn.Parameter(torch.full((width,), config.alpha_init))
         self.W1 = nn.Parameter(0.02 * torch.randn(heads, size, size))
         self.b1 = nn.Parameter(torch.zeros(heads, 1, size))
+        self.inner = InnerLoop(width, config) if config.meta_learning else None
 
     def forward(
         self,
@@ -97,14 +118,25 @@ class TTTLayer(nn.Module):
         cond: Float[Tensor, "B C"] | None,
         W1: Float[Tensor, "*B H f f"],
         b1: Float[Tensor, "*B H 1 f"],
+        mask: Bool[Tensor, "T T"] | None = None,
         *,
         with_loss: bool = False,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, " B"] | None]:
-        """The tokens after the gated branch, and L_ttt of each sample where it is asked for."""
+        """The tokens after the gated branch, and L_ttt of each sample where it is asked for.
+
+        Args:
+            mask: the suffix's attention mask, which the inner loop keeps to; None: all tokens are one block. Without
+                the inner loop no token reads another, and it is not used.
+        """
         normed, _ = self.norm(x, cond)
         q, k, v = (self._heads(theta(normed)) for theta in (self.theta_q, self.theta_k, self.theta_v))
-        z = head_norm(fast_linear(q, W1, b1), self.ttt_norm_weight, self.ttt_norm_bias)
-        branch = self.theta_o(self.post_norm((q + z).flatten(2)))
+        if self.inner is None:
+            read = q + head_norm(fast_linear(q, W1, b1), self.ttt_norm_weight, self.ttt_norm_bias)
+        else:
+            state = FastWeights(*(w.expand(len(x), *w.shape[-3:]) for w in (W1, b1)))
+            norm = Norm(self.ttt_norm_weight, self.ttt_norm_bias)
+            read = self.inner(normed, state, q, k, v, norm, masks.blocks(mask) if mask is not None else None)
+        branch = self.theta_o(self.post_norm(read.flatten(2)))
         loss = None
         if with_loss:
             loss = reconstruction_loss(k, v, W1, b1, self.ttt_norm_weight, self.ttt_norm_bias)
@@ -112,3 +144,44 @@ class TTTLayer(nn.Module):
 
     def _heads(self, x: Float[Tensor, "B T HF"]) -> Float[Tensor, "B T H f"]:
         return x.unflatten(-1, (self.num_heads, self.head_dim))
+
+
+class InnerLoop(nn.Module):
+    """The learned parts of the inner loop: a learning rate for each token and head, and a scale for each position."""
+
+    def __init__(self, width: int, config: TTTConfig):
+        super().__init__()
+        self.head_dim, self.base_rate, self.causal = config.head_dim, config.base_rate, config.causal
+        self.rate = nn.Linear(width, config.num_heads)
+        nn.init.normal_(self.rate.weight, std=0.02)
+        nn.init.zeros_(self.rate.bias)
+        self.scale_offset = nn.Parameter(torch.zeros(config.mini_batch))
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: FastWeights,
+        q: Float[Tensor, "B T H f"],
+        k: Float[Tensor, "B T H f"],
+        v: Float[Tensor, "B T H f"],
+        norm: Norm,
+        blocks: list[masks.TokenBlock] | None = None,
+    ) -> Float[Tensor, "B T H f"]:
+        """`q + LN(q W + b)` of each token, with the W that has learned from what the token may see.
+
+        Every block of tokens runs the loop by itself, from the same state, over the tokens that it sees: a state that
+        went on from one task's tokens to the next would carry labels across the attention mask.
+        """
+        rate = learning_rates(x, self.rate.weight, self.rate.bias, self.base_rate, self.head_dim)
+        scale = position_scales(self.scale_offset)
+
+        def run(sees: slice | list[int]) -> Float[Tensor, "B S H f"]:
+            seen = q[:, sees], k[:, sees], v[:, sees], rate[:, sees]
+            return inner_loop(state, *seen, scale, norm, causal=self.causal)[1]
+
+        if blocks is None:
+            return run(slice(None))
+        out = torch.empty_like(q)
+        for block in blocks:
+            out[:, block.rows] = run(block.sees)[:, block.own]
+        return out
