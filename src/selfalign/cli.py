@@ -71,6 +71,8 @@ class Pretrain:
     out: Path = Path("runs/tiny")
     """Training checkpoints and logs; the finished policy is in its folder `policy`. Goes on where it stopped."""
     preset: str = "tiny"
+    start: Path | None = None
+    """Checkpoint to start from, trained vision tower included; None: from nothing."""
     steps: int = 6000
     seed: int = 0
     scheme: Literal["rehearsal", "per_body", "global"] = "rehearsal"
@@ -131,6 +133,7 @@ class Pretrain:
             rehearsal=rehearsal,
             pointing=PointingConfig(steps=self.pointing_steps, seed=self.seed),
             loop=LoopConfig(save_every=self.save_every),
+            start=self.start,
             compile=self.compile,
             task_weights={"reach": self.reach_weight},
             keypoint_words=("tip", *COLOURS),

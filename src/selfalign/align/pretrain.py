@@ -18,7 +18,7 @@ from selfalign.data.virtual import DrawPerturbation, FrameFeatures, ModelShape, 
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.tokenizer import ByteTokenizer
 from selfalign.model.vision import KeypointTower
-from selfalign.model.weights import load_tensors, unique_tensors
+from selfalign.model.weights import load_model, load_tensors, unique_tensors
 from selfalign.train import checkpoint
 from selfalign.train.loop import LoopConfig, fit
 from selfalign.train.pointing import PointingConfig, pointing_error, train_tower
@@ -40,6 +40,8 @@ class PretrainConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
     keypoint_words: tuple[str, ...] = ()
     """Words of instructions for the tower's first keypoints, where the VLM is to learn to point at them."""
+    start: Path | None = None
+    """Checkpoint directory whose weights, the vision tower's too, the training starts from; None: from nothing."""
     compile: bool = False
     """Compile the streams: minutes at the start, a quarter less time a step on a CPU."""
     task_weights: dict[str, float] = field(default_factory=dict)
@@ -66,8 +68,10 @@ def pretrain(
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.seed_everything(config.seed)
     model = VLA(model_config)
+    if config.start is not None:
+        load_tensors(model, unique_tensors(load_model(config.start)), str(config.start))
     cache = EpisodeCache.build(SourceData.open(data), image_size=model_config.image_size, progress=True)
-    prepare_tower(model, cache, out, config.pointing)
+    prepare_tower(model, cache, out, None if config.start is not None else config.pointing)
     features = frame_features(model, cache, out)
     tokenizer = ByteTokenizer(model_config.max_token_len, model_config.prompt_merges)
     shape = ModelShape(model_config.action_horizon, model_config.action_dim, model_config.state_dim)
@@ -90,10 +94,15 @@ def pretrain(
     return model.eval()
 
 
-def prepare_tower(model: VLA, cache: EpisodeCache, out: Path, config: PointingConfig) -> None:
-    """Train the vision tower to point where the data has image points (or load the one in `out`), and freeze it."""
+def prepare_tower(model: VLA, cache: EpisodeCache, out: Path, config: PointingConfig | None) -> None:
+    """Train the vision tower to point where the data has image points (or load the one in `out`), and freeze it.
+
+    Without a config it is frozen as it is.
+    """
     path = out / "tower.pt"
-    if path.is_file():
+    if config is None:
+        pass
+    elif path.is_file():
         load_tensors(model.vision, torch.load(path, weights_only=True), str(path))
     elif isinstance(model.vision, KeypointTower) and POINTS in cache.column_names:
         (camera,) = model.config.cameras

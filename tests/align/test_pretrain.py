@@ -1,0 +1,72 @@
+"""Pretraining as a whole: from a data set on disk to a model."""
+
+import numpy as np
+import pytest
+import torch
+
+from selfalign.align.pretrain import POINTS, PretrainConfig, pretrain
+from selfalign.align.rehearsal import RehearsalConfig
+from selfalign.data.episodes import Episode
+from selfalign.data.lerobot import LeRobotWriter
+from selfalign.data.perturb import EmbodimentPerturbation
+from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.weights import save_model, unique_tensors
+from selfalign.train.loop import LoopConfig
+from selfalign.train.pointing import PointingConfig
+from small_model import randomise, small_config
+
+CONFIG = PretrainConfig(
+    steps=2,
+    rehearsal=RehearsalConfig(slots=2, play_per_slot=2, demonstrations_per_slot=2),
+    pointing=PointingConfig(steps=3, batch_size=4),
+    loop=LoopConfig(tensorboard=False),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("sources") / "data", np.random.default_rng(0)
+    with LeRobotWriter(folder, fps=20.0, embodiments=[{"name": "a"}]) as writer:
+        for i in range(4):
+            numbers = {name: rng.normal(size=(12, 4)).astype(np.float32) for name in ("state", "action")}
+            images = {"scene": rng.integers(0, 255, (12, 16, 16, 3), dtype=np.uint8)}
+            points = rng.uniform(0.1, 0.9, size=(12, 3, 3)).astype(np.float32)
+            writer.add_episode(
+                Episode(images, **numbers, task="reach" if i % 2 else "", is_play=i % 2 == 0, extra={POINTS: points})
+            )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def config() -> VLAConfig:
+    return small_config(action_dim=8, state_dim=8, vocab_size=258)
+
+
+def run(data, out, **changes) -> VLA:
+    settings = {**{f: getattr(CONFIG, f) for f in CONFIG.__dataclass_fields__}, **changes}
+    return pretrain(config(), [data], out, PretrainConfig(**settings), lambda *_: EmbodimentPerturbation())
+
+
+def test_a_training_starts_from_a_checkpoint_and_keeps_its_tower(data, tmp_path):
+    start = randomise(VLA(config()))
+    save_model(start, tmp_path / "start")
+    same = run(data, tmp_path / "same", steps=0, start=tmp_path / "start")
+    further = run(data, tmp_path / "further", start=tmp_path / "start")
+    statistics = {"feature_mean", "feature_std"}
+    for name, value in unique_tensors(start).items():
+        if name not in statistics:
+            assert torch.equal(value, unique_tensors(same)[name]), name
+        if name.startswith("vision."):
+            assert torch.equal(value, unique_tensors(further)[name]), name
+    assert not torch.equal(start.action_out.weight, further.action_out.weight)
+    assert not (tmp_path / "further" / "tower.pt").exists()
+
+
+def test_a_training_from_nothing_teaches_the_tower_first(data, tmp_path):
+    torch.manual_seed(0)
+    run(data, tmp_path / "out")
+    assert (tmp_path / "out" / "tower.pt").is_file() and (tmp_path / "out" / "tower.json").is_file()
