@@ -114,7 +114,7 @@ def test_settings_are_read_from_openpis_and_lerobots_config(tmp_path):
         CheckpointSettings.read(tmp_path)
 
 
-def test_a_given_config_is_used_and_checked(tensors, tmp_path):
+def test_a_given_config_is_used_and_checked():
     config = load_openpi(GOLDEN.directory, **GOLDEN.settings).config
     assert_is_the_golden(load_openpi(GOLDEN.directory, config))
     wider = StreamConfig(**{**GOLDEN.info["expert"], "mlp_dim": 100})
@@ -122,7 +122,7 @@ def test_a_given_config_is_used_and_checked(tensors, tmp_path):
         load_openpi(GOLDEN.directory, type(config)(**{**vars(config), "action": wider}))
 
 
-def test_an_aligned_config_is_refused(tensors):
+def test_an_aligned_config_is_refused():
     config = load_openpi(GOLDEN.directory, **GOLDEN.settings).config
     with pytest.raises(ValueError, match=r"does not hold \(.*alignment.*upgrade"):
         load_openpi(GOLDEN.directory, type(config)(**{**vars(config), "alignment": config.action}))
@@ -168,7 +168,7 @@ def test_a_directory_without_weights_is_refused(tmp_path):
         load_openpi(tmp_path)
 
 
-def test_wrong_settings_are_explained(tmp_path):
+def test_wrong_settings_are_explained():
     with pytest.raises(ValueError, match=r"128, is no multiple of head_dim=256"):
         load_openpi(GOLDEN.directory)
     with pytest.raises(TypeError, match="no such settings: heads"):
