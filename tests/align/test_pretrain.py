@@ -66,6 +66,18 @@ def test_a_training_starts_from_a_checkpoint_and_keeps_its_tower(data, tmp_path)
     assert not (tmp_path / "further" / "tower.pt").exists()
 
 
+def test_features_of_another_tower_are_not_used(data, tmp_path):
+    for seed in (0, 1):
+        save_model(randomise(VLA(config()), seed), tmp_path / f"start{seed}")
+    out = tmp_path / "out"
+    run(data, out, steps=0, start=tmp_path / "start0")
+    run(data, out, steps=0, start=tmp_path / "start1")
+    run(data, tmp_path / "alone", steps=0, start=tmp_path / "start1")
+    assert len(list(out.glob("tokens-scene-*.npy"))) == 2
+    (own,) = (tmp_path / "alone").glob("tokens-*.npy")
+    np.testing.assert_array_equal(np.load(out / own.name), np.load(own))
+
+
 def test_a_training_from_nothing_teaches_the_tower_first(data, tmp_path):
     torch.manual_seed(0)
     run(data, tmp_path / "out")

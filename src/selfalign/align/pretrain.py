@@ -1,6 +1,7 @@
 """Pretraining from recorded sources: a tower that points, its features computed once, a policy that rehearses."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -117,8 +118,9 @@ def prepare_tower(model: VLA, cache: EpisodeCache, out: Path, config: PointingCo
 
 def frame_features(model: VLA, cache: EpisodeCache, out: Path, batch: int = 256) -> FrameFeatures:
     """The tower's tokens of every frame, computed once and kept in `out`; sets the model's feature statistics."""
+    tower = _digest(model.vision)  # another tower, another file: `start` may bring one into a used folder
     tokens = {
-        camera: _tower_tokens(model, cache, camera, out / f"tokens-{camera}.npy", batch)
+        camera: _tower_tokens(model, cache, camera, out / f"tokens-{camera}-{tower}.npy", batch)
         for camera in model.config.cameras
     }
     summaries = []
@@ -131,6 +133,14 @@ def frame_features(model: VLA, cache: EpisodeCache, out: Path, batch: int = 256)
     model.feature_mean.copy_(summary.mean(0))
     model.feature_std.copy_(summary.std(0).clamp_min(1e-3))
     return FrameFeatures(tokens, ((summary - model.feature_mean) / model.feature_std).numpy())
+
+
+def _digest(module: torch.nn.Module) -> str:
+    """Eight characters that tell one set of weights from another."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(unique_tensors(module).items()):
+        digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 @torch.no_grad()
