@@ -89,6 +89,8 @@ class Pretrain:
     """Steps over which action and state frames widen from canonical to all of the source region; 0: at once."""
     context_learning_rate: float = 1e-2
     """Of Adam on the contexts, here and in `selfalign align`."""
+    context_decay_steps: float | None = None
+    """That rate falls as 1 / sqrt(1 + (step - 1) / this); None: constant."""
     learning_rate: float = 1e-3
     lambda_action: float = 1.0
     lambda_ttt: float = 0.1
@@ -124,6 +126,7 @@ class Pretrain:
             widen_steps=self.widen_steps,
             max_age=self.max_age,
             learning_rate=self.context_learning_rate,
+            decay_steps=self.context_decay_steps,
             weights=weights,
         )
         return PretrainConfig(
@@ -150,6 +153,7 @@ class Pretrain:
                 learning_rate=config.rehearsal.learning_rate,
                 betas=config.rehearsal.betas,
                 clip_norm=config.rehearsal.clip_norm,
+                decay_steps=config.rehearsal.decay_steps,
                 weights=config.rehearsal.weights,
             )
         else:

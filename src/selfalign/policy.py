@@ -43,6 +43,8 @@ class AlignSettings:
     steps: int = 100
     clip_norm: float | None = 1.0
     """Bound of the gradient's norm; None: no clipping."""
+    decay_steps: float | None = None
+    """How fast the rate falls (see `FastAdam`); None: not at all."""
     weights: LossWeights = field(default_factory=LossWeights)
     rehearsed: bool = True
 

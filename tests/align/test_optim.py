@@ -18,15 +18,17 @@ def random_grads(context: EmbodimentContext) -> list[torch.Tensor]:
     return [torch.randn_like(t) for t in context.tensors]
 
 
-def run_torch(context: EmbodimentContext, grads_per_step, clip_norm: float | None, **options) -> EmbodimentContext:
+def run_torch(context: EmbodimentContext, grads_per_step, clip_norm: float | None, rate=lambda step: 1.0, **options):
     leaf = context.leaf()
     adam = torch.optim.Adam(leaf.tensors, **options)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, rate)
     for grads in grads_per_step:
         for tensor, grad in zip(leaf.tensors, grads, strict=True):
             tensor.grad = grad.clone()
         if clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(leaf.tensors, clip_norm)
         adam.step()
+        schedule.step()
     return leaf.detach()
 
 
@@ -41,6 +43,17 @@ def test_a_single_context_moves_as_with_torch(clip_norm: float | None):
     expected = run_torch(context, steps, clip_norm, lr=1e-2, betas=(0.9, 0.99), eps=1e-8)
     torch.testing.assert_close(moved, expected.tensors, rtol=0, atol=1e-6)
     assert state.count.item() == 12
+
+
+def test_a_falling_rate_is_torchs_with_that_schedule():
+    context = make_context()
+    steps = [random_grads(context) for _ in range(12)]
+    adam = FastAdam(1e-2, decay_steps=4)
+    moved, state = context.tensors, adam.init(context.tensors)
+    for grads in steps:
+        moved, state = adam.step(moved, grads, state)
+    options = {"lr": 1e-2, "betas": (0.9, 0.99), "rate": lambda step: (1 + step / 4) ** -0.5}
+    torch.testing.assert_close(moved, run_torch(context, steps, None, **options).tensors, rtol=0, atol=1e-6)
 
 
 def test_slots_of_different_ages_move_as_they_would_alone():
@@ -71,7 +84,9 @@ def test_a_step_changes_nothing_in_place():
     assert not any(t.any() for t in (*state.first, *state.second, state.count))
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"betas": (0.9, 1.0)}, {"eps": -1e-8}, {"clip_norm": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"lr": 0.0}, {"betas": (0.9, 1.0)}, {"eps": -1e-8}, {"clip_norm": 0.0}, {"decay_steps": 0}]
+)
 def test_wrong_settings_are_refused(wrong: dict):
     with pytest.raises(ValueError, match=r"must be|needs"):
         FastAdam(**wrong)

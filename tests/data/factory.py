@@ -23,7 +23,7 @@ def make_episode(seed: int = 0, length: int = 12, size: tuple[int, int] = (16, 2
         "is_play": seed % 3 == 0,
         "extra": {
             "observation.joints": numbers(8),
-            "privileged.points": numbers(5, 3),
+            "privileged.points": numbers(7, 4),
             "grasped": rng.integers(0, 2, length).astype(bool),
         },
     }

@@ -44,7 +44,7 @@ def test_we_read_lerobots_data_sets(tmp_path, episodes):
         "observation.images.scene": {"dtype": "image", "shape": (16, 24, 3), "names": ["height", "width", "channels"]},
         "observation.state": {"dtype": "float32", "shape": (4,), "names": ["x", "y", "z", "gripper"]},
         "action": {"dtype": "float32", "shape": (4,), "names": None},
-        "privileged.points": {"dtype": "float32", "shape": (5, 3), "names": None},
+        "privileged.points": {"dtype": "float32", "shape": (7, 4), "names": None},
     }
     dataset = LeRobotDataset.create(
         "local/theirs", 20, features, root=tmp_path / "theirs", use_videos=False, robot_type="arm"

@@ -24,6 +24,19 @@ def test_tokens_are_keypoints_then_grid(tower):
     assert tower.summary_shape == (1, 6)
 
 
+def test_a_depth_head_gives_named_keypoints_a_third_coordinate():
+    sizes = {"image_size": SIZE, "channels": (8, 16, 16), "named": 2, "free": 1, "grid": 2}
+    tower = KeypointTower(KeypointTowerConfig(**sizes, depth_width=8))
+    images = torch.rand(3, 3, SIZE, SIZE) * 2 - 1
+    tokens, pointing = tower(images), tower.point(tower.maps(images))
+    assert tokens.shape == (3, tower.num_tokens, tower.token_dim) == (3, 3 + 4, 5 + 16)
+    torch.testing.assert_close(tokens[:, :3, :3], pointing.xyz)
+    assert tokens[:, :2, 2].all() and not tokens[:, 2:, 2].any()  # neither free keypoints nor grid cells have a depth
+    torch.testing.assert_close(tower.summary(tokens)[:, 0], pointing.xyz.flatten(1))
+    assert tower.summary_shape == (1, 9)
+    assert tower.connector(12)(tokens).shape == (3, 7, 12)
+
+
 def test_a_sharp_heat_map_points_at_its_peak(tower):
     maps = torch.zeros(1, 16, 8, 8)
     maps[0, 0, 2, 5] = 1.0  # row 2, column 5 of 8

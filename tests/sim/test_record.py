@@ -114,7 +114,7 @@ def test_columns_of_a_rig_agree_with_one_another(rig_play):
 def test_pixel_labels_are_the_simulators(rig_play, panda):
     rig, episode = rig_play
     labels = episode.extra["privileged.points"]
-    assert labels.shape == (30, 7, 3)
+    assert labels.shape == (30, 7, 4)
     assert 2 <= labels[0, 1:5, 2].sum() <= 3  # two or three cubes, all in view
     # The simulation still stands where the episode's last action has left it.
     expected = pixel_labels(rig.camera, panda.landmarks)
@@ -132,6 +132,10 @@ def test_what_is_not_in_the_picture_has_no_label():
     labels = pixel_labels(camera, points)
     np.testing.assert_array_equal(labels[:, 2], [1, 0, 0])
     np.testing.assert_allclose(labels[0, :2], camera.project(points[0]))
+    # the pinhole the other way: from pixel and depth back to the point
+    half = np.tan(np.radians(camera.fovy / 2)) * labels[0, 3]
+    offset = np.array([*(2 * labels[0, :2] - 1) * half, labels[0, 3]])
+    np.testing.assert_allclose(camera.position + offset @ camera.axes, points[0], atol=1e-12)
     assert not labels[1:].any()
 
 

@@ -42,6 +42,8 @@ class AlignConfig:
     """Of the losses; `action` has no part in it."""
     clip_norm: float | None = None
     """Bound of the gradient's norm; infinity for none."""
+    decay_steps: float | None = None
+    """How fast the rate falls (see `FastAdam`); infinity for a constant one."""
     holdout: float = 0.2
     """Share of the trajectories that judges and is not fitted."""
     eval_every: int = 10
@@ -74,10 +76,9 @@ class AlignConfig:
 
     def resolved(self, settings: AlignSettings) -> AlignSettings:
         """The checkpoint's settings with what this config says otherwise."""
-        names = ("steps", "batch_size", "learning_rate", "betas", "weights", "clip_norm")
+        names = ("steps", "batch_size", "learning_rate", "betas", "weights", "clip_norm", "decay_steps")
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if own.get("clip_norm") == math.inf:
-            own["clip_norm"] = None
+        own.update({name: None for name in ("clip_norm", "decay_steps") if own.get(name) == math.inf})
         return replace(settings, **own)
 
 
@@ -229,7 +230,7 @@ class _Fit:
 
     def _steps(self, bank: PlayBank, keep: set[int], phase: StartPhase) -> None:
         plan, config = self.plan, self.config
-        optimizer = FastAdam(plan.learning_rate, plan.betas, clip_norm=plan.clip_norm)
+        optimizer = FastAdam(plan.learning_rate, plan.betas, clip_norm=plan.clip_norm, decay_steps=plan.decay_steps)
         state = optimizer.init(self.coordinates)
         generator = torch.Generator().manual_seed(config.seed)
         report = phase("aligning", plan.steps)

@@ -43,12 +43,17 @@ class FastAdam:
     eps: float = 1e-8
     clip_norm: float | None = None
     """Largest gradient norm of a slot, over all of its tensors; None: no clipping."""
+    decay_steps: float | None = None
+    """Step t has the rate lr / sqrt(1 + (t - 1) / decay_steps): steps that are as large late as early keep a context
+    noisy. None: a constant rate."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or not self.eps > 0 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"Adam needs lr > 0, eps > 0 and betas in [0, 1), got {self}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, or None for no clipping; got {self.clip_norm}")
+        if self.decay_steps is not None and not self.decay_steps > 0:
+            raise ValueError(f"decay_steps must be positive, or None for a constant rate; got {self.decay_steps}")
 
     def init(self, coordinates: Coordinates, *, slots: bool = False) -> FastAdamState:
         """The state before the first step; with `slots`, the first axis of every tensor counts slots."""
@@ -69,13 +74,18 @@ class FastAdam:
         second = tuple(torch.lerp(g * g, v, beta2) for g, v in zip(grads, state.second, strict=True))
         count = state.count + 1
         exponent = count.to(torch.float64)
-        size = self.lr / (1 - beta1**exponent)
+        size = self._rate(exponent) / (1 - beta1**exponent)
         root = (1 - beta2**exponent).sqrt()
         moved = tuple(
             x.detach() - _per_slot(size, x).to(x.dtype) * m / (v.sqrt() / _per_slot(root, x).to(x.dtype) + self.eps)
             for x, m, v in zip(coordinates, first, second, strict=True)
         )
         return moved, FastAdamState(first, second, count)
+
+    def _rate(self, count: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+        if self.decay_steps is None:
+            return torch.full_like(count, self.lr)
+        return self.lr / (1 + (count - 1) / self.decay_steps).sqrt()
 
     def _clip_scale(self, grads: Sequence[Tensor], count: Int[Tensor, "*S"]) -> Float[Tensor, "*S"]:
         """The factor of each slot's gradient, as `torch.nn.utils.clip_grad_norm_` has it."""

@@ -111,7 +111,7 @@ def prepare_tower(model: VLA, cache: EpisodeCache, out: Path, config: PointingCo
         train_tower(model.vision, images, points, config)
         rows = np.linspace(0, len(images) - 1, 2000).astype(int)
         error = pointing_error(model.vision, images[rows], points[rows])
-        (out / "tower.json").write_text(json.dumps({"median_error_px": error.tolist(), **dataclasses.asdict(config)}))
+        (out / "tower.json").write_text(json.dumps({**error, **dataclasses.asdict(config)}))
         torch.save(unique_tensors(model.vision), path)
     model.vision.eval().requires_grad_(False)
 

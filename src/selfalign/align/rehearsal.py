@@ -45,6 +45,8 @@ class RehearsalConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     clip_norm: float = 1.0
     """Bound of each context's gradient norm; `align` uses the same."""
+    decay_steps: float | None = None
+    """How fast the contexts' rate falls (see `FastAdam`); `align` uses the same."""
     bodies: int = 64
     """Fixed source embodiments of the scheme "per_body"."""
     widen_steps: int = 0
@@ -109,7 +111,9 @@ class Rehearsal:
     def __init__(self, model: VLA, sources: VirtualSources, config: RehearsalConfig):
         self.model, self.config = model, config
         self.batches = _Batches(model, sources, config)
-        self.optimizer = FastAdam(config.learning_rate, config.betas, clip_norm=config.clip_norm)
+        self.optimizer = FastAdam(
+            config.learning_rate, config.betas, clip_norm=config.clip_norm, decay_steps=config.decay_steps
+        )
         self.coordinates = model.contexts.zeros(model.prior().detach(), config.slots)
         self.state: FastAdamState = self.optimizer.init(self.coordinates, slots=True)
         self.age = np.zeros(config.slots, dtype=np.int64)

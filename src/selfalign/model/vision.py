@@ -100,6 +100,8 @@ class KeypointTowerConfig:
     grid: int = 3
     feature_dim: int = 16
     """Appearance numbers that each keypoint and each grid cell carries."""
+    depth_width: int = 0
+    """Hidden units of the head that tells how far the named keypoints are; 0: they have no depth."""
 
     def build(self) -> "KeypointTower":
         return KeypointTower(self)
@@ -108,20 +110,36 @@ class KeypointTowerConfig:
     def keypoints(self) -> int:
         return self.named + self.free
 
+    @property
+    def axes(self) -> int:
+        """Coordinates of a keypoint: x, y and, with a depth head, depth."""
+        return 3 if self.depth_width else 2
+
 
 class Pointing(NamedTuple):
-    """Where the keypoints are: x, y in [-1, 1] from the top left, and the log of each one's presence odds."""
+    """Where the keypoints are."""
 
-    xy: Float[Tensor, "B K 2"]
+    xyz: Float[Tensor, "B K axes"]
+    """x, y in [-1, 1] from the top left; with a depth head also the depth, standardised (0 of free keypoints)."""
     presence: Float[Tensor, "B K"]
+    """Log of the odds of each one's presence."""
     log_heat: Float[Tensor, "B K h w"]
+
+    @property
+    def xy(self) -> Float[Tensor, "B K 2"]:
+        return self.xyz[..., :2]
 
 
 class KeypointTower(nn.Module):
     """A small U-shaped convolution net with a spatial softmax.
 
-    A token is `[x, y, presence, spread, appearance...]`; grid tokens have x, y of their cell and zero spread.
+    A token is `[x, y, (depth,) presence, spread, appearance...]`; grid tokens have x, y of their cell and neither depth
+    nor spread. One camera sees depth in the sizes and the places of things it knows: the depth head reads the places
+    and the surroundings of all named keypoints at once.
     """
+
+    depth_mean: Float[Tensor, ""]
+    depth_std: Float[Tensor, ""]
 
     def __init__(self, config: KeypointTowerConfig):
         super().__init__()
@@ -135,14 +153,20 @@ class KeypointTower(nn.Module):
         self.heat = nn.Conv2d(c2, config.keypoints, 1)
         self.presence = nn.Linear(c2, config.keypoints)
         self.appearance = nn.Conv2d(c2, config.feature_dim, 1)
+        if config.depth_width:
+            seen = config.named * (2 + c2)
+            layers = nn.Linear(seen, config.depth_width), nn.SiLU(), nn.Linear(config.depth_width, config.named)
+            self.depth = nn.Sequential(*layers)
+            self.register_buffer("depth_mean", torch.zeros(()))
+            self.register_buffer("depth_std", torch.ones(()))
 
     @property
     def summary_shape(self) -> tuple[int, int]:
-        return 1, 2 * self.config.keypoints
+        return 1, self.config.axes * self.config.keypoints
 
     @property
     def token_dim(self) -> int:
-        return 4 + self.config.feature_dim
+        return self.config.axes + 2 + self.config.feature_dim
 
     @property
     def num_tokens(self) -> int:
@@ -163,7 +187,14 @@ class KeypointTower(nn.Module):
         xy = torch.einsum("bkhw,hwc->bkc", heat, grid)
         pooled = torch.einsum("bkhw,bchw->bkc", heat, maps)
         presence = (pooled * self.presence.weight).sum(-1) + self.presence.bias
-        return Pointing(xy, presence, log_heat)
+        return Pointing(self._with_depth(xy, pooled), presence, log_heat)
+
+    def _with_depth(self, xy: Float[Tensor, "B K 2"], pooled: Float[Tensor, "B K C"]) -> Float[Tensor, "B K axes"]:
+        if not self.config.depth_width:
+            return xy
+        named = self.config.named
+        depth = self.depth(torch.cat([xy, pooled], dim=-1)[:, :named].flatten(1))
+        return torch.cat([xy, F.pad(depth, (0, self.config.free))[..., None]], dim=-1)
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N D"]:
         maps = self.maps(images)
@@ -173,37 +204,38 @@ class KeypointTower(nn.Module):
         offset = grid[None, None] - pointing.xy[:, :, None, None]
         spread = (heat * offset.square().sum(-1)).sum((-2, -1)).sqrt()
         seen = torch.einsum("bkhw,bchw->bkc", heat, appearance)
-        keypoints = torch.cat([pointing.xy, pointing.presence.sigmoid()[..., None], spread[..., None], seen], dim=-1)
+        keypoints = torch.cat([pointing.xyz, pointing.presence.sigmoid()[..., None], spread[..., None], seen], dim=-1)
         return torch.cat([keypoints, self._grid_tokens(appearance)], dim=1)
 
     def _grid_tokens(self, appearance: Tensor) -> Tensor:
         n = self.config.grid
         cells = F.adaptive_avg_pool2d(appearance, n).flatten(2).transpose(1, 2)
         centres = _cell_centres(n, n, like=cells).flatten(0, 1).expand(len(cells), -1, -1)
-        flags = torch.tensor([1.0, 0.0], device=cells.device, dtype=cells.dtype).expand(*cells.shape[:2], 2)
+        flags = cells.new_zeros(*cells.shape[:2], self.config.axes)
+        flags[..., -2] = 1.0  # present, without spread
         return torch.cat([centres, flags, cells], dim=-1)
 
     def summary(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B 1 F"]:
         """The keypoints' coordinates as one vector."""
-        return tokens[:, : self.config.keypoints, :2].flatten(1)[:, None]
+        return tokens[:, : self.config.keypoints, : self.config.axes].flatten(1)[:, None]
 
     def connector(self, width: int) -> nn.Module:
-        return KeypointConnector(self.token_dim, self.num_tokens, width)
+        return KeypointConnector(self.token_dim, self.num_tokens, width, axes=self.config.axes)
 
 
 class KeypointConnector(nn.Module):
     """Keypoint tokens to the VLM's width: Fourier features of the coordinates, an MLP, and which keypoint it is."""
 
-    def __init__(self, token_dim: int, num_tokens: int, width: int, octaves: int = 4):
+    def __init__(self, token_dim: int, num_tokens: int, width: int, octaves: int = 4, axes: int = 2):
         super().__init__()
-        self.octaves = octaves
-        self.fc1 = nn.Linear(token_dim + 4 * octaves, width)
+        self.octaves, self.axes = octaves, axes
+        self.fc1 = nn.Linear(token_dim + 2 * axes * octaves, width)
         self.fc2 = nn.Linear(width, width)
         self.identity = nn.Parameter(torch.randn(num_tokens, width))
 
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N W"]:
         scale = torch.pi / 2 * 2.0 ** torch.arange(self.octaves, device=tokens.device)
-        angle = (tokens[..., :2, None] * scale).flatten(-2)
+        angle = (tokens[..., : self.axes, None] * scale).flatten(-2)
         x = self.fc1(torch.cat([tokens, angle.sin(), angle.cos()], dim=-1))
         return self.fc2(F.gelu(x + self.identity))
 

@@ -9,7 +9,7 @@ needs to make other bodies of them:
 | action.tip_target [3] | commanded tip, metres |
 | observation.joints [8] | measured joints in radians, padded to 7, then the gripper's opening |
 | action.joints [8] | joint displacement / 0.1 rad, padded to 7, then the gripper's command |
-| privileged.points [7, 3] | (u, v, visible) of `Simulation.landmarks`: the tip, the cubes, the ends of the hand |
+| privileged.points [7, 4] | (u, v, visible, depth) of `Simulation.landmarks`: tip, cubes, ends of the hand |
 """
 
 from collections.abc import Callable, Iterator
@@ -177,14 +177,16 @@ def _padded(joints: np.ndarray, gripper: float) -> np.ndarray:
     return padded
 
 
-def pixel_labels(camera: CameraPose, points: Float[np.ndarray, "*T K 3"]) -> Float[np.ndarray, "*T K 3"]:
-    """Where a camera sees points: (u, v, 1) with u, v in [0, 1], or (0, 0, 0) outside of the picture and for NaN.
+def pixel_labels(camera: CameraPose, points: Float[np.ndarray, "*T K 3"]) -> Float[np.ndarray, "*T K 4"]:
+    """Where a camera sees points: (u, v, 1, depth) with u, v in [0, 1] and the depth in metres along the viewing
+    direction; zeros outside of the picture and for NaN.
 
     Occlusion is not considered.
     """
     pixels = camera.project(points)
     visible = ((pixels >= 0.0) & (pixels <= 1.0)).all(axis=-1, keepdims=True)  # False for NaN
-    return np.where(visible, np.concatenate([pixels, np.ones_like(pixels[..., :1])], axis=-1), 0.0)
+    depth = ((points - camera.position) @ camera.axes[2])[..., None]
+    return np.where(visible, np.concatenate([pixels, visible, depth], axis=-1), 0.0)
 
 
 def record_play(

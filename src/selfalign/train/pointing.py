@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from rich.progress import track
 from torch import Tensor
 
@@ -29,12 +29,14 @@ class PointingConfig:
 
 
 def pointing_loss(
-    tower: KeypointTower, images: Tensor, points: Float[Tensor, "B K 3"], sigma: float
+    tower: KeypointTower, images: Tensor, points: Float[Tensor, "B K C"], sigma: float
 ) -> dict[str, Tensor]:
-    """Cross-entropy to a Gaussian heat map, distance of the soft-argmax, and presence, of the named keypoints.
+    """Cross-entropy to a Gaussian heat map, distance of the soft-argmax, presence and depth, of the named keypoints.
 
     Args:
-        points: (u, v, visible) with u, v in [0, 1] from the top left.
+        points: (u, v, visible[, depth]) with u, v in [0, 1] from the top left and the depth in metres, which a tower
+            with a depth head needs. Depth errors are in the tower's standard deviations, the first keypoint's own and
+            the others' relative to it: what is between two things counts more than where both are.
     """
     pointing = tower.point(tower.maps(images))
     visible = (points[..., 2] > 0.5) & (points[..., :2] > 0).all(-1) & (points[..., :2] < 1).all(-1)
@@ -46,11 +48,28 @@ def pointing_loss(
     heat = _gaussian(target, (log_heat.shape[-2], log_heat.shape[-1]), sigma)
     cross_entropy = -(heat * log_heat).sum((-2, -1))
     distance = (xy - target).norm(dim=-1)
-    return {
+    losses = {
         "heat": (cross_entropy * weight).sum() / count,
         "distance": (distance * weight).sum() / count,
         "presence": F.binary_cross_entropy_with_logits(presence, weight),
     }
+    if tower.config.depth_width:
+        off = pointing.xyz[:, :named, 2] - (points[..., 3] - tower.depth_mean) / tower.depth_std
+        apart = (off - off[:, :1]).abs() * weight * weight[:, :1]
+        losses["depth"] = ((off.abs() * weight).sum() + 2 * apart.sum()) / count
+    return losses
+
+
+def _measure_depth(tower: KeypointTower, points: np.ndarray) -> None:
+    """Sets what the tower's depths are standardised with."""
+    if points.shape[-1] < 4:
+        raise ValueError(
+            f"a tower with a depth head needs points (u, v, visible, depth), got {points.shape[-1]} columns; "
+            "record again, or build the tower with depth_width=0"
+        )
+    depth = points[..., 3][points[..., 2] > 0.5]
+    tower.depth_mean.fill_(float(depth.mean()))
+    tower.depth_std.fill_(float(depth.std()))
 
 
 def _gaussian(centre: Float[Tensor, "B K 2"], size: tuple[int, int], sigma: float) -> Float[Tensor, "B K h w"]:
@@ -78,10 +97,15 @@ def colour_jitter(images: Float[Tensor, "B 3 S S"], *, generator: torch.Generato
 def train_tower(
     tower: KeypointTower, images: np.ndarray, points: np.ndarray, config: PointingConfig = PointingConfig()
 ) -> dict[str, float]:
-    """Train in place on frames `[N, S, S, 3]` uint8 and points `[N, K, 3]`; returns the last losses.
+    """Train in place on frames `[N, S, S, 3]` uint8 and points `[N, K, 3 or 4]`; returns the last losses.
 
     The distance is reported in pixels.
+
+    Raises:
+        ValueError: the tower has a depth head and the points have no depth.
     """
+    if tower.config.depth_width:
+        _measure_depth(tower, points)
     rng, generator = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -95,6 +119,7 @@ def train_tower(
         batch = colour_jitter(pixels_to_model(images[rows]), generator=generator)
         losses = pointing_loss(tower, batch, torch.from_numpy(points[rows]).float(), config.sigma)
         loss = 0.2 * losses["heat"] + 4 * losses["distance"] + 0.5 * losses["presence"]
+        loss = loss + 0.5 * losses.get("depth", 0.0)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
@@ -103,22 +128,34 @@ def train_tower(
         recent.append(float(losses["distance"].detach()))
         if step % 200 == 199:
             pixels = np.mean(recent[-200:]) * tower.config.image_size / 2
-            print(
-                f"pointing step {step + 1}: mean error {pixels:.2f} px, presence {float(losses['presence']):.3f}",
-                flush=True,
-            )
+            rest = ", ".join(f"{name} {float(losses[name]):.3f}" for name in ("presence", "depth") if name in losses)
+            print(f"pointing step {step + 1}: mean error {pixels:.2f} px, {rest}", flush=True)
     tower.eval()
     return {"pixels": float(np.mean(recent[-100:]) * tower.config.image_size / 2)}
 
 
 @torch.no_grad()
-def pointing_error(tower: KeypointTower, images: np.ndarray, points: np.ndarray) -> Float[np.ndarray, " K"]:
-    """Median error of each named keypoint in pixels, over the frames where it is in view."""
-    errors = [[] for _ in range(tower.config.named)]
-    for start in range(0, len(images), 256):
-        xy = tower.eval().point(tower.maps(pixels_to_model(images[start : start + 256]))).xy
-        target = torch.from_numpy(points[start : start + 256]).float()
-        pixels = (xy[:, : len(errors)] - (target[..., :2] * 2 - 1)).norm(dim=-1) * tower.config.image_size / 2
-        for k, row in enumerate(errors):
-            row.append(pixels[:, k][target[:, k, 2] > 0.5].numpy())
-    return np.array([np.median(np.concatenate(row)) for row in errors])
+def pointing_error(tower: KeypointTower, images: np.ndarray, points: np.ndarray) -> dict[str, list[float]]:
+    """Median errors of each named keypoint over the frames where it is in view.
+
+    Returns:
+        `median_error_px`; with a depth head also `median_depth_error_cm`: of the first keypoint its own, of the others
+        relative to it, where both are in view.
+    """
+    named = tower.config.named
+    xyz = torch.cat(
+        [tower.eval().point(tower.maps(pixels_to_model(images[i : i + 256]))).xyz for i in range(0, len(images), 256)]
+    )[:, :named]
+    target = torch.from_numpy(points).float()
+    visible = target[..., 2] > 0.5
+    pixels = (xyz[..., :2] - (target[..., :2] * 2 - 1)).norm(dim=-1) * tower.config.image_size / 2
+    errors = {"median_error_px": _medians(pixels, visible)}
+    if tower.config.depth_width:
+        off = 100 * (xyz[..., 2] * tower.depth_std + tower.depth_mean - target[..., 3])
+        off[:, 1:] -= off[:, :1]
+        errors["median_depth_error_cm"] = _medians(off.abs(), visible & visible[:, :1])
+    return errors
+
+
+def _medians(values: Float[Tensor, "N K"], chosen: Bool[Tensor, "N K"]) -> list[float]:
+    return [float(v[c].median()) for v, c in zip(values.T, chosen.T, strict=True)]
