@@ -37,6 +37,8 @@ class Sources:
     """Folder of the shards. An interrupted recording goes on where it stopped."""
     rigs: int = 300
     """Robots with a camera and looks of their own."""
+    cameras: int | None = None
+    """Camera poses that the rigs share; None: each has its own. (1 is what adapting to cameras is compared with.)"""
     play_per_rig: int = 8
     """Play trajectories of 50 frames."""
     demonstrations_per_rig: int = 16
@@ -51,7 +53,7 @@ class Sources:
         from selfalign.sim.sources import SourcePlan, generate_sources
 
         plan = SourcePlan(
-            tuple(sample_rigs(self.rigs, self.seed)),
+            tuple(sample_rigs(self.rigs, self.seed, cameras=self.cameras)),
             self.play_per_rig,
             self.demonstrations_per_rig,
             self.kinds,

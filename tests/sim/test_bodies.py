@@ -1,6 +1,7 @@
 """Bodies: drawn from seeds, written as JSON, disjoint between regions, and their spaces mean the same motion."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,6 +118,14 @@ def test_rigs_take_turns_among_robots_and_refuse_the_unseen_arm():
     assert all(rig.action_space == ActionSpace() and rig.state_space == StateSpace() for rig in rigs)
     with pytest.raises(ValueError, match="ur5e"):
         sample_rigs(3, 0, (("ur5e", "panda"),))
+
+
+def test_rigs_share_cameras_by_turns_and_differ_in_nothing_else():
+    rigs, shared = sample_rigs(6, seed=3), sample_rigs(6, seed=3, cameras=2)
+    assert [rig.camera for rig in shared] == [rigs[0].camera, rigs[1].camera] * 3
+    assert [replace(a, camera=b.camera) for a, b in zip(rigs, shared, strict=True)] == shared
+    with pytest.raises(ValueError, match="cameras=0"):
+        sample_rigs(6, 3, cameras=0)
 
 
 @pytest.mark.parametrize("region", ["source", "heldout"])

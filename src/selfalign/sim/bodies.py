@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -256,22 +256,34 @@ def _tightest_distance(camera: CameraPose) -> float:
 
 
 def sample_rigs(
-    n: int, seed: int, robots: tuple[tuple[str, str], ...] = tuple((arm, "panda") for arm in regions.SOURCE_ARMS)
+    n: int,
+    seed: int,
+    robots: tuple[tuple[str, str], ...] = tuple((arm, "panda") for arm in regions.SOURCE_ARMS),
+    cameras: int | None = None,
 ) -> list[BodySpec]:
     """Source rigs with canonical spaces; rig i has robot i modulo the number of robots, every other one is disguised.
 
+    Args:
+        n: how many.
+        seed: other seeds give other rigs.
+        robots: arms and grippers.
+        cameras: how many camera poses the rigs share, by turns; None: each has its own.
+
     Raises:
-        ValueError: a held-out arm among the robots.
+        ValueError: a held-out arm among the robots, or no camera.
     """
+    if cameras is not None and cameras < 1:
+        raise ValueError(f"rigs need at least one camera pose, got cameras={cameras}")
     if any(arm not in regions.SOURCE_ARMS for arm, _ in robots):
         raise ValueError(f"sources may have the arms {', '.join(regions.SOURCE_ARMS)}; got {robots}")
     rng = np.random.default_rng([seed, 0])
-    return [
+    rigs = [
         BodySpec(
             arm, gripper, sample_camera(rng, "source"), regions.sample_appearance(rng, "source"), disguised=i % 2 == 1
         )
         for i, (arm, gripper) in enumerate(robots[i % len(robots)] for i in range(n))
     ]
+    return [replace(rig, camera=rigs[i % (cameras or n)].camera) for i, rig in enumerate(rigs)]
 
 
 def sample_bodies(
