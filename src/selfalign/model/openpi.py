@@ -7,7 +7,6 @@ cameras) comes from the checkpoint's `config.json` or from the caller. Numbers a
 float32 (docs/fidelity.md).
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from selfalign.model.streams import StreamConfig
 from selfalign.model.tensorfile import StoredTensor, open_tensors
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import SigLIPConfig
-from selfalign.model.weights import check_fit, empty_model, shapes_of
+from selfalign.model.weights import check_fit, empty_model, read_json, shapes_of
 from selfalign.types import Transition
 
 # ---- names ---------------------------------------------------------------------------------------------------------
@@ -128,7 +127,8 @@ class CheckpointSettings:
     @classmethod
     def read(cls, directory: Path) -> "CheckpointSettings":
         """What `config.json` says, in openpi's words (`action_horizon`), LeRobot's (`chunk_size`), or this class's."""
-        data = read_config(directory)
+        path = directory / "config.json"
+        data = read_json(path) if path.is_file() else {}
         cameras = [name for name in data.get("input_features") or () if name.startswith("observation.image")]
         cameras = cameras or list(data.get("cameras") or ())
         found = {
@@ -139,22 +139,6 @@ class CheckpointSettings:
             "cameras": tuple(c.removeprefix("observation.").removeprefix("images.") for c in cameras),
         }
         return cls(**{name: value for name, value in found.items() if value})
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """`config.json` as it is; nothing where there is none.
-
-    Raises:
-        ValueError: it is not a JSON object.
-    """
-    path = directory / "config.json"
-    try:
-        data = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} is not a config: it holds no JSON object")
-    return data
 
 
 PATCH, POSITION = (VISION + f"embeddings.{part}_embedding.weight" for part in ("patch", "position"))

@@ -60,6 +60,12 @@ class StoredTensor:
 
         return cls(tensor.dtype, tuple(tensor.shape), chunks)
 
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...], dtype: torch.dtype) -> "StoredTensor":
+        """Zeros that take no memory."""
+        size = math.prod(shape) * dtype.itemsize
+        return cls(dtype, shape, lambda: (bytes(min(CHUNK, size - start)) for start in range(0, size, CHUNK)))
+
     @property
     def num_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
@@ -140,7 +146,10 @@ class _Entry:
     @classmethod
     def read(cls, item: Mapping[str, Any]) -> "_Entry":
         begin, end = item["data_offsets"]
-        return cls(DTYPES[item["dtype"]], tuple(map(int, item["shape"])), int(begin), int(end))
+        shape = tuple(map(int, item["shape"]))
+        if any(size < 0 for size in shape):
+            raise ValueError(f"shape {shape}")
+        return cls(DTYPES[item["dtype"]], shape, int(begin), int(end))
 
     @property
     def num_bytes(self) -> int:

@@ -117,8 +117,8 @@ def load_config(directory: str | Path) -> VLAConfig:
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory} is not a checkpoint: it has no {name}")
     try:
-        return config_from_dict(json.loads((directory / "config.json").read_text()))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return config_from_dict(read_json(directory / "config.json"))
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{directory / 'config.json'} is not a model config: {error!r}") from error
 
 
@@ -157,6 +157,22 @@ def write_atomically(path: Path, write) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds something else.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return data
 
 
 def write_json(path: Path, data: Any) -> None:
