@@ -42,7 +42,9 @@ def by_hand(folder, raw, cameras, words, eps, kind, noise, **settings):
     tokenizer = PaliGemmaTokenizer(words, model.config.max_token_len, reads_state=kind == "pi05")
     tokens, mask = tokenizer.encode(["pick cube"], [normalised] if kind == "pi05" else None)
     observation = sa.Observation(
-        images={c: torch.from_numpy(raw[f"observation.images.{c}"]).permute(2, 0, 1)[None] / 127.5 - 1 for c in cameras},
+        images={
+            c: torch.from_numpy(raw[f"observation.images.{c}"]).permute(2, 0, 1)[None] / 127.5 - 1 for c in cameras
+        },
         image_masks={c: torch.ones(1, dtype=torch.bool) for c in cameras},
         state=torch.nn.functional.pad(torch.from_numpy(normalised), (0, 32 - STATE_DIM))[None],
         tokens=tokens,
@@ -111,7 +113,7 @@ def test_the_mode_is_that_of_the_kind_unless_the_config_says_otherwise(tmp_path)
     for kind, mode in (("pi0", "zscore"), ("pi05", "quantile")):
         folder = openpi(tmp_path / kind, kind)
         assert sa.load(folder).stats.mode == mode
-        edit_json(folder / "config.json", lambda data: data.update(use_quantile_norm=kind == "pi0"))
+        change_config(use_quantile_norm=kind == "pi0")(folder)
         assert sa.load(folder).stats.mode != mode
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -63,7 +63,7 @@ class ConvertConfig:
     copy_expert: bool = True
     """Start the alignment expert as a copy of the action expert; otherwise at random."""
     state_token: bool = True
-    """pi05_aligned: the state as a token of the suffix, which starts at random; otherwise in the prompt, as pi0.5 has it."""
+    """pi05_aligned: the state as a token of the suffix, which starts at random; otherwise in the prompt (pi0.5)."""
     seed: int = 0
     """Of what starts at random."""
 
@@ -74,7 +74,8 @@ class ConvertConfig:
     max_token_len: int | None = None
     cameras: tuple[str, ...] | None = None
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
+        """The fields of `CheckpointSettings` that were given."""
         given = {field.name: getattr(self, field.name) for field in fields(CheckpointSettings)}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -141,6 +142,8 @@ def open_source(config: ConvertConfig) -> Iterator[Source]:
             info = CheckpointInfo("", "paligemma", AlignSettings.unrehearsed(), stats)
             yield Source(kind, plain.config, plain.tensors, info, plain.unused_head)
         return
+    if config.settings():
+        raise ValueError(f"{directory} is Selfalign's own checkpoint and takes no {', '.join(config.settings())}")
     own, info = load_config(directory), CheckpointInfo.read(directory)
     with open_tensors(directory / WEIGHTS) as tensors:
         check_fit(shapes_of(unique_tensors(_meta(own))), shapes_of(tensors), str(directory / WEIGHTS))

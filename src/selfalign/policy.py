@@ -29,7 +29,11 @@ from selfalign.model.weights import load_model, save_model, write_json
 from selfalign.types import ActionChunk, Observation, Transition
 
 SETTINGS_FORMAT = "selfalign-settings-1"
-TOKENIZERS = {"bytes": (ByteTokenizer,), "paligemma": (PaliGemmaTokenizer, MissingTokenizer)}
+TokenizerName = Literal["bytes", "paligemma"]
+TOKENIZERS: dict[TokenizerName, tuple[type, ...]] = {
+    "bytes": (ByteTokenizer,),
+    "paligemma": (PaliGemmaTokenizer, MissingTokenizer),
+}
 STATE, TASK = "observation.state", "task"
 TOWER_BATCH = 64
 """Frames that the vision tower reads at once."""
@@ -426,7 +430,7 @@ class CheckpointInfo:
 
     fingerprint: str
     """Of the model whose weights lie beside it."""
-    tokenizer: Literal["bytes", "paligemma"]
+    tokenizer: TokenizerName
     align: AlignSettings
     stats: NormStats | None = None
 
@@ -458,7 +462,9 @@ def save_checkpoint(policy: Policy, directory: str | Path) -> Path:
         OSError: the disk is full or read-only. A file that was there before stays whole; if some are new and some are
             old, `load` says so.
     """
-    words = next((name for name, kinds in TOKENIZERS.items() if isinstance(policy.tokenizer, kinds)), None)
+    words: TokenizerName | None = next(
+        (name for name, kinds in TOKENIZERS.items() if isinstance(policy.tokenizer, kinds)), None
+    )
     if words is None:
         raise ValueError(f"a checkpoint cannot say that its tokenizer is {type(policy.tokenizer).__name__}")
     directory = Path(directory)

@@ -98,8 +98,9 @@ def entry(begin, end, shape=(2,), dtype="F32"):
 )
 def test_damaged_files_are_refused(tmp_path, header, data, why):
     write_raw(tmp_path / "file", header, data)
-    with pytest.raises(ValueError, match=rf"truncated or not safetensors \(.*{why}.*\); copy"), open_tensors(
-        tmp_path / "file"
+    with (
+        pytest.raises(ValueError, match=rf"truncated or not safetensors \(.*{why}.*\); copy"),
+        open_tensors(tmp_path / "file"),
     ):
         pass
 

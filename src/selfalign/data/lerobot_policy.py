@@ -52,7 +52,9 @@ def check_policy(directory: Path, data: Mapping[str, Any]) -> None:
         ValueError: another kind of policy, or a setting that Selfalign's model does not have.
     """
     if data.get("type") not in TYPES:
-        raise ValueError(f"{directory} is LeRobot's policy {data.get('type')!r}; only {' and '.join(TYPES)} can be read")
+        raise ValueError(
+            f"{directory} is LeRobot's policy {data.get('type')!r}; only {' and '.join(TYPES)} can be read"
+        )
     for name in (PREPROCESSOR, POSTPROCESSOR):
         if not (directory / f"{name}.json").is_file():
             raise FileNotFoundError(
@@ -80,8 +82,7 @@ def read_stats(directory: Path) -> NormStats | None:
     path = directory / f"{PREPROCESSOR}.json"
     mode = _mode(before.get("norm_map") or {}, path)
     state, action, outgoing = (
-        _field_stats(held, key, mode, directory)
-        for held, key in ((tensors, STATE), (tensors, ACTION), (after, ACTION))
+        _field_stats(held, key, mode, directory) for held, key in ((tensors, STATE), (tensors, ACTION), (after, ACTION))
     )
     if action.to_dict() != outgoing.to_dict():
         raise ValueError(f"{directory}: its two processors have different statistics of actions")
@@ -241,5 +242,7 @@ def _stored(stats: NormStats) -> dict[str, StoredTensor]:
         known |= {"count": np.array([held.count], dtype=np.float64)} if held.count else {}
         for name, values in known.items():
             exact = np.array_equal(values.astype(np.float32), values, equal_nan=True)
-            result[f"{key}.{name}"] = StoredTensor.of(torch.from_numpy(values.astype(np.float32 if exact else np.float64)))
+            result[f"{key}.{name}"] = StoredTensor.of(
+                torch.from_numpy(values.astype(np.float32 if exact else np.float64))
+            )
     return result

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from selfalign.model.weights import write_json
+from selfalign.model.weights import write_atomically
 
 Mode = Literal["zscore", "quantile"]
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -280,7 +280,8 @@ class NormStats:
         path.parent.mkdir(parents=True, exist_ok=True)
         stats = {name: stats.to_dict() for name, stats in (("state", self.state), ("actions", self.action))}
         kept = {name: {key: values[key] for key in ("mean", "std", "q01", "q99")} for name, values in stats.items()}
-        write_json(path, {"norm_stats": kept})
+        text = json.dumps({"norm_stats": kept}, indent=2)
+        write_atomically(path, lambda target: target.write_text(text))
         return path
 
 

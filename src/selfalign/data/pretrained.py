@@ -1,7 +1,7 @@
 """Checkpoint directories of other projects: what kind one is, and the statistics that it normalises with.
 
-    openpi     model.safetensors, assets/<asset id>/norm_stats.json, perhaps config.json
-    LeRobot    model.safetensors, config.json with a `type`, policy_preprocessor.json, policy_postprocessor.json
+openpi     model.safetensors, assets/<asset id>/norm_stats.json, perhaps config.json
+LeRobot    model.safetensors, config.json with a `type`, policy_preprocessor.json, policy_postprocessor.json
 """
 
 from pathlib import Path
@@ -88,8 +88,8 @@ def read_stats(directory: Path, config: VLAConfig, asset_id: str | None = None) 
         stats = _read_openpi(directory, config, asset_id)
     if stats is not None and (stats.state_dim > config.state_dim or stats.action_dim > config.action_dim):
         raise ValueError(
-            f"{directory} has statistics of {stats.state_dim} state and {stats.action_dim} action dimensions, the model "
-            f"has {config.state_dim} and {config.action_dim}"
+            f"{directory} has statistics of {stats.state_dim} state and {stats.action_dim} action dimensions, the "
+            f"model has {config.state_dim} and {config.action_dim}"
         )
     return stats
 

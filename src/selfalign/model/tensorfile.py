@@ -1,8 +1,8 @@
 """safetensors files in pieces: a checkpoint larger than memory is read and written a few megabytes at a time.
 
-A file is 8 bytes (little-endian length of the header), the header (JSON: name -> dtype, shape, byte range) and the bytes
-of the tensors, without gaps. The files are those of the `safetensors` package; that package maps a file into memory as a
-whole, so that a process which copies 14 GB appears to hold 14 GB.
+A file is 8 bytes (little-endian length of the header), the header (JSON: name -> dtype, shape, byte range) and the
+bytes of the tensors, without gaps. The files are those of the `safetensors` package; that package maps a file into
+memory as a whole, so that a process which copies 14 GB appears to hold 14 GB.
 """
 
 import json

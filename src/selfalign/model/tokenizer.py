@@ -96,7 +96,7 @@ class PaliGemmaTokenizer:
         if max_len < 2:
             raise ValueError(f"max_len must leave room for the begin token and one piece, got {max_len}")
         self.max_len, self.reads_state = max_len, reads_state
-        self._pieces = _load_sentencepiece(_find_tokenizer(Path(path)))
+        self._pieces = _load_sentencepiece(_find_tokenizer(Path(path).expanduser()))
         self.vocab_size: int = self._pieces.vocab_size()
 
     def encode(

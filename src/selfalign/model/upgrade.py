@@ -85,7 +85,7 @@ def _fresh(config: VLAConfig, names: Collection[str], copy_expert: bool) -> dict
         alignment = replace(alignment, mlp_dim=1)
     stub = replace(
         config,
-        vlm=replace(config.vlm, mlp_dim=1),
+        vlm=replace(config.vlm, mlp_dim=1, width=config.vlm.width if config.grounding else 1),
         action=replace(config.action, mlp_dim=1),
         alignment=alignment,
         vision=vision,
@@ -105,7 +105,8 @@ def _copies(model: VLA) -> dict[str, str]:
         raise ValueError(f"no layer of the action expert reads the VLM's layers {sorted(missing)}: nothing to copy")
     ours, theirs = f"mixture.experts.{ALIGNMENT}.", f"mixture.experts.{ACTION}."
     stems = {
-        f"{ours}blocks.{i}.": f"{theirs}blocks.{layers[depth]}." for i, depth in enumerate(config.alignment.vlm_layers())
+        f"{ours}blocks.{i}.": f"{theirs}blocks.{layers[depth]}."
+        for i, depth in enumerate(config.alignment.vlm_layers())
     }
     stems |= {f"{ours}final_norm.": f"{theirs}final_norm.", f"time.{ALIGNMENT}.": f"time.{ACTION}."}
     copies = {}
