@@ -77,16 +77,17 @@ def additions(config: VLAConfig, given: Mapping[str, tuple[int, ...]], *, copy_e
 
 def _fresh(config: VLAConfig, names: Collection[str], copy_expert: bool) -> dict[str, Tensor]:
     """Initial values of these tensors, from a model in which all other parts are as small as they can be."""
-    vision = config.vision
+    vision, alignment = config.vision, config.alignment
     if isinstance(vision, SigLIPConfig):
         vision = replace(vision, depth=1, mlp_dim=1)
-    alignment = config.alignment
-    if alignment is not None and copy_expert:
-        alignment = replace(alignment, mlp_dim=1)
+    least = {"mlp_dim": 1}
+    if alignment is None or copy_expert:  # a random alignment expert keeps its heads, and all streams agree on them
+        least |= {"num_heads": 1, "num_kv_heads": 1}
+        alignment = None if alignment is None else replace(alignment, **least)
     stub = replace(
         config,
-        vlm=replace(config.vlm, mlp_dim=1, width=config.vlm.width if config.grounding else 1),
-        action=replace(config.action, mlp_dim=1),
+        vlm=replace(config.vlm, **least, width=config.vlm.width if config.grounding else 1),
+        action=replace(config.action, **least),
         alignment=alignment,
         vision=vision,
         vocab_size=1,
