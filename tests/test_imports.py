@@ -20,7 +20,7 @@ LEVELS = [
     {"sim", "serve"},
     {"bench"},
     {"presets"},
-    {"inspection"},
+    {"inspection", "convert"},
     {"cli"},
 ]
 LEVEL = {part: index for index, parts in enumerate(LEVELS) for part in parts}

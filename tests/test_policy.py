@@ -247,7 +247,7 @@ def test_a_stride_thins_out_transitions(policy):
 
 
 def test_a_checkpoint_comes_back_as_it_was(policy, tmp_path):
-    settings = AlignSettings(0.02, (0.8, 0.95), 32, 50, None, LossWeights(perception=0.5))
+    settings = AlignSettings(0.02, (0.8, 0.95), 32, 50, None, weights=LossWeights(perception=0.5))
     saved = Policy.from_model(policy.model, settings)
     loaded = sa.load(save_checkpoint(saved, tmp_path / "tiny"))
     assert loaded.settings == settings

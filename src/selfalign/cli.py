@@ -20,6 +20,7 @@ from selfalign.align.rehearsal import RehearsalConfig
 from selfalign.bench.adapt import AdaptConfig
 from selfalign.bench.demo import DemoConfig
 from selfalign.bench.evaluate import EvalConfig
+from selfalign.convert import ConvertConfig
 from selfalign.inspection import InspectConfig
 from selfalign.model.policy import LossWeights
 from selfalign.sim.regions import Region, Scenario
@@ -303,6 +304,18 @@ class Inspect:
         run(self.config)
 
 
+@dataclass(frozen=True)
+class Convert:
+    """Write a checkpoint of openpi, LeRobot or Selfalign as another one's, or make it self-aligning."""
+
+    config: OmitSubcommandPrefixes[ConvertConfig]
+
+    def run(self) -> None:
+        from selfalign.convert import convert
+
+        print(convert(self.config))
+
+
 Command = (
     Annotated[Sources, subcommand("sources")]
     | Annotated[Pretrain, subcommand("pretrain")]
@@ -312,6 +325,7 @@ Command = (
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Demo, subcommand("demo")]
     | Annotated[Inspect, subcommand("inspect")]
+    | Annotated[Convert, subcommand("convert")]
 )
 
 

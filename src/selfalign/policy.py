@@ -8,9 +8,9 @@ States and actions are normalised with the statistics of the robot's own play, w
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,14 +20,20 @@ from torch import Tensor
 from selfalign.data.episodes import IMAGE_PREFIX, Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
+from selfalign.data.pretrained import kind_of, load_pretrained
 from selfalign.data.transforms import Tokenizer, dim_mask, pad_dims, pixels_to_model, resize_with_pad, unpad_dims
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.policy import VLA, LossWeights
-from selfalign.model.tokenizer import ByteTokenizer
-from selfalign.model.weights import load_model, save_model, write_atomically
+from selfalign.model.tokenizer import ByteTokenizer, MissingTokenizer, PaliGemmaTokenizer, find_paligemma
+from selfalign.model.weights import load_model, save_model, write_json
 from selfalign.types import ActionChunk, Observation, Transition
 
 SETTINGS_FORMAT = "selfalign-settings-1"
+TokenizerName = Literal["bytes", "paligemma"]
+TOKENIZERS: dict[TokenizerName, tuple[type, ...]] = {
+    "bytes": (ByteTokenizer,),
+    "paligemma": (PaliGemmaTokenizer, MissingTokenizer),
+}
 STATE, TASK = "observation.state", "task"
 TOWER_BATCH = 64
 """Frames that the vision tower reads at once."""
@@ -85,6 +91,8 @@ class Policy:
     tokenizer: Tokenizer
     settings: AlignSettings = field(default_factory=AlignSettings)
     """How `selfalign.align` fits contexts to this model unless told otherwise."""
+    stats: NormStats | None = None
+    """Of the robot that the checkpoint was trained on, where it says so: what `act` uses without context."""
     _fingerprint: dict[tuple[tuple[int, int], ...], str] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -122,17 +130,18 @@ class Policy:
         Args:
             observation: one raw observation, or a batch of them.
             context: of the robot; one for each robot of the batch as a list (or one batched context); None reads the
-                prior W0 and needs `stats`.
+                prior W0.
             noise: [H, action_dim] or [B, H, action_dim] to start from, in the model's dimensions; drawn where None.
             num_steps: Euler steps.
-            stats: normalisation to use instead of the context's own.
+            stats: normalisation to use instead of the context's own; with neither, the checkpoint's.
 
         Raises:
             ValueError: an observation that the model cannot read, missing statistics, or a context of another model;
                 the message names the key.
         """
         contexts, single = self._contexts(context)
-        statistics = [stats] if stats is not None else [_stats_of(c) for c in contexts]
+        own = [self.stats] if self.stats is not None else []
+        statistics = [stats] if stats is not None else [_stats_of(c) for c in contexts] or own
         batch, batched = self._observation(observation, statistics)
         size = batch.batch_size
         if contexts and single is not None and single.batched and single.W1[0].shape[0] != size:
@@ -415,6 +424,37 @@ def _each(items: Sequence[NormStats], size: int, what: str) -> list[NormStats]:
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class CheckpointInfo:
+    """`settings.json`: what a checkpoint says beside config and weights."""
+
+    fingerprint: str
+    """Of the model whose weights lie beside it."""
+    tokenizer: TokenizerName
+    align: AlignSettings
+    stats: NormStats | None = None
+
+    def write(self, directory: Path) -> None:
+        data = {"format": SETTINGS_FORMAT, "fingerprint": self.fingerprint, "tokenizer": self.tokenizer}
+        stats = {} if self.stats is None else {"norm_stats": self.stats.to_dict()}
+        write_json(directory / "settings.json", {**data, "align": self.align.to_dict(), **stats})
+
+    @classmethod
+    def read(cls, directory: Path) -> "CheckpointInfo":
+        """The inverse of `write`; errors as in `load`."""
+        path = directory / "settings.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{directory} is not a checkpoint: it has no settings.json")
+        try:
+            data = json.loads(path.read_text())
+            if data["format"] != SETTINGS_FORMAT or data["tokenizer"] not in TOKENIZERS:
+                raise ValueError(f"format {data['format']!r} with tokenizer {data['tokenizer']!r} is not known")
+            stats = NormStats.from_dict(data["norm_stats"]) if "norm_stats" in data else None
+            return cls(data["fingerprint"], data["tokenizer"], AlignSettings.from_dict(data["align"]), stats)
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged or of another version: {error!r}") from error
+
+
 def save_checkpoint(policy: Policy, directory: str | Path) -> Path:
     """Writes `config.json`, `model.safetensors` and `settings.json`, each atomically; `load` reads them.
 
@@ -422,45 +462,62 @@ def save_checkpoint(policy: Policy, directory: str | Path) -> Path:
         OSError: the disk is full or read-only. A file that was there before stays whole; if some are new and some are
             old, `load` says so.
     """
-    if not isinstance(policy.tokenizer, ByteTokenizer):
-        raise ValueError(f"checkpoints of {type(policy.tokenizer).__name__} are not supported, only of ByteTokenizer")
+    words: TokenizerName | None = next(
+        (name for name, kinds in TOKENIZERS.items() if isinstance(policy.tokenizer, kinds)), None
+    )
+    if words is None:
+        raise ValueError(f"a checkpoint cannot say that its tokenizer is {type(policy.tokenizer).__name__}")
     directory = Path(directory)
     save_model(policy.model, directory)
-    settings = {
-        "format": SETTINGS_FORMAT,
-        "fingerprint": policy.fingerprint(),
-        "tokenizer": "bytes",
-        "align": policy.settings.to_dict(),
-    }
-    text = json.dumps(settings, indent=2) + "\n"
-    write_atomically(directory / "settings.json", lambda path: path.write_text(text))
+    CheckpointInfo(policy.fingerprint(), words, policy.settings, policy.stats).write(directory)
     return directory
 
 
-def load(directory: str | Path, device: str | torch.device = "cpu") -> Policy:
-    """Opens a checkpoint directory.
+def load(
+    directory: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    tokenizer: str | Path | None = None,
+    asset_id: str | None = None,
+    **settings: Any,
+) -> Policy:
+    """Opens a checkpoint directory of Selfalign, openpi (PyTorch) or LeRobot (pi0, pi0.5); its files say which it is.
+
+    Args:
+        directory: of the checkpoint.
+        device: where the model goes.
+        tokenizer: PaliGemma's sentencepiece model, or a directory that has it. Without it, the checkpoint's directory
+            is searched; if it is not there either, the policy opens, and says what to do when it gets words to read.
+        asset_id: which robot's statistics, where an openpi checkpoint has several.
+        settings: what the tensors of an openpi or LeRobot checkpoint do not tell, before what its `config.json` says:
+            the fields of `selfalign.model.openpi.CheckpointSettings`.
 
     Raises:
         FileNotFoundError: the directory, or one of its files, is missing.
         ValueError: a file is damaged, or the files are not of one checkpoint.
+        TypeError: settings that such a checkpoint does not take.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise FileNotFoundError(f"no checkpoint directory at {directory}")
-    model = load_model(directory)
-    path = directory / "settings.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} is not a checkpoint: it has no settings.json")
-    try:
-        settings = json.loads(path.read_text())
-        if settings["format"] != SETTINGS_FORMAT or settings["tokenizer"] != "bytes":
-            raise ValueError(f"format {settings['format']!r} with tokenizer {settings['tokenizer']!r} is not known")
-        fingerprint, align = settings["fingerprint"], AlignSettings.from_dict(settings["align"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or of another version: {error!r}") from error
-    if fingerprint != model.fingerprint():
+    if kind_of(directory) != "selfalign":
+        model, stats = load_pretrained(directory, asset_id, **settings)
+        words = _paligemma(model, directory, tokenizer)
+        return Policy(model.to(device), words, AlignSettings.unrehearsed(), stats)
+    if settings or asset_id is not None:
+        given = [*settings, *(["asset_id"] if asset_id is not None else [])]
+        raise TypeError(f"{directory} is Selfalign's own checkpoint and takes no {', '.join(given)}")
+    model, info = load_model(directory), CheckpointInfo.read(directory)
+    if info.fingerprint != model.fingerprint():
         raise ValueError(
             f"the files in {directory} do not belong together: the weights and config.json are of model "
-            f"{model.fingerprint()}, settings.json of {fingerprint}; copy the whole checkpoint again"
+            f"{model.fingerprint()}, settings.json of {info.fingerprint}; copy the whole checkpoint again"
         )
-    return Policy.from_model(model.to(device), align)
+    if info.tokenizer == "paligemma":
+        return Policy(model.to(device), _paligemma(model, directory, tokenizer), info.align, info.stats)
+    if tokenizer is not None:
+        raise ValueError(f"the model in {directory} reads bytes and takes no tokenizer")
+    return replace(Policy.from_model(model.to(device), info.align), stats=info.stats)
+
+
+def _paligemma(model: VLA, directory: Path, path: str | Path | None) -> PaliGemmaTokenizer | MissingTokenizer:
+    """A model without a state token is told the state in words (pi0.5)."""
+    return find_paligemma(directory, path, model.config.max_token_len, reads_state=not model.config.state_token)

@@ -96,7 +96,7 @@ def pi0_aligned(
         ttt_heads, ttt_head_dim: each TTT layer's W1 is `[heads, f, f]`; by default, W is 4.8 MB in float32.
         alpha: 0 makes the TTT layers absent at first, and also blocks the gradient to W.
     """
-    return _aligned(pi0(), alignment_depth, ttt_positions, TTTConfig(ttt_heads, ttt_head_dim, alpha_init=alpha))
+    return aligned(pi0(), alignment_depth, ttt_positions, TTTConfig(ttt_heads, ttt_head_dim, alpha_init=alpha))
 
 
 def pi05_aligned(
@@ -114,12 +114,13 @@ def pi05_aligned(
             serves both experts; False keeps pi0.5's own suffix, which equals its checkpoints exactly.
     """
     plain = replace(pi05(), state_token=state_token)
-    return _aligned(plain, alignment_depth, ttt_positions, TTTConfig(ttt_heads, ttt_head_dim, alpha_init=alpha))
+    return aligned(plain, alignment_depth, ttt_positions, TTTConfig(ttt_heads, ttt_head_dim, alpha_init=alpha))
 
 
-def _aligned(
+def aligned(
     plain: VLAConfig, alignment_depth: int, ttt_positions: tuple[int, ...] | str | None, ttt: TTTConfig
 ) -> VLAConfig:
+    """A plain policy of any size with an alignment expert and TTT layers; arguments as in `pi0_aligned`."""
     reads = evenly_spaced(alignment_depth, plain.vlm.depth)
     alignment = replace(plain.action, depth=alignment_depth, reads=reads)
     return replace(

@@ -1,6 +1,5 @@
 """Bytes and merges; PaliGemma's sentencepiece model with the prompts of pi0 and pi0.5."""
 
-import io
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import sentencepiece
 from safetensors.numpy import load_file
 
+from checkpoints import small_sentencepiece
 from selfalign import presets
 from selfalign.model.tokenizer import ByteTokenizer, PaliGemmaTokenizer, discretize_state
 
@@ -56,25 +56,7 @@ UNITS = Path(__file__).parents[1] / "data" / "openpi_units" / "units.safetensors
 
 @pytest.fixture(scope="module")
 def pieces() -> bytes:
-    """A small sentencepiece model with the special tokens in PaliGemma's places (pad 0, eos 1, bos 2, unk 3)."""
-    texts = ["pick up the red cube", "Task: push the cube, State: 0 12 255 128 -1 64 37 94 58;", "Action: "]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts * 20),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=64,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        user_defined_symbols=["\n"],
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    return model.getvalue()
+    return small_sentencepiece()
 
 
 @pytest.fixture

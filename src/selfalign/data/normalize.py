@@ -270,7 +270,7 @@ class NormStats:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not openpi's norm_stats.json: {error!r}") from error
         for name, stats, dim in (("state", state, state_dim), ("actions", action, action_dim)):
-            _check_openpi(f"{path}: {name}", stats, mode, dim)
+            check_field(f"{path}: {name}", stats, mode, dim)
         return cls(state.first(state_dim or state.dim), action.first(action_dim or action.dim), mode, OPENPI_EPS)
 
     def write_openpi(self, path: str | Path) -> Path:
@@ -285,7 +285,8 @@ class NormStats:
         return path
 
 
-def _check_openpi(name: str, stats: FieldStats, mode: Mode, dim: int | None) -> None:
+def check_field(name: str, stats: FieldStats, mode: Mode, dim: int | None = None) -> None:
+    """Raises `ValueError` unless statistics from a file can normalise `dim` dimensions (None: all) by `mode`."""
     needed = (stats.mean, stats.std) if mode == "zscore" else (stats.q01, stats.q99)
     if mode == "quantile" and any(np.isnan(array).all() for array in needed):
         raise ValueError(f"{name} has no quantiles; compute them again, or read the file with mode='zscore'")

@@ -7,9 +7,9 @@ cameras) comes from the checkpoint's `config.json` or from the caller. Numbers a
 float32 (docs/fidelity.md).
 """
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from torch import Tensor
 from selfalign.model import flow
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.streams import StreamConfig
+from selfalign.model.tensorfile import StoredTensor, open_tensors
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import SigLIPConfig
-from selfalign.model.weights import check_fit, empty_model, open_tensors, shapes_of
+from selfalign.model.weights import check_fit, empty_model, read_json, shapes_of
 from selfalign.types import Transition
 
 # ---- names ---------------------------------------------------------------------------------------------------------
@@ -96,17 +97,14 @@ def canonical_name(name: str) -> str:
     return EMBEDDING if name == TIED_HEAD else name
 
 
-def _index(file: Any, source: str) -> dict[str, str]:
-    """openpi's name -> the file's own. Two names of one tensor must hold the same numbers."""
+def _by_openpis_name(tensors: Mapping[str, StoredTensor], source: str) -> dict[str, StoredTensor]:
+    """openpi's name -> tensor. Two names of one tensor must hold the same numbers."""
     index: dict[str, str] = {}
-    for name in sorted(file.keys()):
-        canonical = canonical_name(name)
-        if canonical == UNUSED:
-            continue
-        first = index.setdefault(canonical, name)
-        if first != name and not torch.equal(file.get_tensor(first), file.get_tensor(name)):
+    for name in sorted(tensors):
+        first = index.setdefault(canonical_name(name), name)
+        if first != name and not tensors[first].same_bytes(tensors[name]):
             raise ValueError(f"{source}: {first} and {name} are one tensor (tied) but hold different numbers")
-    return index
+    return {canonical: tensors[name] for canonical, name in index.items()}
 
 
 # ---- sizes ---------------------------------------------------------------------------------------------------------
@@ -130,11 +128,9 @@ class CheckpointSettings:
     def read(cls, directory: Path) -> "CheckpointSettings":
         """What `config.json` says, in openpi's words (`action_horizon`), LeRobot's (`chunk_size`), or this class's."""
         path = directory / "config.json"
-        try:
-            data = json.loads(path.read_text()) if path.is_file() else {}
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+        data = read_json(path) if path.is_file() else {}
         cameras = [name for name in data.get("input_features") or () if name.startswith("observation.image")]
+        cameras = cameras or list(data.get("cameras") or ())
         found = {
             "head_dim": data.get("head_dim"),
             "vision_heads": data.get("vision_heads"),
@@ -223,6 +219,39 @@ def _divided(size: int, by: int, what: str, setting: str) -> int:
 # ---- loading -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Plain:
+    """An open checkpoint of a plain policy: its config, and its tensors under Selfalign's names."""
+
+    config: VLAConfig
+    tensors: Mapping[str, StoredTensor]
+    unused_head: StoredTensor | None
+    """The action expert's `lm_head`, where the file has one."""
+
+
+@contextmanager
+def open_plain(directory: str | Path, config: VLAConfig | None = None, **settings: Any) -> Iterator[Plain]:
+    """Open the checkpoint of openpi or LeRobot in `directory` without reading its weights; see `load_openpi`."""
+    directory = Path(directory)
+    path = directory / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is not an openpi or LeRobot checkpoint: it has no model.safetensors")
+    unknown = settings.keys() - {field.name for field in fields(CheckpointSettings)}
+    if unknown:
+        raise TypeError(f"no such settings: {', '.join(sorted(unknown))}")
+    with open_tensors(path) as file:
+        tensors = _by_openpis_name(file, str(path))
+        unused = tensors.pop(UNUSED, None)
+        if config is None:
+            config = infer_config(shapes_of(tensors), replace(CheckpointSettings.read(directory), **settings))
+        with torch.device("meta"):
+            model = VLA(config)
+        parameters, names = dict(model.named_parameters()), tensor_names(model)
+        check_fit({theirs: parameters[ours].shape for ours, theirs in names.items()}, shapes_of(tensors), str(path))
+        _require_plain(model, names)
+        yield Plain(config, {ours: tensors[theirs] for ours, theirs in names.items()}, unused)
+
+
 def load_openpi(
     directory: str | Path,
     config: VLAConfig | None = None,
@@ -244,25 +273,10 @@ def load_openpi(
         FileNotFoundError: there is no `model.safetensors`.
         ValueError: the file is damaged, or tensors are missing, unexpected, wrongly shaped, or tied but different.
     """
-    directory = Path(directory)
-    path = directory / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} is not an openpi or LeRobot checkpoint: it has no model.safetensors")
-    unknown = settings.keys() - {field.name for field in fields(CheckpointSettings)}
-    if unknown:
-        raise TypeError(f"no such settings: {', '.join(sorted(unknown))}")
-    with open_tensors(path) as file:
-        index, found = _index(file, str(path)), shapes_of(file)
-        shapes = {name: found[own] for name, own in index.items()}
-        if config is None:
-            config = infer_config(shapes, replace(CheckpointSettings.read(directory), **settings))
-        model = empty_model(config, dtype)
-        parameters = dict(model.named_parameters())
-        names = tensor_names(model)
-        check_fit({theirs: parameters[ours].shape for ours, theirs in names.items()}, shapes, str(path))
-        _require_plain(model, names)
-        for ours, theirs in names.items():
-            parameters[ours].data.copy_(file.get_tensor(index[theirs]))
+    with open_plain(directory, config, **settings) as plain:
+        model = empty_model(plain.config, dtype)
+        for name, parameter in model.named_parameters():
+            parameter.data.copy_(plain.tensors[name].tensor())
     return model.eval()
 
 
@@ -275,11 +289,16 @@ def _require_plain(model: VLA, names: Mapping[str, str]) -> None:
         )
 
 
-def openpi_tensors(model: VLA) -> dict[str, Tensor]:
-    """The parameters under openpi's names, the tied embedding as openpi writes it (`paligemma.lm_head`)."""
-    parameters = dict(model.named_parameters())
+def written_names(model: VLA) -> dict[str, str]:
+    """Selfalign's name -> the name in openpi's file, the tied embedding as openpi writes it (`paligemma.lm_head`)."""
     written = {EMBEDDING: TIED_HEAD}
-    return {written.get(theirs, theirs): parameters[ours].detach() for ours, theirs in tensor_names(model).items()}
+    return {ours: written.get(theirs, theirs) for ours, theirs in tensor_names(model).items()}
+
+
+def openpi_tensors(model: VLA) -> dict[str, Tensor]:
+    """The parameters under the names that openpi's file has."""
+    parameters = dict(model.named_parameters())
+    return {theirs: parameters[ours].detach() for ours, theirs in written_names(model).items()}
 
 
 # ---- one call ------------------------------------------------------------------------------------------------------

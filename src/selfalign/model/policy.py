@@ -24,6 +24,7 @@ from selfalign.model.context import ContextInfo, EmbodimentContext
 from selfalign.model.contexts import make_contexts
 from selfalign.model.layers import TIME_COMPONENTS, TimeComponent, Timed
 from selfalign.model.streams import Mixture, PrefixCache, StreamConfig
+from selfalign.model.tensorfile import StoredTensor
 from selfalign.model.ttt import TTTConfig, TTTLayer
 from selfalign.model.vision import KeypointTowerConfig, VisionConfig
 from selfalign.types import Observation, Transition
@@ -325,11 +326,7 @@ class VLA(nn.Module):
 
     def fingerprint(self) -> str:
         """A hash of config and weights: a context belongs to exactly one."""
-        digest = hashlib.sha256(json.dumps(config_identity(self.config), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.config, {n: StoredTensor.of(tensor) for n, tensor in self.state_dict().items()})
 
     def _camera_tokens(self, observation: Observation, camera: str) -> Tensor:
         if observation.image_features is not None and camera in observation.image_features:
@@ -346,6 +343,16 @@ class VLA(nn.Module):
                 "TTT layers are shared, so the experts need one width; "
                 f"got action {action.width}, alignment {alignment.width}"
             )
+
+
+def fingerprint(config: VLAConfig, state: Mapping[str, StoredTensor]) -> str:
+    """`VLA.fingerprint` of the model with this config and state dict, read chunk by chunk."""
+    digest = hashlib.sha256(json.dumps(config_identity(config), sort_keys=True).encode())
+    for name in sorted(state):
+        digest.update(name.encode())
+        for chunk in state[name].chunks():
+            digest.update(chunk)
+    return digest.hexdigest()[:16]
 
 
 def config_identity(config: Any) -> dict[str, Any]:

@@ -60,8 +60,14 @@ class ByteTokenizer:
 
 
 STATE_BINS = 256
-PALIGEMMA_FILES = ("paligemma_tokenizer.model", "big_vision/paligemma_tokenizer.model", "tokenizer.model")
-"""Where a directory has the tokenizer: as published, as openpi's cache keeps it, as in a Hugging Face repository."""
+PALIGEMMA_FILES = (
+    "paligemma_tokenizer.model",
+    "big_vision/paligemma_tokenizer.model",
+    "tokenizer.model",
+    "tokenizer/tokenizer.model",
+)
+"""Where a directory has the tokenizer: as published, as openpi's cache keeps it, as in a Hugging Face repository, or in
+a checkpoint of LeRobot."""
 HOW_TO_GET_IT = (
     "Download https://storage.googleapis.com/big_vision/paligemma_tokenizer.model (4 MB; the same file is "
     "tokenizer.model of google/paligemma-3b-pt-224 on the Hugging Face hub) and give its path, or the directory"
@@ -90,7 +96,7 @@ class PaliGemmaTokenizer:
         if max_len < 2:
             raise ValueError(f"max_len must leave room for the begin token and one piece, got {max_len}")
         self.max_len, self.reads_state = max_len, reads_state
-        self._pieces = _load_sentencepiece(_find_tokenizer(Path(path)))
+        self._pieces = _load_sentencepiece(_find_tokenizer(Path(path).expanduser()))
         self.vocab_size: int = self._pieces.vocab_size()
 
     def encode(
@@ -115,6 +121,40 @@ class PaliGemmaTokenizer:
     def _pi05(self, prompt: str, state: np.ndarray) -> list[int]:
         bins = " ".join(map(str, discretize_state(state)))
         return self._pieces.encode(f"Task: {prompt}, State: {bins};\nAction: ", add_bos=True)
+
+
+class MissingTokenizer:
+    """Stands where PaliGemma's tokenizer was not found: what needs no words works, `encode` says what to do.
+
+    Args:
+        reason: what was looked for and where.
+        reads_state: as in `PaliGemmaTokenizer`.
+    """
+
+    def __init__(self, reason: str, *, reads_state: bool = False):
+        self.reason, self.reads_state = reason, reads_state
+
+    def encode(
+        self, prompts: Sequence[str], states: Sequence[Float[np.ndarray, "_"]] | None = None
+    ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+        """Raises `FileNotFoundError`."""
+        raise FileNotFoundError(f"{self.reason} Then: sa.load(directory, tokenizer=PATH)")
+
+
+def find_paligemma(
+    directory: str | Path, path: str | Path | None, max_len: int, *, reads_state: bool
+) -> PaliGemmaTokenizer | MissingTokenizer:
+    """The tokenizer at `path`; without one, that which lies in the checkpoint `directory`, if it does.
+
+    Raises:
+        FileNotFoundError: there is none at `path`.
+    """
+    if path is not None:
+        return PaliGemmaTokenizer(path, max_len, reads_state=reads_state)
+    try:
+        return PaliGemmaTokenizer(directory, max_len, reads_state=reads_state)
+    except FileNotFoundError as error:
+        return MissingTokenizer(str(error), reads_state=reads_state)
 
 
 def discretize_state(state: Float[np.ndarray, "*lead S"]) -> Int[np.ndarray, "*lead S"]:

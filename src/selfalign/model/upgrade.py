@@ -5,13 +5,15 @@ aligned = upgrade(plain, presets.pi0_aligned(alpha=0.0))
 aligned.sample_actions(...)     # with alpha = 0, plain's actions to the last bit
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from selfalign.model.policy import ACTION, ALIGNMENT, VLA, VLAConfig
-from selfalign.model.weights import check_fit
+from selfalign.model.vision import SigLIPConfig
+from selfalign.model.weights import check_fit, empty_model, shapes_of, unique_tensors
 
 
 @torch.no_grad()
@@ -31,19 +33,70 @@ def upgrade(plain: VLA, config: VLAConfig, *, copy_expert: bool = True) -> VLA:
     Raises:
         ValueError: a parameter of `plain` is not in the model or has another shape; or a layer has none to copy.
     """
-    model = VLA(config).to(next(plain.parameters()).dtype)
-    own, given = dict(model.named_parameters()), dict(plain.named_parameters())
-    kept = {name: own[name].shape for name in given.keys() & own.keys()}
-    check_fit(kept, {name: p.shape for name, p in given.items()}, "the plain policy", "the upgraded one")
-    for name, parameter in given.items():
-        own[name].copy_(parameter)
-    if copy_expert:
-        _copy_expert(model, own)
+    given = unique_tensors(plain)
+    added = additions(config, shapes_of(given), copy_expert=copy_expert)
+    model = empty_model(config, next(plain.parameters()).dtype)
+    for name, tensor in unique_tensors(model).items():
+        source = added.copies.get(name, name)
+        tensor.copy_(given[source] if source in given else added.fresh[source])
     return model.eval()
 
 
-def _copy_expert(model: VLA, own: Mapping[str, Tensor]) -> None:
-    """Alignment expert := action expert, layer by layer of the VLM."""
+@dataclass(frozen=True)
+class Additions:
+    """What an upgraded policy has beside the plain one's tensors. Names are Selfalign's."""
+
+    copies: Mapping[str, str]
+    """New tensor -> the plain policy's tensor that it starts as."""
+    fresh: Mapping[str, Tensor]
+    """New tensor -> its initial value, float32."""
+
+
+def additions(config: VLAConfig, given: Mapping[str, tuple[int, ...]], *, copy_expert: bool) -> Additions:
+    """The tensors of the model of `config` that a plain policy with tensors of the shapes `given` does not have.
+
+    Fresh values are drawn from torch's global generator. The full model is never built: memory is that of the new
+    parts.
+
+    Raises:
+        ValueError: as in `upgrade`.
+    """
+    with torch.device("meta"):
+        model = VLA(config)
+    shapes = shapes_of(unique_tensors(model))
+    kept = {name: shapes[name] for name in given.keys() & shapes.keys()}
+    check_fit(kept, given, "the plain policy", "the upgraded one")
+    copies = _copies(model) if copy_expert else {}
+    lone = sorted(set(copies.values()) - given.keys())
+    if lone:
+        raise ValueError(f"the plain policy has no {lone[0]} to copy to the alignment expert")
+    fresh = _fresh(config, shapes.keys() - given.keys() - copies.keys(), copy_expert)
+    check_fit({n: shapes[n] for n in fresh}, shapes_of(fresh), "what is fresh")
+    return Additions(copies, fresh)
+
+
+def _fresh(config: VLAConfig, names: Collection[str], copy_expert: bool) -> dict[str, Tensor]:
+    """Initial values of these tensors, from a model in which all other parts are as small as they can be."""
+    vision, alignment = config.vision, config.alignment
+    if isinstance(vision, SigLIPConfig):
+        vision = replace(vision, depth=1, mlp_dim=1)
+    least = {"mlp_dim": 1}
+    if alignment is None or copy_expert:  # a random alignment expert keeps its heads, and all streams agree on them
+        least |= {"num_heads": 1, "num_kv_heads": 1}
+        alignment = None if alignment is None else replace(alignment, **least)
+    stub = replace(
+        config,
+        vlm=replace(config.vlm, **least, width=config.vlm.width if config.grounding else 1),
+        action=replace(config.action, **least),
+        alignment=alignment,
+        vision=vision,
+        vocab_size=1,
+    )
+    return {name: tensor for name, tensor in unique_tensors(VLA(stub)).items() if name in names}
+
+
+def _copies(model: VLA) -> dict[str, str]:
+    """Tensor of the alignment expert -> the action expert's, layer by layer of the VLM; TTT layers are shared."""
     config = model.config
     if config.alignment is None:
         raise ValueError("the config has no alignment expert to copy the action expert to")
@@ -51,16 +104,15 @@ def _copy_expert(model: VLA, own: Mapping[str, Tensor]) -> None:
     missing = set(config.alignment.vlm_layers()) - layers.keys()
     if missing:
         raise ValueError(f"no layer of the action expert reads the VLM's layers {sorted(missing)}: nothing to copy")
-    action, alignment = model.mixture.experts[ACTION], model.mixture.experts[ALIGNMENT]
-    pairs = [
-        (action.blocks[layers[d]], b) for d, b in zip(config.alignment.vlm_layers(), alignment.blocks, strict=True)
-    ]
-    pairs += [(action.final_norm, alignment.final_norm), (model.time[ACTION], model.time[ALIGNMENT])]
-    for source, target in pairs:
-        for (_, value), (_, parameter) in zip(_own(source), _own(target), strict=True):
-            parameter.copy_(value)
-
-
-def _own(module: torch.nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters by name, without the shared TTT layer."""
-    return sorted((n, p) for n, p in module.named_parameters() if not n.startswith("ttt."))
+    ours, theirs = f"mixture.experts.{ALIGNMENT}.", f"mixture.experts.{ACTION}."
+    stems = {
+        f"{ours}blocks.{i}.": f"{theirs}blocks.{layers[depth]}."
+        for i, depth in enumerate(config.alignment.vlm_layers())
+    }
+    stems |= {f"{ours}final_norm.": f"{theirs}final_norm.", f"time.{ALIGNMENT}.": f"time.{ACTION}."}
+    copies = {}
+    for name, _ in model.named_parameters():
+        stem = next((s for s in stems if name.startswith(s)), None)
+        if stem is not None and not name.removeprefix(stem).startswith("ttt."):
+            copies[name] = stems[stem] + name.removeprefix(stem)
+    return copies

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.streams import StreamConfig
+from selfalign.model.tensorfile import StoredTensor, open_tensors, write_tensors
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import KeypointTowerConfig, SigLIPConfig
 
@@ -81,29 +81,14 @@ def check_fit(
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy `tensors` into the model; every name and shape must fit (`check_fit`)."""
     own = unique_tensors(model)
-    check_fit({n: t.shape for n, t in own.items()}, {n: t.shape for n, t in tensors.items()}, source)
+    check_fit(shapes_of(own), shapes_of(tensors), source)
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
 
 
-@contextmanager
-def open_tensors(path: Path) -> Iterator[Any]:
-    """A safetensors file whose tensors are read one at a time, as `safetensors.safe_open` gives it.
-
-    Raises:
-        ValueError: the file is truncated, or no safetensors file.
-    """
-    try:
-        file = safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not safetensors ({error}); copy or download it again") from error
-    with file:
-        yield file
-
-
-def shapes_of(file: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an open safetensors file, without reading a tensor."""
-    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+def shapes_of(tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def empty_model(config: VLAConfig, dtype: torch.dtype = torch.float32) -> VLA:
@@ -120,10 +105,21 @@ def save_model(model: VLA, directory: str | Path) -> None:
     """Write `config.json` and `model.safetensors`, each atomically."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(config_to_dict(model.config), indent=2) + "\n"
-    write_atomically(directory / "config.json", lambda path: path.write_text(text))
-    tensors = {name: t.cpu().contiguous() for name, t in unique_tensors(model).items()}
-    write_atomically(directory / "model.safetensors", lambda path: save_file(tensors, path))
+    write_json(directory / "config.json", config_to_dict(model.config))
+    tensors = {name: StoredTensor.of(tensor) for name, tensor in unique_tensors(model).items()}
+    write_atomically(directory / "model.safetensors", lambda path: write_tensors(path, tensors))
+
+
+def load_config(directory: str | Path) -> VLAConfig:
+    """The config of the model in `directory`; raises as `load_model` does."""
+    directory = Path(directory)
+    for name in ("config.json", "model.safetensors"):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"{directory} is not a checkpoint: it has no {name}")
+    try:
+        return config_from_dict(read_json(directory / "config.json"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{directory / 'config.json'} is not a model config: {error!r}") from error
 
 
 def load_model(directory: str | Path) -> VLA:
@@ -134,19 +130,12 @@ def load_model(directory: str | Path) -> VLA:
         ValueError: a file is damaged or does not fit.
     """
     directory = Path(directory)
-    for name in ("config.json", "model.safetensors"):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory} is not a checkpoint: it has no {name}")
-    try:
-        config = config_from_dict(json.loads((directory / "config.json").read_text()))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{directory / 'config.json'} is not a model config: {error!r}") from error
-    model = empty_model(config)
+    model = empty_model(load_config(directory))
     with open_tensors(directory / "model.safetensors") as file:
         own = unique_tensors(model)
-        check_fit({n: t.shape for n, t in own.items()}, shapes_of(file), str(directory / "model.safetensors"))
+        check_fit(shapes_of(own), shapes_of(file), str(directory / "model.safetensors"))
         for name, tensor in own.items():
-            tensor.copy_(file.get_tensor(name))
+            tensor.copy_(file[name].tensor())
     return model.eval()
 
 
@@ -167,4 +156,46 @@ def write_atomically(path: Path, write) -> None:
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds something else.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return data
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON that a person can read, atomically."""
+    text = json.dumps(data, indent=2) + "\n"
+    write_atomically(path, lambda target: target.write_text(text))
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory beside `path` that takes its name when the block ends well, and goes when it does not.
+
+    Raises:
+        FileExistsError: there is something at `path`.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists; give a new directory, or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
