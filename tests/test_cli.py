@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import selfalign as sa
+from selfalign.checkpoint import save_checkpoint
 from selfalign.cli import main
 from selfalign.data.episodes import Episode
 from selfalign.data.lerobot import LeRobotWriter
@@ -16,7 +17,7 @@ from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import KeypointTowerConfig
-from selfalign.policy import Policy, save_checkpoint
+from selfalign.policy import Policy
 from selfalign.sim.bodies import BodySpec
 
 

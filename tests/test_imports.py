@@ -15,6 +15,7 @@ LEVELS = [
     {"model", "embodiments"},
     {"data"},
     {"policy"},
+    {"checkpoint"},
     {"train"},
     {"align"},
     {"sim", "serve"},

@@ -8,9 +8,9 @@ import selfalign as sa
 from checkpoints import ACTION_DIM, STATE_DIM, draw_stats, edit_json, golden_for, small_sentencepiece
 from checkpoints import write_lerobot as lerobot
 from checkpoints import write_openpi as openpi
+from selfalign.checkpoint import save_checkpoint
 from selfalign.model.openpi import load_openpi
 from selfalign.model.tokenizer import PaliGemmaTokenizer
-from selfalign.policy import save_checkpoint
 
 KINDS = ["pi0", "pi05"]
 CAMERAS = {openpi: ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"), lerobot: ("top", "wrist", "side")}

@@ -11,10 +11,11 @@ from PIL import Image
 
 import selfalign as sa
 from align.factory import HORIZON, make_episode, make_play, raw_observation, small_policy
+from selfalign.checkpoint import load, save_checkpoint
 from selfalign.data.normalize import NormStats
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.policy import LossWeights
-from selfalign.policy import AlignSettings, Policy, load, save_checkpoint
+from selfalign.policy import AlignSettings, Policy
 from selfalign.types import Observation
 
 

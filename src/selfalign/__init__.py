@@ -13,9 +13,10 @@
 
 from selfalign.align.offline import AlignConfig, AlignmentResult, align
 from selfalign.align.store import ContextStore
+from selfalign.checkpoint import load
 from selfalign.data.play import Play
 from selfalign.model.context import EmbodimentContext
-from selfalign.policy import Policy, load
+from selfalign.policy import Policy
 from selfalign.types import ActionChunk, Observation, Transition
 
 __all__ = [

@@ -146,7 +146,8 @@ class Pretrain:
         )
 
     def run(self) -> None:
-        from selfalign.policy import AlignSettings, Policy, save_checkpoint
+        from selfalign.checkpoint import save_checkpoint
+        from selfalign.policy import AlignSettings, Policy
         from selfalign.sim.virtual import source_perturbation
 
         torch.set_num_threads(self.threads)

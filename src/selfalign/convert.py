@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import Positional
 
 from selfalign import presets
+from selfalign.checkpoint import CheckpointInfo
 from selfalign.data import lerobot_policy
 from selfalign.data.normalize import NormStats
 from selfalign.data.pretrained import Kind, check_settings, kind_of, read_stats, write_openpi
@@ -32,7 +33,7 @@ from selfalign.model.weights import (
     unique_tensors,
     write_json,
 )
-from selfalign.policy import AlignSettings, CheckpointInfo
+from selfalign.policy import AlignSettings
 
 Target = Literal["selfalign", "openpi", "lerobot", "pi0_aligned", "pi05_aligned"]
 ALIGNED = {"pi0_aligned": "concat", "pi05_aligned": "adarms"}

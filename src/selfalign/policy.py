@@ -6,11 +6,10 @@ States and actions are normalised with the statistics of the robot's own play, w
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +19,12 @@ from torch import Tensor
 from selfalign.data.episodes import IMAGE_PREFIX, Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
-from selfalign.data.pretrained import kind_of, load_pretrained
 from selfalign.data.transforms import Tokenizer, dim_mask, pad_dims, pixels_to_model, resize_with_pad, unpad_dims
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.policy import VLA, LossWeights
-from selfalign.model.tokenizer import ByteTokenizer, MissingTokenizer, PaliGemmaTokenizer, find_paligemma
-from selfalign.model.weights import load_model, save_model, write_json
+from selfalign.model.tokenizer import ByteTokenizer
 from selfalign.types import ActionChunk, Observation, Transition
 
-SETTINGS_FORMAT = "selfalign-settings-1"
-TokenizerName = Literal["bytes", "paligemma"]
-TOKENIZERS: dict[TokenizerName, tuple[type, ...]] = {
-    "bytes": (ByteTokenizer,),
-    "paligemma": (PaliGemmaTokenizer, MissingTokenizer),
-}
 STATE, TASK = "observation.state", "task"
 TOWER_BATCH = 64
 """Frames that the vision tower reads at once."""
@@ -419,105 +410,3 @@ def _each(items: Sequence[NormStats], size: int, what: str) -> list[NormStats]:
     if len(items) not in (1, size):
         raise ValueError(f"{len(items)} {what} for a batch of {size} observations; give one, or one for each")
     return list(items) * (size // len(items))
-
-
-# ---- checkpoints ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class CheckpointInfo:
-    """`settings.json`: what a checkpoint says beside config and weights."""
-
-    fingerprint: str
-    """Of the model whose weights lie beside it."""
-    tokenizer: TokenizerName
-    align: AlignSettings
-    stats: NormStats | None = None
-
-    def write(self, directory: Path) -> None:
-        data = {"format": SETTINGS_FORMAT, "fingerprint": self.fingerprint, "tokenizer": self.tokenizer}
-        stats = {} if self.stats is None else {"norm_stats": self.stats.to_dict()}
-        write_json(directory / "settings.json", {**data, "align": self.align.to_dict(), **stats})
-
-    @classmethod
-    def read(cls, directory: Path) -> "CheckpointInfo":
-        """The inverse of `write`; errors as in `load`."""
-        path = directory / "settings.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{directory} is not a checkpoint: it has no settings.json")
-        try:
-            data = json.loads(path.read_text())
-            if data["format"] != SETTINGS_FORMAT or data["tokenizer"] not in TOKENIZERS:
-                raise ValueError(f"format {data['format']!r} with tokenizer {data['tokenizer']!r} is not known")
-            stats = NormStats.from_dict(data["norm_stats"]) if "norm_stats" in data else None
-            return cls(data["fingerprint"], data["tokenizer"], AlignSettings.from_dict(data["align"]), stats)
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged or of another version: {error!r}") from error
-
-
-def save_checkpoint(policy: Policy, directory: str | Path) -> Path:
-    """Writes `config.json`, `model.safetensors` and `settings.json`, each atomically; `load` reads them.
-
-    Raises:
-        OSError: the disk is full or read-only. A file that was there before stays whole; if some are new and some are
-            old, `load` says so.
-    """
-    words: TokenizerName | None = next(
-        (name for name, kinds in TOKENIZERS.items() if isinstance(policy.tokenizer, kinds)), None
-    )
-    if words is None:
-        raise ValueError(f"a checkpoint cannot say that its tokenizer is {type(policy.tokenizer).__name__}")
-    directory = Path(directory)
-    save_model(policy.model, directory)
-    CheckpointInfo(policy.fingerprint(), words, policy.settings, policy.stats).write(directory)
-    return directory
-
-
-def load(
-    directory: str | Path,
-    device: str | torch.device = "cpu",
-    *,
-    tokenizer: str | Path | None = None,
-    asset_id: str | None = None,
-    **settings: Any,
-) -> Policy:
-    """Opens a checkpoint directory of Selfalign, openpi (PyTorch) or LeRobot (pi0, pi0.5); its files say which it is.
-
-    Args:
-        directory: of the checkpoint.
-        device: where the model goes.
-        tokenizer: PaliGemma's sentencepiece model, or a directory that has it. Without it, the checkpoint's directory
-            is searched; if it is not there either, the policy opens, and says what to do when it gets words to read.
-        asset_id: which robot's statistics, where an openpi checkpoint has several.
-        settings: what the tensors of an openpi or LeRobot checkpoint do not tell, before what its `config.json` says:
-            the fields of `selfalign.model.openpi.CheckpointSettings`.
-
-    Raises:
-        FileNotFoundError: the directory, or one of its files, is missing.
-        ValueError: a file is damaged, or the files are not of one checkpoint.
-        TypeError: settings that such a checkpoint does not take.
-    """
-    directory = Path(directory)
-    if kind_of(directory) != "selfalign":
-        model, stats = load_pretrained(directory, asset_id, **settings)
-        words = _paligemma(model, directory, tokenizer)
-        return Policy(model.to(device), words, AlignSettings.unrehearsed(), stats)
-    if settings or asset_id is not None:
-        given = [*settings, *(["asset_id"] if asset_id is not None else [])]
-        raise TypeError(f"{directory} is Selfalign's own checkpoint and takes no {', '.join(given)}")
-    model, info = load_model(directory), CheckpointInfo.read(directory)
-    if info.fingerprint != model.fingerprint():
-        raise ValueError(
-            f"the files in {directory} do not belong together: the weights and config.json are of model "
-            f"{model.fingerprint()}, settings.json of {info.fingerprint}; copy the whole checkpoint again"
-        )
-    if info.tokenizer == "paligemma":
-        return Policy(model.to(device), _paligemma(model, directory, tokenizer), info.align, info.stats)
-    if tokenizer is not None:
-        raise ValueError(f"the model in {directory} reads bytes and takes no tokenizer")
-    return replace(Policy.from_model(model.to(device), info.align), stats=info.stats)
-
-
-def _paligemma(model: VLA, directory: Path, path: str | Path | None) -> PaliGemmaTokenizer | MissingTokenizer:
-    """A model without a state token is told the state in words (pi0.5)."""
-    return find_paligemma(directory, path, model.config.max_token_len, reads_state=not model.config.state_token)

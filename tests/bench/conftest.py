@@ -9,10 +9,11 @@ import torch
 
 from selfalign import presets
 from selfalign.bench.rollout import Arena
+from selfalign.checkpoint import save_checkpoint
 from selfalign.model.policy import VLA
 from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
-from selfalign.policy import AlignSettings, Policy, save_checkpoint
+from selfalign.policy import AlignSettings, Policy
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.robots import RobotSpec
 from selfalign.sim.tasks import HOVER, Task

@@ -7,7 +7,7 @@ from PIL import Image
 from selfalign.bench.evaluate import EvalConfig, read_body, run
 from selfalign.bench.rollout import Arena
 from selfalign.bench.subject import collect_play, fit
-from selfalign.policy import load
+from selfalign.checkpoint import load
 from selfalign.sim.bodies import sample_bodies
 
 # Play as short as in these tests may leave the gripper alone.

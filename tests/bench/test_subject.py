@@ -4,7 +4,7 @@ import torch
 
 from selfalign.bench.rollout import Arena
 from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, action_losses, after, body_seed, collect_play, fit
-from selfalign.policy import load
+from selfalign.checkpoint import load
 from selfalign.sim.bodies import sample_bodies
 from selfalign.sim.record import record_demonstrations
 

@@ -35,8 +35,9 @@ from selfalign.bench.subject import (
     fit_summary,
 )
 from selfalign.bench.workers import progress_bar, run_jobs
+from selfalign.checkpoint import load
 from selfalign.model.context import EmbodimentContext
-from selfalign.policy import Policy, load
+from selfalign.policy import Policy
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import record_demonstrations

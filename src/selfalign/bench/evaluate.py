@@ -12,8 +12,9 @@ from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.report import percent
 from selfalign.bench.rollout import RolloutConfig, rollout
 from selfalign.bench.video import Film, panel, save_film
+from selfalign.checkpoint import load
 from selfalign.model.context import EmbodimentContext
-from selfalign.policy import Policy, load
+from selfalign.policy import Policy
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.tasks import Kind
 
