@@ -20,6 +20,7 @@ from torch import Tensor
 
 from selfalign.model import flow
 from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.precision import Precision
 from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import SigLIPConfig
@@ -227,7 +228,7 @@ def load_openpi(
     directory: str | Path,
     config: VLAConfig | None = None,
     *,
-    dtype: torch.dtype = torch.float32,
+    precision: Precision = "float32",
     **settings: Any,
 ) -> VLA:
     """Build the plain policy of an openpi or LeRobot checkpoint and load its weights, strictly.
@@ -237,7 +238,7 @@ def load_openpi(
     Args:
         directory: holds `model.safetensors`, and `config.json` where there is one.
         config: the model's config; None infers it from the tensors.
-        dtype: of the loaded parameters.
+        precision: of the model, whatever the file's is; "bf16" keeps norms and in/out projections in float32.
         settings: fields of `CheckpointSettings`, before what `config.json` says.
 
     Raises:
@@ -256,7 +257,7 @@ def load_openpi(
         shapes = {name: found[own] for name, own in index.items()}
         if config is None:
             config = infer_config(shapes, replace(CheckpointSettings.read(directory), **settings))
-        model = empty_model(config, dtype)
+        model = empty_model(config, precision)
         parameters = dict(model.named_parameters())
         names = tensor_names(model)
         check_fit({theirs: parameters[ours].shape for ours, theirs in names.items()}, shapes, str(path))

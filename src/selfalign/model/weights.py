@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.precision import Precision, set_precision
 from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import KeypointTowerConfig, SigLIPConfig
@@ -106,10 +107,10 @@ def shapes_of(file: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
 
 
-def empty_model(config: VLAConfig, dtype: torch.dtype = torch.float32) -> VLA:
+def empty_model(config: VLAConfig, precision: Precision = "float32") -> VLA:
     """The model with memory for its parameters but no values in it: a loader must fill every one of them."""
     with torch.device("meta"):
-        model = VLA(config).to(dtype)
+        model = set_precision(VLA(config), precision)
     model.to_empty(device="cpu")
     model.feature_mean.zero_()
     model.feature_std.fill_(1.0)
