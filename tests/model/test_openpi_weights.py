@@ -177,8 +177,9 @@ def test_wrong_settings_are_explained():
 
 def test_a_half_precision_file_loads_in_either_precision(tensors, tmp_path):
     half = {name: t.bfloat16() for name, t in tensors.items()}
-    weights = load(tmp_path, half).mixture.vlm.blocks[0].q_proj.weight, load(
-        tmp_path, half, precision="bf16"
-    ).mixture.vlm.blocks[0].q_proj.weight
+    weights = (
+        load(tmp_path, half).mixture.vlm.blocks[0].q_proj.weight,
+        load(tmp_path, half, precision="bf16").mixture.vlm.blocks[0].q_proj.weight,
+    )
     assert [w.dtype for w in weights] == [torch.float32, torch.bfloat16]
     assert torch.equal(weights[0], weights[1].float())

@@ -122,7 +122,7 @@ def test_a_norm_is_modulated_once_for_all_denoising_steps(ahead, runs):
     expert = model.mixture.experts["action"]
     norms = [m for m in expert.modules() if isinstance(m, AdaRMSNorm)]
     assert len(norms) == 3 * 3 + 1  # attention, TTT and MLP of three layers, and the last one
-    calls = {norm: 0 for norm in norms}
+    calls = dict.fromkeys(norms, 0)
     for norm in norms:
         norm.modulation.register_forward_pre_hook(lambda *_, norm=norm: calls.update({norm: calls[norm] + 1}))
     model.sample_actions(make_batch(model).observation, num_steps=7)

@@ -360,7 +360,7 @@ class VLA(nn.Module):
         return flow.integrate(lambda x, time: velocity(state, x, time, prefix, context, next(conds)), noise, num_steps)
 
     def conditions(self, num_steps: int, device: torch.device) -> Sequence[StreamModulation | None]:
-        """What the action expert's norms take from flow time at each denoising step; None where nothing is known ahead."""
+        """What the action expert's norms take from flow time at each denoising step; None: not known ahead."""
         time = self.time[ACTION]
         if time.cond_dim is None or not self.shortcuts.modulate_ahead:
             return [None] * num_steps

@@ -14,7 +14,6 @@ noise, losses and actions are float32 outside of the model.
 from collections.abc import Iterator
 from typing import Literal, get_args
 
-import torch
 from torch import nn
 
 from selfalign.model.policy import VLA

@@ -173,7 +173,8 @@ class InnerLoop(nn.Module):
         Every block of tokens runs the loop by itself, from the same state, over the tokens that it sees: a state that
         went on from one task's tokens to the next would carry labels across the attention mask.
         """
-        rate = learning_rates(x.to(self.rate.weight.dtype), self.rate.weight, self.rate.bias, self.base_rate, self.head_dim)
+        x, rate = x.to(self.rate.weight.dtype), self.rate
+        rate = learning_rates(x, rate.weight, rate.bias, self.base_rate, self.head_dim)
         scale = position_scales(self.scale_offset)
 
         def run(sees: slice | list[int]) -> Float[Tensor, "B S H f"]:
