@@ -221,6 +221,20 @@ def _divided(size: int, by: int, what: str, setting: str) -> int:
     return size
 
 
+def checkpoint_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a checkpoint's tensors by openpi's names, read from the file's header alone.
+
+    Raises:
+        FileNotFoundError: there is no `model.safetensors`.
+        ValueError: the file is damaged.
+    """
+    path = directory / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is not a checkpoint: it has no model.safetensors")
+    with open_tensors(path) as file:
+        return {canonical_name(name): shape for name, shape in shapes_of(file).items()}
+
+
 # ---- loading -------------------------------------------------------------------------------------------------------
 
 

@@ -5,8 +5,8 @@
 
 Compiled code and graphs are for fixed shapes. What varies between requests is therefore brought to few shapes: prompts
 are padded to a multiple of `prompt_multiple`, so the prefix cache has a fixed size, and cameras that nobody has are
-left out. Each combination of batch size, cameras, prompt length and context (one, or one per sample) is a program of its
-own. In a graph, the cache and all else between the inputs and the actions have fixed places in the device's memory.
+left out. Each combination of batch size, cameras, prompt length and context (one, or one per sample) is a program of
+its own. In a graph, the cache and all else between the inputs and the actions have fixed places in the device's memory.
 """
 
 from collections.abc import Callable, Hashable
