@@ -110,7 +110,7 @@ def model_table(model: VLA, title: str) -> Table:
     for name, tensor in unique_tensors(model).items():
         count, size = groups.get(_part(name), (0, 0))
         groups[_part(name)] = count + tensor.numel(), size + tensor.numel() * tensor.element_size()
-    groups["total"] = tuple(map(sum, zip(*groups.values(), strict=True)))
+    groups["total"] = sum(count for count, _ in groups.values()), sum(size for _, size in groups.values())
     context = model.prior()
     groups["one embodiment context W"] = sum(t.numel() for t in context.tensors), context.num_bytes
     rows = [(part, f"{count:,}", _mb(count * 4), _mb(size)) for part, (count, size) in groups.items()]

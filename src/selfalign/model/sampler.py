@@ -51,7 +51,8 @@ class Sampler:
         self.model, self.config = model, config
         self._prefix, self._velocity = model.whole_prefix, model.action_velocity
         if config.compile:
-            self._prefix, self._velocity = (torch.compile(f, dynamic=False) for f in (self._prefix, self._velocity))
+            self._prefix = torch.compile(model.whole_prefix, dynamic=False)
+            self._velocity = torch.compile(model.action_velocity, dynamic=False)
         self._graphs: dict[Hashable, Graph] = {}
 
     @torch.no_grad()
