@@ -21,6 +21,7 @@ from torch import Tensor
 from selfalign import presets
 from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.model.policy import ACTION, VLA, FlowNoise, VLAConfig
+from selfalign.model.sampler import Sampler, SamplerConfig
 from selfalign.model.streams import StreamConfig
 from selfalign.model.vision import SigLIPConfig
 from selfalign.types import ActionChunk, Observation, Transition
@@ -45,6 +46,8 @@ class Config:
     steps: int = 10
     repeats: int = 7
     threads: int = 2
+    compile: bool = False
+    """Sample through the compiled `Sampler`; openpi's model stays as it is."""
 
     def checkout(self) -> Path:
         found = self.openpi or os.environ.get("OPENPI")
@@ -95,10 +98,14 @@ def sampling(ours: VLA, theirs: Reference, config: Config, masked: bool) -> tupl
     """`sample_actions` of both, on one observation."""
     batch = make_batch(ours.config, config.batch, config.words, masked)
     noise, seen = torch.randn_like(batch.actions.values), batch.observation
-    return (
-        lambda: ours.eval().sample_actions(seen, noise=noise, num_steps=config.steps),
-        lambda: theirs.sample_actions(seen, noise, config.steps),
-    )
+    sampler = Sampler(ours.eval(), SamplerConfig(config.steps)) if config.compile else None
+
+    def sample() -> Tensor:
+        if sampler is not None:
+            return sampler(seen, noise=noise)
+        return ours.eval().sample_actions(seen, noise=noise, num_steps=config.steps)
+
+    return sample, lambda: theirs.sample_actions(seen, noise, config.steps)
 
 
 def training(ours: VLA, theirs: Reference, config: Config) -> tuple[Callable[[], Tensor], ...]:

@@ -138,7 +138,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "B T D"],
         turn: Rotation,
-        mask: Bool[Tensor, "B T S"],
+        mask: Bool[Tensor, "B T S"] | Float[Tensor, "B T S"],
         read: KeyValues | None = None,
         cond: Tensor | BlockModulation | None = None,
         fast: tuple[Tensor, Tensor, Tensor] | None = None,
@@ -223,11 +223,11 @@ def _step_of(block: BlockModulation, i: int) -> BlockModulation:
     return BlockModulation(attention.step(i), None if ttt is None else ttt.step(i), mlp.step(i))
 
 
-def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_BTT: Bool[Tensor, "B T S"]) -> Float[Tensor, "B T HK"]:
-    """Softmax attention with grouped key/value heads."""
+def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_BTS: Tensor) -> Float[Tensor, "B T HK"]:
+    """Softmax attention with grouped key/value heads; the mask may be boolean, or `masks.bias` of it."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
     grouped = k.shape[1] != q.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BTT[:, None], enable_gqa=grouped)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BTS[:, None], enable_gqa=grouped)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -276,7 +276,8 @@ class Mixture(nn.Module):
         The last layer computes keys and values only, since nothing reads its output; with `whole_last_layer` it
         computes that too.
         """
-        turn, attention = rotation(masks.positions(mask), self.head_dim), masks.prefix_self_mask(mask)
+        turn = rotation(masks.positions(mask), self.head_dim)
+        attention = masks.bias(masks.prefix_self_mask(mask), self.vlm.dtype)
         x, cache, hidden = x.to(self.vlm.dtype), [], []
         *inner, last = self.vlm.blocks
         for block in inner:
@@ -304,7 +305,7 @@ class Mixture(nn.Module):
         stream, dtype = self.experts[name], x.dtype
         positions = cache.lengths[:, None] + torch.arange(x.shape[1], device=x.device)
         turn = rotation(positions, self.head_dim)
-        attention = masks.suffix_mask(cache.mask, mask)
+        attention = masks.bias(masks.suffix_mask(cache.mask, mask), stream.dtype)
         ahead = isinstance(cond, StreamModulation)
         conds, final = (cond.blocks, cond.final) if ahead else ([cond] * len(stream.blocks), cond)
         x, losses = x.to(stream.dtype), {}
