@@ -2,12 +2,14 @@
 
 import errno
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 import selfalign as sa
+from goldens import OpenPIGolden
 from selfalign.checkpoint import save_checkpoint
 from selfalign.cli import main
 from selfalign.data.episodes import Episode
@@ -127,6 +129,29 @@ def test_a_context_of_another_model_is_refused(checkpoint, tmp_path, capsys):
     args = ["eval", "--checkpoint", tmp_path / "other", "--context", out, "--body", body, "--episodes", 3]
     assert main([str(a) for a in args]) == 2
     assert "another model" in capsys.readouterr().err
+
+
+def test_inspect_tells_what_a_preset_costs(capsys):
+    work = ["--prompt", "12", "--cameras", "2", "--steps", "5", "--batch", "2", "--tflops", "1e-3", "--gbps", "1"]
+    assert main(["inspect", "--preset", "small", *work]) == 0
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("vlm stream", "MB in bf16", "denoising step", "least ms", "align step"))
+    assert "0.001 TFLOP/s, 1 GB/s" in told and "12 prompt tokens" in told
+    assert main(["inspect", "--preset", "tiny", "--device", "abacus"]) == 2
+    assert "no device 'abacus'; there are: h200" in capsys.readouterr().err
+
+
+def test_inspect_reads_checkpoints_of_openpi_and_our_own_without_their_weights(checkpoint, tmp_path, capsys):
+    golden = OpenPIGolden.read("openpi_pi05")
+    shutil.copy(golden.directory / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"head_dim": 16, "vision_heads": 4}))
+    assert main(["inspect", "--checkpoint", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "(openpi)" in told and "adaRMS modulations" in told and "align step" not in told
+    assert main(["inspect", "--checkpoint", str(checkpoint)]) == 0
+    assert "fingerprint" in capsys.readouterr().out
+    assert main(["inspect", "--checkpoint", str(tmp_path / "nowhere")]) == 2
+    assert "no model.safetensors" in capsys.readouterr().err
 
 
 def test_inspect_takes_exactly_one_thing(capsys):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from selfalign import presets
+from selfalign.model.cost import align_step, meta_model, sampling_phases
 from selfalign.model.openpi import CheckpointSettings, infer_config, tensor_names
 from selfalign.model.policy import ALIGNMENT, VLA, VLAConfig
 
@@ -66,3 +67,10 @@ def test_where_the_state_goes():
     assert build(presets.pi05()).state_in is None
     assert build(presets.pi05_aligned()).state_in is not None
     assert build(presets.pi05_aligned(state_token=False)).state_in is None
+
+
+@pytest.mark.parametrize("preset", sorted(presets.PRESETS))
+def test_every_preset_runs_at_its_real_size_on_the_meta_device(preset):
+    model = meta_model(presets.get(preset))
+    assert sum(phase.cost.flops for phase in sampling_phases(model)) > 0
+    assert (align_step(model) is None) == (model.config.alignment is None)

@@ -1,19 +1,24 @@
-"""`selfalign inspect`: what is in a checkpoint, a context file, a data set or a preset."""
+"""`selfalign inspect`: what is in a checkpoint, a context file, a data set or a preset, and what a model costs."""
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from selfalign import presets
 from selfalign.data.sources import SourceData
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.policy import VLA
-from selfalign.model.weights import load_model, unique_tensors
+from selfalign.model.cost import DEVICES, Device, Phase, Workload, align_step, meta_model, sampling_phases
+from selfalign.model.openpi import CheckpointSettings, checkpoint_shapes, infer_config
+from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.weights import config_from_dict, load_model, unique_tensors
+
+HASHED = 1_000_000_000
+"""Bytes of a checkpoint up to which its fingerprint, a hash of all of them, is told."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +26,44 @@ class InspectConfig:
     """What to look at: one of these."""
 
     checkpoint: Path | None = None
-    """A checkpoint directory."""
+    """A checkpoint directory: selfalign's, openpi's or LeRobot's. Weights are not loaded."""
     context: Path | None = None
     """A context file."""
     data: Path | None = None
     """A LeRobot data set, or a folder of them."""
     preset: str | None = None
     """A preset, built without memory for its weights."""
+    device: str = "h100"
+    """Whose peak the least times are for: h200, h100, a100, l40s or rtx4090."""
+    tflops: float | None = None
+    """Of another device: 10^12 bfloat16 operations a second."""
+    gbps: float | None = None
+    """Of another device: 10^9 bytes of memory a second."""
+    batch: int = 1
+    """Samples of `sample_actions`."""
+    align_batch: int = 32
+    """Samples of an alignment step."""
+    prompt: int | None = None
+    """Tokens of the prompt; None: as many as the model reads at most."""
+    cameras: int | None = None
+    """Cameras that are not masked; None: all."""
+    steps: int = 10
+    """Denoising steps."""
 
     def __post_init__(self) -> None:
-        given = [name for name, value in vars(self).items() if value is not None]
+        given = [name for name in ("checkpoint", "context", "data", "preset") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"inspect takes one of --checkpoint, --context, --data, --preset; got {given or 'none'}")
+
+    def peak(self) -> Device:
+        """The device, with what is told of another."""
+        if self.device not in DEVICES:
+            raise ValueError(f"no device {self.device!r}; there are: {', '.join(DEVICES)} (or --tflops and --gbps)")
+        named = DEVICES[self.device]
+        return Device(self.tflops or named.tflops, self.gbps or named.gbps)
+
+    def workload(self) -> Workload:
+        return Workload(self.batch, self.prompt, self.cameras, self.steps)
 
 
 def run(config: InspectConfig) -> None:
@@ -43,25 +74,70 @@ def run(config: InspectConfig) -> None:
     elif config.data is not None:
         console.print(data_table(SourceData.open(config.data), str(config.data)))
     elif config.checkpoint is not None:
-        model = load_model(config.checkpoint)
-        console.print(model_table(model, f"{config.checkpoint}, fingerprint {model.fingerprint()}"))
+        print_model(console, *read_config(config.checkpoint), config)
     elif config.preset is not None:
-        with torch.device("meta"):
-            console.print(model_table(VLA(presets.get(config.preset)), f"preset {config.preset}"))
+        print_model(console, presets.get(config.preset), f"preset {config.preset}", config)
+
+
+def read_config(directory: Path) -> tuple[VLAConfig, str]:
+    """The config of a checkpoint, read without its weights, and a title for it."""
+    path = directory / "config.json"
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    if "vlm" not in told:
+        return infer_config(checkpoint_shapes(directory), CheckpointSettings.read(directory)), f"{directory} (openpi)"
+    weights = directory / "model.safetensors"
+    if not weights.is_file() or weights.stat().st_size > HASHED:
+        return config_from_dict(told), str(directory)
+    model = load_model(directory)
+    return model.config, f"{directory}, fingerprint {model.fingerprint()}"
+
+
+def print_model(console: Console, config: VLAConfig, title: str, asked: InspectConfig) -> None:
+    """The table of the parts and that of the phases."""
+    model, peak, work = meta_model(config), asked.peak(), asked.workload()
+    console.print(model_table(model, title))
+    phases = sampling_phases(model, work)
+    align = align_step(model, replace(work, batch=asked.align_batch))
+    cameras = min(work.cameras or len(config.cameras), len(config.cameras))
+    told = f"{cameras} cameras, {config.max_token_len if work.prompt is None else work.prompt} prompt tokens"
+    device = f"{peak.tflops:g} TFLOP/s, {peak.gbps:g} GB/s"
+    console.print(phase_table(phases, align, peak, f"bf16, {told}, on {device}", work.batch, asked.align_batch))
 
 
 def model_table(model: VLA, title: str) -> Table:
-    """Parameters and bytes of each part."""
-    groups: dict[str, int] = {}
+    """Parameters and bytes of each part of a model in bf16."""
+    groups: dict[str, tuple[int, int]] = {}
     for name, tensor in unique_tensors(model).items():
-        groups[_part(name)] = groups.get(_part(name), 0) + tensor.numel()
-    rows = [(part, f"{count:,}", f"{count * 4 / 1e6:.2f}", f"{count * 2 / 1e6:.2f}") for part, count in groups.items()]
-    total = sum(groups.values())
-    rows.append(("total", f"{total:,}", f"{total * 4 / 1e6:.2f}", f"{total * 2 / 1e6:.2f}"))
+        count, size = groups.get(_part(name), (0, 0))
+        groups[_part(name)] = count + tensor.numel(), size + tensor.numel() * tensor.element_size()
+    groups["total"] = sum(count for count, _ in groups.values()), sum(size for _, size in groups.values())
     context = model.prior()
-    size = sum(t.numel() for t in context.tensors)
-    rows.append(("one embodiment context W", f"{size:,}", f"{size * 4 / 1e6:.2f}", f"{size * 2 / 1e6:.2f}"))
-    return _table(title, ("part", "parameters", "MB in float32", "MB in bfloat16"), rows)
+    groups["one embodiment context W"] = sum(t.numel() for t in context.tensors), context.num_bytes
+    rows = [(part, f"{count:,}", _mb(count * 4), _mb(size)) for part, (count, size) in groups.items()]
+    return _table(title, ("part", "parameters", "MB in float32", "MB in bf16"), rows)
+
+
+def phase_table(
+    phases: list[Phase], align: Phase | None, device: Device, title: str, batch: int, align_batch: int
+) -> Table:
+    """Work of each phase, and the least time that the device's arithmetic and memory allow."""
+    rows = [(p.name, str(p.times), *_work([p], device)) for p in phases]
+    rows.append((f"sample_actions, batch {batch}", "1", *_work(phases, device)))
+    if align is not None:
+        rows.append((f"{align.name}, batch {align_batch}", "1", *_work([align], device)))
+    return _table(title, ("phase", "times", "GFLOP", "MB moved", "least ms"), rows)
+
+
+def _work(phases: list[Phase], device: Device) -> tuple[str, str, str]:
+    flops, moved, bound = (
+        sum(p.times * value for p, value in zip(phases, values, strict=True))
+        for values in zip(*((p.cost.flops, p.cost.bytes, p.cost.bound_ms(device)) for p in phases), strict=True)
+    )
+    return f"{flops / 1e9:,.2f}", _mb(moved), f"{bound:.3f}"
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:,.2f}"
 
 
 def _part(name: str) -> str:

@@ -70,6 +70,12 @@ class Observation(TensorStruct):
     def batch_size(self) -> int:
         return self.state.shape[0]
 
+    def trimmed(self) -> Self:
+        """Without the prompt's last columns that no sample of the batch uses. The mask is read on the host."""
+        used = self.token_mask.any(0).nonzero()
+        length = int(used.max()) + 1 if len(used) else 0
+        return replace(self, tokens=self.tokens[:, :length], token_mask=self.token_mask[:, :length])
+
 
 @dataclass(frozen=True)
 class ActionChunk(TensorStruct):

@@ -38,7 +38,7 @@ def noisy(golden):
 @pytest.fixture(scope="module")
 def prefix(golden, model):
     with torch.no_grad():
-        return model.prefix(golden.batch.observation)
+        return model.whole_prefix(golden.batch.observation)
 
 
 def action_loss(model, golden):

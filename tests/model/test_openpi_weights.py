@@ -175,8 +175,11 @@ def test_wrong_settings_are_explained():
         load_openpi(GOLDEN.directory, heads=4)
 
 
-def test_a_half_precision_file_loads_as_float32_or_as_it_is(tensors, tmp_path):
+def test_a_half_precision_file_loads_in_either_precision(tensors, tmp_path):
     half = {name: t.bfloat16() for name, t in tensors.items()}
-    assert load(tmp_path, half).action_in.weight.dtype == torch.float32
-    model = load(tmp_path, half, dtype=torch.bfloat16)
-    assert torch.equal(model.action_in.weight, half["action_in_proj.weight"])
+    weights = (
+        load(tmp_path, half).mixture.vlm.blocks[0].q_proj.weight,
+        load(tmp_path, half, precision="bf16").mixture.vlm.blocks[0].q_proj.weight,
+    )
+    assert [w.dtype for w in weights] == [torch.float32, torch.bfloat16]
+    assert torch.equal(weights[0], weights[1].float())

@@ -27,18 +27,26 @@ def velocity(clean: Tensor, noise: Tensor) -> Tensor:
     return noise - clean
 
 
+def euler_times(num_steps: int, *, device: torch.device | str | None = None) -> Float[Tensor, " N"]:
+    """The flow times at which Euler integration asks for the velocity: 1, 1 - 1/N, ..., 1/N.
+
+    They are summed up in float32, as openpi does: the fastest sine of the time embedding shows the rounding.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    times = [torch.ones((), device=device)]
+    for _ in range(num_steps - 1):
+        times.append(times[-1] - 1.0 / num_steps)
+    return torch.stack(times)
+
+
 def integrate(
     field: Callable[[Tensor, Float[Tensor, " B"]], Tensor], noise: Float[Tensor, "B ..."], num_steps: int
 ) -> Float[Tensor, "B ..."]:
     """Euler integration of `dx/dt = field(x, t)` from pure noise (t = 1) to data (t = 0) in `num_steps` steps."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    x = noise
-    step = -1.0 / num_steps
-    time = torch.ones(x.shape[0], device=x.device, dtype=torch.float32)
-    for _ in range(num_steps):
-        x = x + step * field(x, time)
-        time = time + step  # summed up in float32, as openpi does: the fastest sine of the embedding shows the rounding
+    x, step = noise, -1.0 / num_steps
+    for time in euler_times(num_steps, device=x.device):
+        x = x + step * field(x, time.expand(len(x)))
     return x
 
 

@@ -4,12 +4,24 @@ Shapes: B batch, T tokens, D width, H heads, K head_dim.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+
+class Modulation(NamedTuple):
+    """What an adaRMS norm takes from a condition; leading axes of steps or samples, then one token, then the width."""
+
+    scale: Float[Tensor, "*N 1 D"]
+    shift: Float[Tensor, "*N 1 D"]
+    gate: Float[Tensor, "*N 1 D"]
+
+    def step(self, i: int) -> "Modulation":
+        """That of step i, where steps are the first axis."""
+        return Modulation(self.scale[i], self.shift[i], self.gate[i])
 
 
 class RMSNorm(nn.Module):
@@ -20,7 +32,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width))
         self.eps = eps
 
-    def forward(self, x: Float[Tensor, "B T D"], cond: Tensor | None = None) -> tuple[Float[Tensor, "B T D"], None]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], cond: Tensor | Modulation | None = None
+    ) -> tuple[Float[Tensor, "B T D"], None]:
         """The normalised tokens and no gate; `cond` is ignored, so that this and `AdaRMSNorm` have one interface."""
         return (_rms_normalise(x, self.eps) * (1 + self.weight.float())).to(x.dtype), None
 
@@ -36,15 +50,23 @@ class AdaRMSNorm(nn.Module):
         nn.init.ones_(self.modulation.bias.data[2 * width :])  # open gates: from scratch, closed ones learn late
         self.eps = eps
 
+    def modulate(self, cond: Float[Tensor, "*N C"]) -> Modulation:
+        """Scale, shift and gate of each condition."""
+        return Modulation(*self.modulation(cond)[..., None, :].chunk(3, dim=-1))
+
     def forward(
-        self, x: Float[Tensor, "B T D"], cond: Float[Tensor, "B C"] | None
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B 1 D"]]:
-        """The modulated tokens and the gate of the residual branch that follows."""
+        self, x: Float[Tensor, "B T D"], cond: Float[Tensor, "B C"] | Modulation | None
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "#B 1 D"]]:
+        """The modulated tokens and the gate of the residual branch that follows.
+
+        Args:
+            cond: the time condition, or what `modulate` has made of it before.
+        """
         if cond is None:
             raise ValueError("adaRMS needs the time condition [B, cond_dim]; got None")
-        scale, shift, gate = self.modulation(cond)[:, None].chunk(3, dim=-1)
+        scale, shift, gate = cond if isinstance(cond, Modulation) else self.modulate(cond)
         normed = _rms_normalise(x, self.eps) * (1 + scale.float()) + shift.float()
-        return normed.to(x.dtype), gate
+        return normed.to(x.dtype), gate.to(x.dtype)
 
 
 def _rms_normalise(x: Tensor, eps: float) -> Tensor:
@@ -112,7 +134,8 @@ class Timed(NamedTuple):
     """Tokens with flow time brought in, and the condition for adaRMS (None where time is in the tokens)."""
 
     tokens: Tensor
-    cond: Tensor | None
+    cond: Any
+    """`[B, C]`, or the `StreamModulation` that a stream has made of it before."""
 
 
 class AdaRMSTime(nn.Module):
@@ -128,9 +151,13 @@ class AdaRMSTime(nn.Module):
     def cond_dim(self) -> int | None:
         return self.width
 
-    def forward(self, tokens: Float[Tensor, "B T D"], time: Float[Tensor, " B"]) -> Timed:
-        embedding = time_embedding(time, self.width).to(tokens.dtype)
-        return Timed(tokens, F.silu(self.mlp_out(F.silu(self.mlp_in(embedding)))))
+    def condition(self, time: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
+        embedding = time_embedding(time, self.width).to(self.mlp_in.weight.dtype)
+        return F.silu(self.mlp_out(F.silu(self.mlp_in(embedding))))
+
+    def forward(self, tokens: Float[Tensor, "B T D"], time: Float[Tensor, " B"], cond: Any = None) -> Timed:
+        """`cond`: the condition of that time where it is at hand."""
+        return Timed(tokens, self.condition(time) if cond is None else cond)
 
 
 class ConcatTime(nn.Module):
@@ -146,7 +173,7 @@ class ConcatTime(nn.Module):
     def cond_dim(self) -> int | None:
         return None
 
-    def forward(self, tokens: Float[Tensor, "B T D"], time: Float[Tensor, " B"]) -> Timed:
+    def forward(self, tokens: Float[Tensor, "B T D"], time: Float[Tensor, " B"], cond: None = None) -> Timed:
         embedding = time_embedding(time, self.width).to(tokens.dtype)[:, None].expand(-1, tokens.shape[1], -1)
         return Timed(self.mlp_out(F.silu(self.mlp_in(torch.cat([tokens, embedding], dim=-1)))), None)
 

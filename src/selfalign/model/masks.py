@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -36,6 +36,14 @@ def prefix_self_mask(prefix_mask: Bool[Tensor, "B P"]) -> Bool[Tensor, "B P P"]:
     valid = prefix_mask[:, :, None] & prefix_mask[:, None, :]
     eye = torch.eye(prefix_mask.shape[1], dtype=torch.bool, device=prefix_mask.device)
     return valid | eye
+
+
+def bias(mask: Bool[Tensor, "B T S"], dtype: torch.dtype) -> Float[Tensor, "B T S"]:
+    """What attention adds to its scores: 0 where the row attends, minus infinity elsewhere.
+
+    Attention makes this of a boolean mask itself, in every layer anew; here it is made once for all layers.
+    """
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
 
 
 class TokenBlock(NamedTuple):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from selfalign.model import flow
 from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.precision import Precision
 from selfalign.model.streams import StreamConfig
 from selfalign.model.tensorfile import StoredTensor, open_tensors
 from selfalign.model.ttt import TTTConfig
@@ -216,6 +217,20 @@ def _divided(size: int, by: int, what: str, setting: str) -> int:
     return size
 
 
+def checkpoint_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a checkpoint's tensors by openpi's names, read from the file's header alone.
+
+    Raises:
+        FileNotFoundError: there is no `model.safetensors`.
+        ValueError: the file is damaged.
+    """
+    path = directory / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is not a checkpoint: it has no model.safetensors")
+    with open_tensors(path) as file:
+        return {canonical_name(name): shape for name, shape in shapes_of(file).items()}
+
+
 # ---- loading -------------------------------------------------------------------------------------------------------
 
 
@@ -256,7 +271,7 @@ def load_openpi(
     directory: str | Path,
     config: VLAConfig | None = None,
     *,
-    dtype: torch.dtype = torch.float32,
+    precision: Precision = "float32",
     **settings: Any,
 ) -> VLA:
     """Build the plain policy of an openpi or LeRobot checkpoint and load its weights, strictly.
@@ -266,7 +281,7 @@ def load_openpi(
     Args:
         directory: holds `model.safetensors`, and `config.json` where there is one.
         config: the model's config; None infers it from the tensors.
-        dtype: of the loaded parameters.
+        precision: of the model, whatever the file's is; "bf16" keeps norms and in/out projections in float32.
         settings: fields of `CheckpointSettings`, before what `config.json` says.
 
     Raises:
@@ -274,7 +289,7 @@ def load_openpi(
         ValueError: the file is damaged, or tensors are missing, unexpected, wrongly shaped, or tied but different.
     """
     with open_plain(directory, config, **settings) as plain:
-        model = empty_model(plain.config, dtype)
+        model = empty_model(plain.config, precision)
         for name, parameter in model.named_parameters():
             parameter.data.copy_(plain.tensors[name].tensor())
     return model.eval()

@@ -9,7 +9,7 @@ The model knows normalised tensors only; `selfalign.Policy` adds robots, units a
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, cast
 
@@ -22,8 +22,8 @@ from selfalign.model.alignment import AlignmentInputs, AlignmentLayout, Alignmen
 from selfalign.model.augment import Augment
 from selfalign.model.context import ContextInfo, EmbodimentContext
 from selfalign.model.contexts import make_contexts
-from selfalign.model.layers import TIME_COMPONENTS, TimeComponent, Timed
-from selfalign.model.streams import Mixture, PrefixCache, StreamConfig
+from selfalign.model.layers import TIME_COMPONENTS, AdaRMSTime, TimeComponent, Timed
+from selfalign.model.streams import Condition, Mixture, PrefixCache, StreamConfig, StreamModulation
 from selfalign.model.tensorfile import StoredTensor
 from selfalign.model.ttt import TTTConfig, TTTLayer
 from selfalign.model.vision import KeypointTowerConfig, VisionConfig
@@ -110,6 +110,32 @@ class Losses:
         return {name: float(value.detach().mean()) for name, value in parts.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Shortcuts:
+    """Work that the model leaves out because nothing reads it, or does once instead of many times.
+
+    Outputs are the same but for rounding; each can be turned off, to compare. They belong to the run and not to the
+    config: `model.shortcuts = Shortcuts(trim_prompt=False)`. (That all steps and experts read one prefix has a plain
+    twin too: `Mixture.joint`.)
+    """
+
+    drop_masked_cameras: bool = True
+    """A camera that no sample of the batch has enters neither the vision tower nor the prefix."""
+    one_tower_batch: bool = True
+    """The vision tower sees all cameras in one batch."""
+    trim_prompt: bool = True
+    """Prompts are cut to the batch's longest."""
+    last_layer_keys_only: bool = True
+    """The last VLM layer computes keys and values only."""
+    modulate_ahead: bool = True
+    """While sampling, adaRMS norms are modulated for all denoising steps at once: one matmul a norm."""
+
+    @classmethod
+    def none(cls) -> "Shortcuts":
+        """The plain twin."""
+        return cls(**dict.fromkeys((f.name for f in fields(cls)), False))
+
+
 class VLA(nn.Module):
     """A pi0-style policy with an alignment expert and shared TTT layers."""
 
@@ -118,7 +144,7 @@ class VLA(nn.Module):
 
     def __init__(self, config: VLAConfig):
         super().__init__()
-        self.config = config
+        self.config, self.shortcuts = config, Shortcuts()
         self.vision = config.vision.build()
         self.image_proj = self.vision.connector(config.vlm.width)
         self.augment: Augment | None = None
@@ -154,17 +180,42 @@ class VLA(nn.Module):
     # ---- inputs ----------------------------------------------------------------------------------------------------
 
     def prefix(self, observation: Observation, *, with_hidden: bool = False) -> PrefixCache:
-        """Keys and values of images and prompt, reused by all experts, denoising steps and alignment steps."""
-        return self.mixture.prefix(*self.embed_prefix(observation), with_hidden=with_hidden)
+        """Keys and values of images and prompt, reused by all experts, denoising steps and alignment steps.
 
-    def embed_prefix(self, observation: Observation) -> tuple[Float[Tensor, "B P D"], Bool[Tensor, "B P"]]:
-        """Tokens of the cameras in the config's order, then of the prompt; False in the mask where one is padding.
+        Masks are read on the host, to leave out what is padding in all samples. With `with_hidden` the prompt keeps the
+        observation's length, so that its tokens can be told from the images'.
+        """
+        if self.shortcuts.trim_prompt and not with_hidden:
+            observation = observation.trimmed()
+        return self.whole_prefix(observation, self.live_cameras(observation), with_hidden=with_hidden)
+
+    def whole_prefix(
+        self, observation: Observation, cameras: Sequence[str] | None = None, *, with_hidden: bool = False
+    ) -> PrefixCache:
+        """The prefix of these cameras (None: all) and the whole prompt; nothing is read on the host."""
+        tokens, mask = self.embed_prefix(observation, cameras)
+        whole = not self.shortcuts.last_layer_keys_only
+        return self.mixture.prefix(tokens, mask, with_hidden=with_hidden, whole_last_layer=whole)
+
+    def live_cameras(self, observation: Observation) -> tuple[str, ...]:
+        """The cameras that some sample of the batch has, in the config's order. Masks are read on the host."""
+        cameras = self.config.cameras
+        if not self.shortcuts.drop_masked_cameras:
+            return cameras
+        live = torch.stack([observation.image_masks[camera].any() for camera in cameras]).tolist()
+        return tuple(camera for camera, seen in zip(cameras, live, strict=True) if seen)
+
+    def embed_prefix(
+        self, observation: Observation, cameras: Sequence[str] | None = None
+    ) -> tuple[Float[Tensor, "B P D"], Bool[Tensor, "B P"]]:
+        """Tokens of the cameras (None: all of the config, in its order), then of the prompt; and which are valid.
 
         As in openpi's PyTorch model, words are scaled by sqrt(width) and images are not.
         """
         embeddings, valid = [], []
-        for camera in self.config.cameras:
-            tokens = self.image_proj(self._camera_tokens(observation, camera))
+        cameras = self.config.cameras if cameras is None else cameras
+        for camera, seen in self._tower_tokens(observation, cameras).items():
+            tokens = self.image_proj(seen.to(next(self.image_proj.parameters()).dtype))
             embeddings.append(tokens)
             valid.append(observation.image_masks[camera][:, None].expand(-1, tokens.shape[1]))
         embeddings.append(self.embed_tokens(observation.tokens) * self.config.vlm.width**0.5)
@@ -239,7 +290,7 @@ class VLA(nn.Module):
         words = batch.observation.token_mask.to(batch.referent.dtype)[..., None]
         total = torch.zeros(len(words), device=words.device)
         for head, hidden in zip(self.grounding, prefix.hidden, strict=True):
-            pooled = (hidden[:, -words.shape[1] :] * words).sum(1) / words.sum(1)
+            pooled = (hidden[:, -words.shape[1] :].to(words.dtype) * words).sum(1) / words.sum(1)
             total = total + (head(pooled) - batch.referent).square().sum(-1)
         return total / len(prefix.hidden)
 
@@ -287,12 +338,35 @@ class VLA(nn.Module):
         """Normalised actions by Euler integration from `noise` (drawn where None)."""
         context = self.prior() if context is None else context
         prefix = self.prefix(observation) if prefix is None else prefix
-        if noise is None:
-            shape = (observation.batch_size, self.config.action_horizon, self.config.action_dim)
-            noise = torch.randn(shape, device=observation.state.device, dtype=observation.state.dtype)
-        return flow.integrate(
-            lambda x, time: self.action_velocity(observation.state, x, time, prefix, context), noise, num_steps
-        )
+        noise = self.draw_noise(observation) if noise is None else noise
+        return self.denoise(observation.state, prefix, context, noise, num_steps)
+
+    def draw_noise(self, observation: Observation) -> Float[Tensor, "B H A"]:
+        """Where sampling starts."""
+        shape = (observation.batch_size, self.config.action_horizon, self.config.action_dim)
+        return torch.randn(shape, device=observation.state.device, dtype=observation.state.dtype)
+
+    def denoise(
+        self,
+        state: Float[Tensor, "B S"],
+        prefix: PrefixCache,
+        context: EmbodimentContext | None,
+        noise: Float[Tensor, "B H A"],
+        num_steps: int,
+        velocity: Callable[..., Tensor] | None = None,
+    ) -> Float[Tensor, "B H A"]:
+        """Euler integration on a prefix. `velocity`: `action_velocity`, compiled for example."""
+        velocity = self.action_velocity if velocity is None else velocity
+        conds = iter(self.conditions(num_steps, noise.device))
+        return flow.integrate(lambda x, time: velocity(state, x, time, prefix, context, next(conds)), noise, num_steps)
+
+    def conditions(self, num_steps: int, device: torch.device) -> Sequence[StreamModulation | None]:
+        """What the action expert's norms take from flow time at each denoising step; None: not known ahead."""
+        time = self.time[ACTION]
+        if time.cond_dim is None or not self.shortcuts.modulate_ahead:
+            return [None] * num_steps
+        conds = cast(AdaRMSTime, time).condition(flow.euler_times(num_steps, device=device))
+        return self.mixture.experts[ACTION].modulations(conds[:, None])
 
     def action_velocity(
         self,
@@ -301,17 +375,26 @@ class VLA(nn.Module):
         time: Float[Tensor, " B"],
         prefix: PrefixCache,
         context: EmbodimentContext | None,
+        cond: Condition = None,
     ) -> Float[Tensor, "B H A"]:
-        """The action expert's velocity v_t at x_t = `noisy_actions`; a sampler integrates it, the loss compares it."""
-        tokens, cond = self.embed_actions(state, noisy_actions, time)
+        """The action expert's velocity v_t at x_t = `noisy_actions`; a sampler integrates it, the loss compares it.
+
+        Args:
+            cond: what `conditions` has made of `time`, where that is at hand.
+        """
+        tokens, cond = self.embed_actions(state, noisy_actions, time, cond)
         out = self.mixture.suffix(ACTION, tokens, cond, self.action_mask(tokens), prefix, context)
         return self.action_out(out.tokens[:, -noisy_actions.shape[1] :])
 
     def embed_actions(
-        self, state: Float[Tensor, "B S"], noisy_actions: Float[Tensor, "B H A"], time: Float[Tensor, " B"]
+        self,
+        state: Float[Tensor, "B S"],
+        noisy_actions: Float[Tensor, "B H A"],
+        time: Float[Tensor, " B"],
+        cond: Condition = None,
     ) -> Timed:
         """The action suffix `[B, T, D]`, state token (where there is one) and actions, with its time condition."""
-        timed = self.time[ACTION](self.action_in(noisy_actions), time)
+        timed = self.time[ACTION](self.action_in(noisy_actions), time, cond)
         if self.state_in is None:
             return timed
         return Timed(torch.cat([self.state_in(state)[:, None], timed.tokens], dim=1), timed.cond)
@@ -328,13 +411,22 @@ class VLA(nn.Module):
         """A hash of config and weights: a context belongs to exactly one."""
         return fingerprint(self.config, {n: StoredTensor.of(tensor) for n, tensor in self.state_dict().items()})
 
-    def _camera_tokens(self, observation: Observation, camera: str) -> Tensor:
-        if observation.image_features is not None and camera in observation.image_features:
-            return observation.image_features[camera]
+    def _tower_tokens(self, observation: Observation, cameras: Sequence[str]) -> dict[str, Tensor]:
+        """The tower's tokens of each camera: as they are given, or of its pixels."""
+        tokens: dict[str, Tensor] = {c: t for c, t in (observation.image_features or {}).items() if c in cameras}
+        images = {camera: self._pixels(observation, camera) for camera in cameras if camera not in tokens}
+        if self.shortcuts.one_tower_batch and len(images) > 1:
+            seen = self.vision(torch.cat(list(images.values()))).split(observation.batch_size)
+            tokens |= dict(zip(images, seen, strict=True))
+        else:
+            tokens |= {camera: self.vision(pixels) for camera, pixels in images.items()}
+        return {camera: tokens[camera] for camera in cameras}
+
+    def _pixels(self, observation: Observation, camera: str) -> Tensor:
         if camera not in observation.images:
             raise ValueError(f"the model reads camera {camera!r}; the observation has {sorted(observation.images)}")
         images = observation.images[camera]
-        return self.vision(images if self.augment is None else self.augment(images, camera))
+        return images if self.augment is None else self.augment(images, camera)
 
     def _check_ttt_widths(self, depths: tuple[int, ...]) -> None:
         alignment, action = self.config.alignment, self.config.action

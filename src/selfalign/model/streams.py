@@ -9,7 +9,7 @@ Shapes: B batch, T tokens (P of the prefix), D width of the stream, H heads, G k
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,17 @@ from torch import Tensor, nn
 
 from selfalign.model import masks
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.layers import GatedMLP, RMSNorm, Rotation, apply_rope, gated_residual, make_norm, rotation
+from selfalign.model.layers import (
+    AdaRMSNorm,
+    GatedMLP,
+    Modulation,
+    RMSNorm,
+    Rotation,
+    apply_rope,
+    gated_residual,
+    make_norm,
+    rotation,
+)
 from selfalign.model.ttt import TTTLayer
 
 
@@ -83,6 +93,32 @@ class SuffixOutput:
     """L_ttt of each sample, by depth of the TTT layer."""
 
 
+class BlockModulation(NamedTuple):
+    """What the norms of one layer take from a condition; `ttt` is None where the layer has none."""
+
+    attention: Modulation
+    ttt: Modulation | None
+    mlp: Modulation
+
+
+class StreamModulation(NamedTuple):
+    """What all norms of a stream take from a condition. It stands wherever the condition itself can."""
+
+    blocks: tuple[BlockModulation, ...]
+    final: Modulation
+
+
+Condition = Float[Tensor, "B C"] | StreamModulation | None
+
+
+class BlockOutput(NamedTuple):
+    """A layer's tokens, its own keys and values, and L_ttt of each sample where it was asked for."""
+
+    x: Tensor
+    kv: KeyValues
+    ttt_loss: Tensor | None
+
+
 class Block(nn.Module):
     """One layer of one stream. `ttt` may be shared with the block of another stream."""
 
@@ -98,6 +134,25 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(config.width, cond_dim)
         self.mlp = GatedMLP(config.width, config.mlp_dim)
 
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        turn: Rotation,
+        mask: Bool[Tensor, "B T S"] | Float[Tensor, "B T S"],
+        read: KeyValues | None = None,
+        cond: Tensor | BlockModulation | None = None,
+        fast: tuple[Tensor, Tensor, Tensor] | None = None,
+        with_loss: bool = False,
+    ) -> BlockOutput:
+        """Attention over the keys and values that are `read` and the tokens' own, then TTT layer and MLP."""
+        normed, gate = self.attention_norm(x, cond.attention if isinstance(cond, BlockModulation) else cond)
+        kv = self.key_values(normed, turn)
+        k = kv.k if read is None else torch.cat([read.k, kv.k], dim=1)
+        v = kv.v if read is None else torch.cat([read.v, kv.v], dim=1)
+        attended = attend(self.queries(normed, turn), k, v, mask)
+        x, loss = self.after_attention(x, attended, gate, cond, fast, with_loss)
+        return BlockOutput(x, kv, loss)
+
     def key_values(self, normed: Tensor, turn: Rotation) -> KeyValues:
         k, v = (proj(normed).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
         return KeyValues(apply_rope(k, turn), v)
@@ -106,15 +161,27 @@ class Block(nn.Module):
         return apply_rope(self.q_proj(normed).unflatten(-1, (self.heads, self.head_dim)), turn)
 
     def after_attention(
-        self, x: Tensor, attended: Tensor, gate: Tensor | None, cond: Tensor | None, fast, with_loss: bool
+        self,
+        x: Tensor,
+        attended: Tensor,
+        gate: Tensor | None,
+        cond: Tensor | BlockModulation | None,
+        fast: tuple[Tensor, Tensor, Tensor] | None,
+        with_loss: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention's residual, the TTT layer where there is one, the MLP."""
+        for_ttt, for_mlp = (cond.ttt, cond.mlp) if isinstance(cond, BlockModulation) else (cond, cond)
         x = gated_residual(x, self.o_proj(attended), gate)
         loss = None
         if self.ttt is not None and fast is not None:
-            x, loss = self.ttt(x, cond, *fast, with_loss=with_loss)
-        normed, gate = self.mlp_norm(x, cond)
+            x, loss = self.ttt(x, for_ttt, *fast, with_loss=with_loss)
+        normed, gate = self.mlp_norm(x, for_mlp)
         return gated_residual(x, self.mlp(normed), gate), loss
+
+    def modulate(self, cond: Float[Tensor, "*N C"]) -> BlockModulation:
+        """What this layer's norms take from each condition."""
+        ttt = None if self.ttt is None else _modulate(self.ttt.norm, cond)
+        return BlockModulation(_modulate(self.attention_norm, cond), ttt, _modulate(self.mlp_norm, cond))
 
 
 class Stream(nn.Module):
@@ -128,12 +195,39 @@ class Stream(nn.Module):
         self.blocks = cast(Sequence[Block], blocks)
         self.final_norm = make_norm(config.width, cond_dim)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its tokens: that of the matrices, whatever the norms have."""
+        return self.blocks[0].q_proj.weight.dtype
 
-def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_BTT: Bool[Tensor, "B T S"]) -> Float[Tensor, "B T HK"]:
-    """Softmax attention with grouped key/value heads."""
+    def modulations(self, conds: Float[Tensor, "N B C"]) -> list[StreamModulation]:
+        """What the norms take from the conditions of N steps, one matmul a norm.
+
+        A norm's matrix is larger than all that it multiplies, so reading it once instead of N times is what counts;
+        stacking the matrices of all norms as well would copy them first.
+        """
+        blocks, final = [block.modulate(conds) for block in self.blocks], _modulate(self.final_norm, conds)
+        return [
+            StreamModulation(tuple(_step_of(block, i) for block in blocks), final.step(i)) for i in range(len(conds))
+        ]
+
+
+def _modulate(norm: RMSNorm | AdaRMSNorm, cond: Tensor) -> Modulation:
+    if not isinstance(norm, AdaRMSNorm):
+        raise ValueError("only the norms of a stream with a time condition are modulated")
+    return norm.modulate(cond)
+
+
+def _step_of(block: BlockModulation, i: int) -> BlockModulation:
+    attention, ttt, mlp = block
+    return BlockModulation(attention.step(i), None if ttt is None else ttt.step(i), mlp.step(i))
+
+
+def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_BTS: Tensor) -> Float[Tensor, "B T HK"]:
+    """Softmax attention with grouped key/value heads; the mask may be boolean, or `masks.bias` of it."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
     grouped = k.shape[1] != q.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BTT[:, None], enable_gqa=grouped)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BTS[:, None], enable_gqa=grouped)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -169,47 +263,58 @@ class Mixture(nn.Module):
 
     # ---- the fast path: prefix once, suffixes on its cache ---------------------------------------------------------
 
-    def prefix(self, x: Float[Tensor, "B P D"], mask: Bool[Tensor, "B P"], *, with_hidden: bool = False) -> PrefixCache:
-        """Run the prefix alone. The last layer computes keys and values only: nothing reads its output."""
-        turn, attention = rotation(masks.positions(mask), self.head_dim), masks.prefix_self_mask(mask)
-        cache, hidden = [], []
-        for depth, block in enumerate(self.vlm.blocks):
-            normed, gate = block.attention_norm(x)
-            kv = block.key_values(normed, turn)
+    def prefix(
+        self,
+        x: Float[Tensor, "B P D"],
+        mask: Bool[Tensor, "B P"],
+        *,
+        with_hidden: bool = False,
+        whole_last_layer: bool = False,
+    ) -> PrefixCache:
+        """Run the prefix alone.
+
+        The last layer computes keys and values only, since nothing reads its output; with `whole_last_layer` it
+        computes that too.
+        """
+        turn = rotation(masks.positions(mask), self.head_dim)
+        attention = masks.bias(masks.prefix_self_mask(mask), self.vlm.dtype)
+        x, cache, hidden = x.to(self.vlm.dtype), [], []
+        *inner, last = self.vlm.blocks
+        for block in inner:
+            x, kv, _ = block(x, turn, attention)
             cache.append(kv)
-            if depth + 1 < len(self.vlm.blocks):
-                attended = attend(block.queries(normed, turn), kv.k, kv.v, attention)
-                x, _ = block.after_attention(x, attended, gate, None, None, False)
-                hidden.append(x)
+            hidden.append(x)
+        if whole_last_layer:
+            cache.append(last(x, turn, attention).kv)
+        else:
+            cache.append(last.key_values(last.attention_norm(x)[0], turn))
         return PrefixCache(tuple(cache), mask, tuple(hidden) if with_hidden else ())
 
     def suffix(
         self,
         name: str,
         x: Float[Tensor, "B T D"],
-        cond: Float[Tensor, "B C"] | None,
+        cond: Condition,
         mask: Bool[Tensor, "T T"],
         cache: PrefixCache,
         context: EmbodimentContext | None,
         *,
         with_ttt_loss: bool = False,
     ) -> SuffixOutput:
-        """Run one expert's tokens on a cached prefix."""
-        stream = self.experts[name]
+        """Run one expert's tokens on a cached prefix. They leave in the type in which they came."""
+        stream, dtype = self.experts[name], x.dtype
         positions = cache.lengths[:, None] + torch.arange(x.shape[1], device=x.device)
         turn = rotation(positions, self.head_dim)
-        attention = masks.suffix_mask(cache.mask, mask)
-        losses: dict[int, Tensor] = {}
-        for block, depth in zip(stream.blocks, stream.config.vlm_layers(), strict=True):
-            normed, gate = block.attention_norm(x, cond)
-            kv, read = block.key_values(normed, turn), cache.layers[depth]
-            k, v = torch.cat([read.k, kv.k], dim=1), torch.cat([read.v, kv.v], dim=1)
-            attended = attend(block.queries(normed, turn), k, v, attention)
+        attention = masks.bias(masks.suffix_mask(cache.mask, mask), stream.dtype)
+        ahead = isinstance(cond, StreamModulation)
+        conds, final = (cond.blocks, cond.final) if ahead else ([cond] * len(stream.blocks), cond)
+        x, losses = x.to(stream.dtype), {}
+        for block, depth, block_cond in zip(stream.blocks, stream.config.vlm_layers(), conds, strict=True):
             fast = _fast_weights(context, self.ttt_slots, depth, mask)
-            x, loss = block.after_attention(x, attended, gate, cond, fast, with_ttt_loss)
+            x, _, loss = block(x, turn, attention, cache.layers[depth], block_cond, fast, with_ttt_loss)
             if loss is not None:
                 losses[depth] = loss
-        return SuffixOutput(stream.final_norm(x, cond)[0], losses)
+        return SuffixOutput(stream.final_norm(x, final)[0].to(dtype), losses)
 
     # ---- the plain twin --------------------------------------------------------------------------------------------
 
@@ -226,7 +331,8 @@ class Mixture(nn.Module):
         """
         names = list(suffixes)
         streams = [self.vlm, *(self.experts[n] for n in names)]
-        xs = [prefix, *(suffixes[n][0] for n in names)]
+        given = [prefix, *(suffixes[n][0] for n in names)]
+        xs = [x.to(s.dtype) for s, x in zip(streams, given, strict=True)]
         conds = [None, *(suffixes[n][1] for n in names)]
         lengths = [x.shape[1] for x in xs]
         start = prefix_mask.long().sum(1)[:, None]
@@ -248,7 +354,7 @@ class Mixture(nn.Module):
                 b.after_attention(x, a, g, c, f, False)[0]
                 for b, x, a, g, c, f in zip(blocks, xs, attended, gates, conds, fast, strict=True)
             ]
-        out = [s.final_norm(x, c)[0] for s, x, c in zip(streams, xs, conds, strict=True)]
+        out = [s.final_norm(x, c)[0].to(g.dtype) for s, x, c, g in zip(streams, xs, conds, given, strict=True)]
         return dict(zip(["vlm", *names], out, strict=True))
 
 

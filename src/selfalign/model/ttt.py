@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from selfalign.model import masks
 from selfalign.model.inner_loop import FastWeights, Norm, inner_loop, learning_rates, position_scales
-from selfalign.model.layers import make_norm
+from selfalign.model.layers import Modulation, make_norm
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class TTTLayer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        cond: Float[Tensor, "B C"] | None,
+        cond: Float[Tensor, "B C"] | Modulation | None,
         W1: Float[Tensor, "*B H f f"],
         b1: Float[Tensor, "*B H 1 f"],
         mask: Bool[Tensor, "T T"] | None = None,
@@ -129,18 +129,19 @@ class TTTLayer(nn.Module):
                 the inner loop no token reads another, and it is not used.
         """
         normed, _ = self.norm(x, cond)
-        q, k, v = (self._heads(theta(normed)) for theta in (self.theta_q, self.theta_k, self.theta_v))
+        thetas = (self.theta_q, self.theta_k, self.theta_v)
+        q, k, v = (self._heads(theta(normed)).to(W1.dtype) for theta in thetas)  # W stays float32 in any precision
         if self.inner is None:
             read = q + head_norm(fast_linear(q, W1, b1), self.ttt_norm_weight, self.ttt_norm_bias)
         else:
             state = FastWeights(*(w.expand(len(x), *w.shape[-3:]) for w in (W1, b1)))
             norm = Norm(self.ttt_norm_weight, self.ttt_norm_bias)
             read = self.inner(normed, state, q, k, v, norm, masks.blocks(mask) if mask is not None else None)
-        branch = self.theta_o(self.post_norm(read.flatten(2)))
+        branch = self.theta_o(self.post_norm(read.flatten(2)).to(x.dtype))
         loss = None
         if with_loss:
             loss = reconstruction_loss(k, v, W1, b1, self.ttt_norm_weight, self.ttt_norm_bias)
-        return x + torch.tanh(self.alpha) * branch, loss
+        return x + (torch.tanh(self.alpha) * branch).to(x.dtype), loss
 
     def _heads(self, x: Float[Tensor, "B T HF"]) -> Float[Tensor, "B T H f"]:
         return x.unflatten(-1, (self.num_heads, self.head_dim))
@@ -172,7 +173,8 @@ class InnerLoop(nn.Module):
         Every block of tokens runs the loop by itself, from the same state, over the tokens that it sees: a state that
         went on from one task's tokens to the next would carry labels across the attention mask.
         """
-        rate = learning_rates(x, self.rate.weight, self.rate.bias, self.base_rate, self.head_dim)
+        x, rate = x.to(self.rate.weight.dtype), self.rate
+        rate = learning_rates(x, rate.weight, rate.bias, self.base_rate, self.head_dim)
         scale = position_scales(self.scale_offset)
 
         def run(sees: slice | list[int]) -> Float[Tensor, "B S H f"]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from selfalign.model.policy import ACTION, ALIGNMENT, VLA, VLAConfig
+from selfalign.model.precision import precision_of
 from selfalign.model.vision import SigLIPConfig
 from selfalign.model.weights import check_fit, empty_model, shapes_of, unique_tensors
 
@@ -35,7 +36,7 @@ def upgrade(plain: VLA, config: VLAConfig, *, copy_expert: bool = True) -> VLA:
     """
     given = unique_tensors(plain)
     added = additions(config, shapes_of(given), copy_expert=copy_expert)
-    model = empty_model(config, next(plain.parameters()).dtype)
+    model = empty_model(config, precision_of(plain))
     for name, tensor in unique_tensors(model).items():
         source = added.copies.get(name, name)
         tensor.copy_(given[source] if source in given else added.fresh[source])

@@ -73,9 +73,14 @@ class SigLIP(nn.Module):
     def summary_shape(self) -> tuple[int, int]:
         return self.config.summary_grid**2, self.config.width
 
+    @property
+    def num_tokens(self) -> int:
+        return self.side**2
+
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N D"]:
         _check_square(images, self.config.image_size)
         x = self.patch_embedding(images).flatten(2).transpose(1, 2) + self.position_embedding
+        x = x.to(self.post_norm.weight.dtype)
         for block in self.blocks:
             x = block(x)
         return self.post_norm(x)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.precision import Precision, set_precision
 from selfalign.model.streams import StreamConfig
 from selfalign.model.tensorfile import StoredTensor, open_tensors, write_tensors
 from selfalign.model.ttt import TTTConfig
@@ -91,10 +92,10 @@ def shapes_of(tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, tuple[i
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def empty_model(config: VLAConfig, dtype: torch.dtype = torch.float32) -> VLA:
+def empty_model(config: VLAConfig, precision: Precision = "float32") -> VLA:
     """The model with memory for its parameters but no values in it: a loader must fill every one of them."""
     with torch.device("meta"):
-        model = VLA(config).to(dtype)
+        model = set_precision(VLA(config), precision)
     model.to_empty(device="cpu")
     model.feature_mean.zero_()
     model.feature_std.fill_(1.0)
