@@ -60,7 +60,7 @@ class Sources:
             self.kinds,
             self.image_size,
             self.seed,
-            rigs_per_shard=3,
+            rigs_per_shard=max(3, self.rigs // 100),
         )
         generate_sources(self.out, plan, workers=self.workers)
 
@@ -76,6 +76,8 @@ class Pretrain:
     preset: str = "tiny"
     start: Path | None = None
     """Checkpoint to start from, trained vision tower included; None: from nothing."""
+    tower_data: tuple[Path, ...] = ()
+    """LeRobot data sets, or folders of them, that the vision tower learns on; best of many rigs that `data` lacks."""
     steps: int = 6000
     seed: int = 0
     scheme: Literal["rehearsal", "per_body", "global"] = "rehearsal"
@@ -140,6 +142,7 @@ class Pretrain:
             pointing=PointingConfig(steps=self.pointing_steps, seed=self.seed),
             loop=LoopConfig(save_every=self.save_every),
             start=self.start,
+            tower_data=self.tower_data,
             compile=self.compile,
             task_weights={"reach": self.reach_weight},
             keypoint_words=("tip", *COLOURS),

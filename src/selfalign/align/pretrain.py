@@ -43,6 +43,10 @@ class PretrainConfig:
     """Words of instructions for the tower's first keypoints, where the VLM is to learn to point at them."""
     start: Path | None = None
     """Checkpoint directory whose weights, the vision tower's too, the training starts from; None: from nothing."""
+    tower_data: tuple[Path, ...] = ()
+    """Data sets of other rigs for the vision tower to learn on, from where it starts. On rigs that it was taught on, it
+    sees better than on any new one, and a policy that learns there trusts it too much. Empty: the policy's own data,
+    or, with `start`, none."""
     compile: bool = False
     """Compile the streams: minutes at the start, a quarter less time a step on a CPU."""
     task_weights: dict[str, float] = field(default_factory=dict)
@@ -72,7 +76,9 @@ def pretrain(
     if config.start is not None:
         load_tensors(model, unique_tensors(load_model(config.start)), str(config.start))
     cache = EpisodeCache.build(SourceData.open(data), image_size=model_config.image_size, progress=True)
-    prepare_tower(model, cache, out, None if config.start is not None else config.pointing)
+    if config.tower_data or config.start is None:
+        prepare_tower(model, list(config.tower_data or data), out, config.pointing)
+    model.vision.eval().requires_grad_(False)
     features = frame_features(model, cache, out)
     tokenizer = ByteTokenizer(model_config.max_token_len, model_config.prompt_merges)
     shape = ModelShape(model_config.action_horizon, model_config.action_dim, model_config.state_dim)
@@ -95,17 +101,14 @@ def pretrain(
     return model.eval()
 
 
-def prepare_tower(model: VLA, cache: EpisodeCache, out: Path, config: PointingConfig | None) -> None:
-    """Train the vision tower to point where the data has image points (or load the one in `out`), and freeze it.
-
-    Without a config it is frozen as it is.
-    """
+def prepare_tower(model: VLA, data: list[Path], out: Path, config: PointingConfig) -> None:
+    """Train the vision tower to point, if it can and the data has image points; or load the one in `out`."""
     path = out / "tower.pt"
-    if config is None:
-        pass
-    elif path.is_file():
+    if path.is_file():
         load_tensors(model.vision, torch.load(path, weights_only=True), str(path))
-    elif isinstance(model.vision, KeypointTower) and POINTS in cache.column_names:
+        return
+    cache = EpisodeCache.build(SourceData.open(data), image_size=model.config.image_size, progress=True)
+    if isinstance(model.vision, KeypointTower) and POINTS in cache.column_names:
         (camera,) = model.config.cameras
         images, points = cache.images(camera), cache.column(POINTS)
         train_tower(model.vision, images, points, config)
@@ -113,7 +116,6 @@ def prepare_tower(model: VLA, cache: EpisodeCache, out: Path, config: PointingCo
         error = pointing_error(model.vision, images[rows], points[rows])
         (out / "tower.json").write_text(json.dumps({**error, **dataclasses.asdict(config)}))
         torch.save(unique_tensors(model.vision), path)
-    model.vision.eval().requires_grad_(False)
 
 
 def frame_features(model: VLA, cache: EpisodeCache, out: Path, batch: int = 256) -> FrameFeatures:
