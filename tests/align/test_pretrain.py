@@ -12,7 +12,7 @@ from selfalign.data.perturb import EmbodimentPerturbation
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.weights import save_model, unique_tensors
 from selfalign.train.loop import LoopConfig
-from selfalign.train.pointing import PointingConfig
+from selfalign.train.pointing import PointingConfig, train_tower
 from small_model import randomise, small_config
 
 CONFIG = PretrainConfig(
@@ -82,3 +82,23 @@ def test_a_training_from_nothing_teaches_the_tower_first(data, tmp_path):
     torch.manual_seed(0)
     run(data, tmp_path / "out")
     assert (tmp_path / "out" / "tower.pt").is_file() and (tmp_path / "out" / "tower.json").is_file()
+
+
+def test_a_tower_goes_on_learning_on_data_of_its_own(data, tmp_path):
+    start, out = randomise(VLA(config())), tmp_path / "out"
+    save_model(start, tmp_path / "start")
+    other = tmp_path / "other"
+    with LeRobotWriter(other, fps=20.0, embodiments=[{"name": "b"}]) as writer:
+        rng = np.random.default_rng(1)
+        numbers = {name: rng.normal(size=(6, 4)).astype(np.float32) for name in ("state", "action")}
+        images = {"scene": rng.integers(0, 255, (6, 16, 16, 3), dtype=np.uint8)}
+        points = rng.uniform(0.1, 0.9, size=(6, 3, 3)).astype(np.float32)
+        writer.add_episode(Episode(images, **numbers, task="", is_play=True, extra={POINTS: points}))
+    trained = run(data, out, steps=0, start=tmp_path / "start", tower_data=(other,))
+    alone = randomise(VLA(config())).vision
+    train_tower(alone, images["scene"], points, CONFIG.pointing)
+    for name, value in unique_tensors(alone).items():
+        torch.testing.assert_close(trained.vision.state_dict()[name], value, msg=name)
+    # The features are of the frames of the policy's data, not of the tower's.
+    (tokens,) = out.glob("tokens-scene-*.npy")
+    assert len(np.load(tokens)) == 48
