@@ -23,7 +23,7 @@ from selfalign.bench.evaluate import EvalConfig
 from selfalign.convert import ConvertConfig
 from selfalign.inspection import InspectConfig
 from selfalign.model.policy import LossWeights
-from selfalign.sim.regions import Region, Scenario
+from selfalign.sim.regions import SOURCE_ARMS, Region, Scenario
 from selfalign.sim.tasks import COLOURS, Kind
 from selfalign.train.loop import LoopConfig
 from selfalign.train.pointing import PointingConfig
@@ -38,6 +38,8 @@ class Sources:
     """Folder of the shards. An interrupted recording goes on where it stopped."""
     rigs: int = 300
     """Robots with a camera and looks of their own."""
+    arms: tuple[str, ...] = SOURCE_ARMS
+    """By turns, each with the Panda gripper; one that is named more often is used more often."""
     cameras: int | None = None
     """Camera poses that the rigs share; None: each has its own. (1 is what adapting to cameras is compared with.)"""
     play_per_rig: int = 8
@@ -54,7 +56,7 @@ class Sources:
         from selfalign.sim.sources import SourcePlan, generate_sources
 
         plan = SourcePlan(
-            tuple(sample_rigs(self.rigs, self.seed, cameras=self.cameras)),
+            tuple(sample_rigs(self.rigs, self.seed, tuple((arm, "panda") for arm in self.arms), self.cameras)),
             self.play_per_rig,
             self.demonstrations_per_rig,
             self.kinds,
@@ -63,6 +65,23 @@ class Sources:
             rigs_per_shard=max(3, self.rigs // 100),
         )
         generate_sources(self.out, plan, workers=self.workers)
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """Record pictures for the vision tower, each of a simulated rig of its own, with the places of what is in them."""
+
+    out: Path = Path("data/snapshots")
+    """Folder of the pictures. An interrupted recording goes on where it stopped."""
+    count: int = 100_000
+    image_size: int = 64
+    seed: int = 0
+    workers: int = 2
+
+    def run(self) -> None:
+        from selfalign.sim.snapshots import SnapshotPlan, generate_snapshots
+
+        generate_snapshots(self.out, SnapshotPlan(self.count, self.image_size, self.seed), workers=self.workers)
 
 
 @dataclass(frozen=True)
@@ -76,8 +95,8 @@ class Pretrain:
     preset: str = "tiny"
     start: Path | None = None
     """Checkpoint to start from, trained vision tower included; None: from nothing."""
-    tower_data: tuple[Path, ...] = ()
-    """LeRobot data sets, or folders of them, that the vision tower learns on; best of many rigs that `data` lacks."""
+    snapshots: Path | None = None
+    """Pictures that the vision tower learns on (`selfalign snapshots`); None: the frames of `data`."""
     steps: int = 6000
     seed: int = 0
     scheme: Literal["rehearsal", "per_body", "global"] = "rehearsal"
@@ -142,7 +161,7 @@ class Pretrain:
             pointing=PointingConfig(steps=self.pointing_steps, seed=self.seed),
             loop=LoopConfig(save_every=self.save_every),
             start=self.start,
-            tower_data=self.tower_data,
+            snapshots=self.snapshots,
             compile=self.compile,
             task_weights={"reach": self.reach_weight},
             keypoint_words=("tip", *COLOURS),
@@ -322,6 +341,7 @@ class Convert:
 
 Command = (
     Annotated[Sources, subcommand("sources")]
+    | Annotated[Snapshots, subcommand("snapshots")]
     | Annotated[Pretrain, subcommand("pretrain")]
     | Annotated[Play, subcommand("play")]
     | Annotated[Align, subcommand("align")]

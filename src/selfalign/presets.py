@@ -31,7 +31,7 @@ def tiny() -> VLAConfig:
         action=expert,
         alignment=expert,
         ttt=TTTConfig(num_heads=4, head_dim=24, positions=upper),
-        vision=KeypointTowerConfig(image_size=64, named=7, free=0, depth_width=128),
+        vision=KeypointTowerConfig(image_size=96, named=7, free=0, depth_width=192),
         vocab_size=258 + len(WORDS),
         prompt_merges=WORDS,
         grounding=True,

@@ -9,6 +9,7 @@ from selfalign.align.rehearsal import RehearsalConfig
 from selfalign.data.episodes import Episode
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.data.perturb import EmbodimentPerturbation
+from selfalign.data.snapshots import Snapshots
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.weights import save_model, unique_tensors
 from selfalign.train.loop import LoopConfig
@@ -84,21 +85,26 @@ def test_a_training_from_nothing_teaches_the_tower_first(data, tmp_path):
     assert (tmp_path / "out" / "tower.pt").is_file() and (tmp_path / "out" / "tower.json").is_file()
 
 
-def test_a_tower_goes_on_learning_on_data_of_its_own(data, tmp_path):
+def test_a_tower_goes_on_learning_on_snapshots(data, tmp_path):
     start, out = randomise(VLA(config())), tmp_path / "out"
     save_model(start, tmp_path / "start")
-    other = tmp_path / "other"
-    with LeRobotWriter(other, fps=20.0, embodiments=[{"name": "b"}]) as writer:
-        rng = np.random.default_rng(1)
-        numbers = {name: rng.normal(size=(6, 4)).astype(np.float32) for name in ("state", "action")}
-        images = {"scene": rng.integers(0, 255, (6, 16, 16, 3), dtype=np.uint8)}
-        points = rng.uniform(0.1, 0.9, size=(6, 3, 3)).astype(np.float32)
-        writer.add_episode(Episode(images, **numbers, task="", is_play=True, extra={POINTS: points}))
-    trained = run(data, out, steps=0, start=tmp_path / "start", tower_data=(other,))
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 255, (6, 16, 16, 3), dtype=np.uint8)
+    points = rng.uniform(0.1, 0.9, size=(6, 3, 4)).astype(np.float32)
+    Snapshots(images, points).save(tmp_path / "snapshots")
+    trained = run(data, out, steps=0, start=tmp_path / "start", snapshots=tmp_path / "snapshots")
     alone = randomise(VLA(config())).vision
-    train_tower(alone, images["scene"], points, CONFIG.pointing)
+    train_tower(alone, images, points, CONFIG.pointing)
     for name, value in unique_tensors(alone).items():
         torch.testing.assert_close(trained.vision.state_dict()[name], value, msg=name)
-    # The features are of the frames of the policy's data, not of the tower's.
+    # The features are of the frames of the policy's data, not of the snapshots.
     (tokens,) = out.glob("tokens-scene-*.npy")
     assert len(np.load(tokens)) == 48
+
+
+def test_snapshots_of_another_size_are_refused(data, tmp_path):
+    Snapshots(np.zeros((2, 20, 20, 3), np.uint8), np.zeros((2, 3, 4), np.float32)).save(tmp_path / "snapshots")
+    with pytest.raises(ValueError, match="pictures of 20 px, the model reads 16"):
+        run(data, tmp_path / "out", snapshots=tmp_path / "snapshots")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        run(data, tmp_path / "out", snapshots=tmp_path / "absent")

@@ -13,6 +13,7 @@ from rich.progress import track
 
 from selfalign.align.rehearsal import RehearsalConfig, make_objective
 from selfalign.data.cache import EpisodeCache
+from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import pixels_to_model
 from selfalign.data.virtual import DrawPerturbation, FrameFeatures, ModelShape, VirtualSources
@@ -43,10 +44,10 @@ class PretrainConfig:
     """Words of instructions for the tower's first keypoints, where the VLM is to learn to point at them."""
     start: Path | None = None
     """Checkpoint directory whose weights, the vision tower's too, the training starts from; None: from nothing."""
-    tower_data: tuple[Path, ...] = ()
-    """Data sets of other rigs for the vision tower to learn on, from where it starts. On rigs that it was taught on, it
-    sees better than on any new one, and a policy that learns there trusts it too much. Empty: the policy's own data,
-    or, with `start`, none."""
+    snapshots: Path | None = None
+    """Pictures of other rigs for the vision tower to learn on, from where it starts. On rigs that it was taught on, it
+    sees better than on any new one, and a policy that learns there trusts it too much. None: the frames of the policy's
+    own data, or, with `start`, none."""
     compile: bool = False
     """Compile the streams: minutes at the start, a quarter less time a step on a CPU."""
     task_weights: dict[str, float] = field(default_factory=dict)
@@ -76,8 +77,8 @@ def pretrain(
     if config.start is not None:
         load_tensors(model, unique_tensors(load_model(config.start)), str(config.start))
     cache = EpisodeCache.build(SourceData.open(data), image_size=model_config.image_size, progress=True)
-    if config.tower_data or config.start is None:
-        prepare_tower(model, list(config.tower_data or data), out, config.pointing)
+    if config.snapshots is not None or config.start is None:
+        prepare_tower(model, _labelled(config.snapshots, cache, model), out, config.pointing)
     model.vision.eval().requires_grad_(False)
     features = frame_features(model, cache, out)
     tokenizer = ByteTokenizer(model_config.max_token_len, model_config.prompt_merges)
@@ -101,19 +102,27 @@ def pretrain(
     return model.eval()
 
 
-def prepare_tower(model: VLA, data: list[Path], out: Path, config: PointingConfig) -> None:
-    """Train the vision tower to point, if it can and the data has image points; or load the one in `out`."""
+def _labelled(snapshots: Path | None, cache: EpisodeCache, model: VLA) -> Snapshots | None:
+    """What the vision tower is to learn on; None: it does not learn to point."""
+    if not isinstance(model.vision, KeypointTower):
+        return None
+    if snapshots is not None:
+        return Snapshots.open(snapshots, model.config.image_size)
+    if POINTS not in cache.column_names:
+        return None
+    (camera,) = model.config.cameras
+    return Snapshots(cache.images(camera), cache.column(POINTS))
+
+
+def prepare_tower(model: VLA, labelled: Snapshots | None, out: Path, config: PointingConfig) -> None:
+    """Train the vision tower to point, if there is something to learn on; or load the one in `out`."""
     path = out / "tower.pt"
     if path.is_file():
         load_tensors(model.vision, torch.load(path, weights_only=True), str(path))
-        return
-    cache = EpisodeCache.build(SourceData.open(data), image_size=model.config.image_size, progress=True)
-    if isinstance(model.vision, KeypointTower) and POINTS in cache.column_names:
-        (camera,) = model.config.cameras
-        images, points = cache.images(camera), cache.column(POINTS)
-        train_tower(model.vision, images, points, config)
-        rows = np.linspace(0, len(images) - 1, 2000).astype(int)
-        error = pointing_error(model.vision, images[rows], points[rows])
+    elif labelled is not None and isinstance(model.vision, KeypointTower):
+        train_tower(model.vision, labelled.images, labelled.points, config)
+        rows = np.linspace(0, len(labelled.images) - 1, 2000).astype(int)
+        error = pointing_error(model.vision, labelled.images[rows], labelled.points[rows])
         (out / "tower.json").write_text(json.dumps({**error, **dataclasses.asdict(config)}))
         torch.save(unique_tensors(model.vision), path)
 

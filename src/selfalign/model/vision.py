@@ -107,6 +107,8 @@ class KeypointTowerConfig:
     """Appearance numbers that each keypoint and each grid cell carries."""
     depth_width: int = 0
     """Hidden units of the head that tells how far the named keypoints are; 0: they have no depth."""
+    half_field: float = 0.414
+    """Tangent of half the field of view (45 degrees) by which places in the picture are told in space."""
 
     def build(self) -> "KeypointTower":
         return KeypointTower(self)
@@ -117,7 +119,7 @@ class KeypointTowerConfig:
 
     @property
     def axes(self) -> int:
-        """Coordinates of a keypoint: x, y and, with a depth head, depth."""
+        """Coordinates of a keypoint: two in the picture or, with a depth head, three in space."""
         return 3 if self.depth_width else 2
 
 
@@ -138,9 +140,9 @@ class Pointing(NamedTuple):
 class KeypointTower(nn.Module):
     """A small U-shaped convolution net with a spatial softmax.
 
-    A token is `[x, y, (depth,) presence, spread, appearance...]`; grid tokens have x, y of their cell and neither depth
-    nor spread. One camera sees depth in the sizes and the places of things it knows: the depth head reads the places
-    and the surroundings of all named keypoints at once.
+    A token is `[place..., presence, spread, appearance...]`; grid tokens have the place of their cell and no spread.
+    With a depth head, places are in space (`in_space`). One camera sees depth in the sizes and the places of things it
+    knows: the depth head reads the places and the surroundings of all named keypoints, and the picture as a whole.
     """
 
     depth_mean: Float[Tensor, ""]
@@ -159,10 +161,13 @@ class KeypointTower(nn.Module):
         self.presence = nn.Linear(c2, config.keypoints)
         self.appearance = nn.Conv2d(c2, config.feature_dim, 1)
         if config.depth_width:
-            seen = config.named * (2 + c2)
-            layers = nn.Linear(seen, config.depth_width), nn.SiLU(), nn.Linear(config.depth_width, config.named)
-            self.depth = nn.Sequential(*layers)
-            self.register_buffer("depth_mean", torch.zeros(()))
+            seen, hidden = config.named * (2 + c2) + c2, config.depth_width
+            self.depth = nn.Sequential(
+                *(nn.Linear(seen, hidden), nn.SiLU()),
+                *(nn.Linear(hidden, hidden), nn.SiLU()),
+                nn.Linear(hidden, config.named),
+            )
+            self.register_buffer("depth_mean", torch.ones(()))
             self.register_buffer("depth_std", torch.ones(()))
 
     @property
@@ -192,14 +197,24 @@ class KeypointTower(nn.Module):
         xy = torch.einsum("bkhw,hwc->bkc", heat, grid)
         pooled = torch.einsum("bkhw,bchw->bkc", heat, maps)
         presence = (pooled * self.presence.weight).sum(-1) + self.presence.bias
-        return Pointing(self._with_depth(xy, pooled), presence, log_heat)
-
-    def _with_depth(self, xy: Float[Tensor, "B K 2"], pooled: Float[Tensor, "B K C"]) -> Float[Tensor, "B K axes"]:
         if not self.config.depth_width:
-            return xy
-        named = self.config.named
-        depth = self.depth(torch.cat([xy, pooled], dim=-1)[:, :named].flatten(1))
-        return torch.cat([xy, F.pad(depth, (0, self.config.free))[..., None]], dim=-1)
+            return Pointing(xy, presence, log_heat)
+        named = torch.cat([xy, pooled], dim=-1)[:, : self.config.named].flatten(1)
+        depth = self.depth(torch.cat([named, maps.mean((-2, -1))], dim=-1))
+        depth = F.pad(depth, (0, self.config.free))
+        return Pointing(torch.cat([xy, depth[..., None]], dim=-1), presence, log_heat)
+
+    def in_space(self, xyz: Float[Tensor, "B K axes"]) -> Float[Tensor, "B K axes"]:
+        """Where keypoints are in front of the camera, in units of half the picture's width at the mean depth.
+
+        To the right, down and away from the mean depth. A camera whose field of view is not the assumed one sees space
+        stretched: by a factor that is constant, and so one more thing that a context can tell. What an arm does is
+        linear in these coordinates, as it is not in those of a picture. Without depth, the picture's.
+        """
+        if not self.config.depth_width:
+            return xyz
+        away = xyz[..., 2:] * self.depth_std / self.depth_mean
+        return torch.cat([xyz[..., :2] * (1.0 + away), away / self.config.half_field], dim=-1)
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N D"]:
         maps = self.maps(images)
@@ -209,7 +224,8 @@ class KeypointTower(nn.Module):
         offset = grid[None, None] - pointing.xy[:, :, None, None]
         spread = (heat * offset.square().sum(-1)).sum((-2, -1)).sqrt()
         seen = torch.einsum("bkhw,bchw->bkc", heat, appearance)
-        keypoints = torch.cat([pointing.xyz, pointing.presence.sigmoid()[..., None], spread[..., None], seen], dim=-1)
+        places, presence = self.in_space(pointing.xyz), pointing.presence.sigmoid()
+        keypoints = torch.cat([places, presence[..., None], spread[..., None], seen], dim=-1)
         return torch.cat([keypoints, self._grid_tokens(appearance)], dim=1)
 
     def _grid_tokens(self, appearance: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ COLOURS = tuple(CUBE_COLOURS)
 HAND_SIDES = np.array([[-0.095, 0.0, -0.072], [0.095, 0.0, -0.072]])
 """Two ends of the Panda gripper's hand, seen from the tip in its own frame, metres. A picture of the tip alone does not
 show how far away it is; how large the hand appears does."""
+HOLDING = 0.5
+"""Opening of the Panda gripper around a cube: 4 of 8 cm."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -179,6 +181,29 @@ class Simulation:
             x, y, yaw = poses.get(colour, (float(index), 0.0, 0.0))
             z = CUBE_HALF if colour in poses else PARKED_HEIGHT
             self.data.qpos[start : start + 7] = (x, y, z, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
+
+    def pose_joints(self, joints: Float[np.ndarray, " n"]) -> None:
+        """Puts the arm at joint angles in radians, at once and without physics: for pictures."""
+        self.data.qpos[self._qpos] = joints
+        mujoco.mj_forward(self.model, self.data)
+
+    def pose_gripper(self, opening: float, holding: str | None = None) -> None:
+        """Puts the fingers at an opening (1 open, 0 closed), at once and without physics: for pictures.
+
+        Args:
+            opening: of the fingers.
+            holding: colour of a cube that is put between them, as the hand holds it; the fingers are then as far apart
+                as it is wide.
+        """
+        if holding is not None:
+            body = self.model.body(f"cube_{holding}").id
+            start = self.model.jnt_qposadr[self.model.body_jntadr[body]]
+            rotation = self.data.site_xmat[self._tip]
+            self.data.qpos[start : start + 3] = self.tip
+            mujoco.mju_mat2Quat(self.data.qpos[start + 3 : start + 7], rotation)
+            opening = HOLDING
+        self.data.qpos[self._finger_qpos] = self._finger_closed + opening * (self._finger_open - self._finger_closed)
+        mujoco.mj_forward(self.model, self.data)
 
     def command_tip(self, target: Float[np.ndarray, " 3"], gripper: float) -> None:
         """One control step (0.05 s) towards a tip position with the tool kept vertical.

@@ -28,8 +28,9 @@ from selfalign.sim.render import CameraPose
 from selfalign.sim.tasks import Kind, Scene, sample_scene, sample_task
 
 PLAY_STEPS = 50
-SETTLE_STEPS = 10
-"""A demonstration goes on this long after its task is done, so that it also shows how to stay."""
+SETTLE_STEPS: dict[Kind, int] = {"reach": 20, "push": 10, "lift": 10}
+"""A demonstration goes on this long after its task is first done (push, lift: is done without a break), so that it also
+shows how to stay. Reaching is disturbed then too: coming back from near by is what precision is learned from."""
 MAX_JOINTS = 7
 BABBLE_SHARE = 0.1
 """Part of the play in which the joints wander too; only where the body, or a body made of it, commands joints."""
@@ -103,12 +104,12 @@ class Recorder:
         for _ in range(task.steps):
             self._observe()
             label = expert(sim)
-            action = label if done else disturb(label)
+            action = label if done and task.kind != "reach" else disturb(label)
             intended = None if action is label else self._intended(label)
             executed = controller.move_tip(action[:3], action[3])
             self._acted(intended or executed)
-            done = done + 1 if task.success(sim, start) else 0
-            if done == SETTLE_STEPS:
+            done = done + 1 if task.success(sim, start) or (done and task.kind == "reach") else 0
+            if done == SETTLE_STEPS[task.kind]:
                 break
         return self._episode(task.instruction, is_play=False) if done else None
 

@@ -1,28 +1,20 @@
 """The whole source data set: many rigs, recorded by worker processes into LeRobot shards."""
 
 import json
-import multiprocessing
-import os
 import shutil
-import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.engine import Simulation
+from selfalign.sim.pool import claim, count_one, run_workers
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import Recorder, rig_episodes
 from selfalign.sim.regions import SOURCE_ARMS, appearance_region, bearing_region
 from selfalign.sim.tasks import Kind, offered
-
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,7 @@ def generate_sources(
         RuntimeError: a worker died (out of memory, most likely).
     """
     out = Path(out)
-    _claim(out, plan)
+    claim(out, json.dumps(plan.to_dict(), indent=1) + "\n", "shard-*")
     shards = plan.shards()
     paths = [out / f"shard-{i:03d}" for i in range(len(shards))]
     todo = [i for i, path in enumerate(paths) if not path.exists()]
@@ -100,79 +92,10 @@ def generate_sources(
         shutil.rmtree(leftover)
     for robot in dict.fromkeys(plan.rigs[shards[i][0]].robot for i in todo):
         prepare(robot)  # once here, rather than at the same time in every worker
-    if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), 8)
-    work = [(paths[i], shards[i]) for i in todo]
-    if workers == 0:
-        for path, rigs in work:
-            _record_shard(plan, path, rigs)
-    elif work:
-        _run(plan, work, min(workers, len(work)), progress)
-    return paths
-
-
-def _claim(out: Path, plan: SourcePlan) -> None:
-    """Marks the folder as this plan's."""
-    out.mkdir(parents=True, exist_ok=True)
-    path, text = out / PLAN, json.dumps(plan.to_dict(), indent=1) + "\n"
-    if not path.exists():
-        if any(out.glob("shard-*")):
-            raise ValueError(f"{out} has shards but no {PLAN}; choose another folder")
-        path.write_text(text, encoding="utf-8")
-    elif path.read_text(encoding="utf-8") != text:
-        raise ValueError(f"{out} holds the shards of another plan (see {path}); choose another folder or remove it")
-
-
-_episodes_done: Any = None
-
-
-def _start_worker(counter: Any) -> None:
-    global _episodes_done
-    _episodes_done = counter
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed cannot stop its workers; without this they would stay for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _run(plan: SourcePlan, work: list[tuple[Path, list[int]]], workers: int, progress: bool) -> None:
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
+    work = [(plan, paths[i], shards[i]) for i in todo]
     per_rig = plan.play_per_rig + plan.demonstrations_per_rig
-    total = sum(len(rigs) for _, rigs in work) * per_rig
-    columns = (
-        TextColumn("recording"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("episodes"),
-        TimeRemainingColumn(),
-    )
-    # A software renderer that starts its own threads in each worker is slower than one thread each.
-    os.environ.setdefault("LP_NUM_THREADS", "0")
-    with (
-        Progress(*columns, disable=not progress) as bar,
-        ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool,
-    ):
-        task = bar.add_task("", total=total)
-        pending: set[Future] = {pool.submit(_record_shard, plan, path, rigs) for path, rigs in work}
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                bar.update(task, completed=counter.value)
-                for future in done:
-                    future.result()
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a recording worker died; run again with fewer workers to go on where it stopped"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    run_workers(_record_shard, work, sum(len(shards[i]) for i in todo) * per_rig, workers, progress, "episodes")
+    return paths
 
 
 def _record_shard(plan: SourcePlan, path: Path, rigs: Sequence[int]) -> None:
@@ -185,6 +108,4 @@ def _record_shard(plan: SourcePlan, path: Path, rigs: Sequence[int]) -> None:
             counts = plan.play_per_rig, plan.demonstrations_per_rig if kinds else 0
             for episode in rig_episodes(recorder, *counts, kinds, plan.seed):
                 writer.add_episode(episode)
-                if _episodes_done is not None:
-                    with _episodes_done.get_lock():
-                        _episodes_done.value += 1
+                count_one()
