@@ -74,6 +74,8 @@ class Snapshots:
     out: Path = Path("data/snapshots")
     """Folder of the pictures. An interrupted recording goes on where it stopped."""
     count: int = 100_000
+    arms: tuple[str, ...] = SOURCE_ARMS
+    """By turns, each with the Panda gripper; one that is named more often is used more often."""
     image_size: int = 64
     seed: int = 0
     workers: int = 2
@@ -81,7 +83,8 @@ class Snapshots:
     def run(self) -> None:
         from selfalign.sim.snapshots import SnapshotPlan, generate_snapshots
 
-        generate_snapshots(self.out, SnapshotPlan(self.count, self.image_size, self.seed), workers=self.workers)
+        plan = SnapshotPlan(self.count, self.image_size, self.seed, self.arms)
+        generate_snapshots(self.out, plan, workers=self.workers)
 
 
 @dataclass(frozen=True)

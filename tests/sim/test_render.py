@@ -10,6 +10,7 @@ import pytest
 import selfalign.sim.render as render_module
 from selfalign.sim.appearance import Appearance
 from selfalign.sim.engine import Simulation
+from selfalign.sim.prepare import VISUAL_GROUP
 from selfalign.sim.render import CameraPose
 
 CAMERAS = [
@@ -130,13 +131,29 @@ def test_cubes_keep_their_names_in_every_light(sim: Simulation) -> None:
 
 def test_disguises_change_the_robot_and_not_the_physics(sim: Simulation) -> None:
     masses = sim.model.body_mass.copy()
-    sim.set_appearance(Appearance(5))
-    plain = sim.render(CAMERAS[1], 96).astype(int)
-    sim.set_appearance(Appearance(5, shapes=True))
-    assert np.abs(sim.render(CAMERAS[1], 96) - plain).mean() > 1
+    changes = []
+    from_afar = CameraPose(azimuth=70.0, elevation=25.0, distance=2.0, lookat=(0.0, 0.0, 0.4))
+    for seed in range(8):
+        sim.set_appearance(Appearance(seed))
+        plain = sim.render(from_afar, 96).astype(int)
+        sim.set_appearance(Appearance(seed, shapes=True))
+        changes.append(np.abs(sim.render(from_afar, 96) - plain).mean())
+    assert np.mean(changes) > 1
     sim.command_tip(np.array([-0.05, 0.0, 0.28]), -1.0)
     assert sim.data.ncon == 8  # two cubes on four corners each, nothing else touches
     np.testing.assert_array_equal(sim.model.body_mass, masses)
+
+
+def test_no_disguise_hides_the_gripper(sim: Simulation) -> None:
+    hand = [i for i in range(sim.model.ngeom) if sim.model.geom(i).name.startswith("gripper0_")]
+    hand = [i for i in hand if sim.model.geom_group[i] == VISUAL_GROUP]
+    for seed in range(5):
+        sim.set_appearance(Appearance(seed))
+        undisguised = sim.model.geom_rgba[:, 3].copy()
+        sim.set_appearance(Appearance(seed, shapes=True))
+        np.testing.assert_array_equal(sim.model.geom_rgba[hand, 3], undisguised[hand])
+        assert (sim.model.geom_rgba[:, 3] != undisguised).any()
+    assert hand and undisguised[hand].all()
 
 
 # --- the backend

@@ -52,6 +52,11 @@ def test_no_two_pictures_share_a_camera_or_a_look(small_parts, tmp_path, monkeyp
     assert {rig.arm for rig in rigs} == set(snapshots.SOURCE_ARMS)
 
 
+def test_heldout_arms_are_in_no_snapshot():
+    with pytest.raises(ValueError, match=r"may show the arms panda.*ur5e"):
+        SnapshotPlan(arms=("panda", "ur5e"))
+
+
 def test_labels_lie_on_what_they_name(tmp_path):
     plan = SnapshotPlan(count=40, image_size=64, seed=0)
     shots = Snapshots.open(generate_snapshots(tmp_path, plan, workers=0))

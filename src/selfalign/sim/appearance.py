@@ -20,7 +20,7 @@ class Appearance:
 
     seed: int | None = None
     shapes: bool = False
-    """Also disguise some links of the arm and the gripper as boxes, capsules and cylinders of about their size."""
+    """Also disguise some links of the arm as boxes, capsules and cylinders of about their size."""
 
     def apply(self, model: mujoco.MjModel, original: mujoco.MjModel) -> None:
         """Writes the look into `model`, whose own colours are read from `original`."""
@@ -87,21 +87,14 @@ def _relight(model: mujoco.MjModel, rng: np.random.Generator) -> None:
 
 
 def _disguise(model: mujoco.MjModel, rng: np.random.Generator) -> None:
-    """Shows primitives over the meshes of some bodies and in place of others'.
-
-    Fingers share one draw, so that a gripper stays symmetric.
-    """
-    fingers: _Disguise | None = None
+    """Shows primitives over the meshes of some links and in place of others'. The gripper stays what it is: it is the
+    same on every arm, and what a tower must know best."""
     visible = model.geom_group == VISUAL_GROUP
     meshes = visible & (model.geom_type == mujoco.mjtGeom.mjGEOM_MESH)
     for geom in np.flatnonzero(visible & ~meshes):
-        name, body = model.geom(geom).name, model.geom_bodyid[geom]
-        if not name.endswith(DISGUISE_SUFFIX):
-            continue
-        drawn = _Disguise.draw(rng)
-        if name.startswith("gripper0_") and model.body_dofnum[body] > 0:
-            fingers = drawn = fingers or drawn
-        drawn.apply(model, geom, np.flatnonzero(meshes & (model.geom_bodyid == body)))
+        if model.geom(geom).name.endswith(DISGUISE_SUFFIX):
+            same_body = model.geom_bodyid == model.geom_bodyid[geom]
+            _Disguise.draw(rng).apply(model, geom, np.flatnonzero(meshes & same_body))
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,8 @@ def _replace_visuals(spec: mujoco.MjSpec, original: mujoco.MjModel) -> None:
         total = sum(surface.area**0.5 for parts in part.values() for surface in parts)
         for name, parts in part.items():
             _add_surfaces(spec, name, parts, budget / total)
-            _add_disguise(spec, name, parts)
+            if prefix == "robot0_":
+                _add_disguise(spec, name, parts)
 
 
 def _add_surfaces(spec: mujoco.MjSpec, body: str, surfaces: list[Surface], faces_per_metre: float) -> None:

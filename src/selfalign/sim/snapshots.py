@@ -41,8 +41,12 @@ class SnapshotPlan:
     count: int = 100_000
     image_size: int = 64
     seed: int = 0
+    arms: tuple[str, ...] = SOURCE_ARMS
+    """By turns, each with the Panda gripper; one that is named more often is used more often."""
 
     def __post_init__(self) -> None:
+        if not self.arms or not set(self.arms) <= set(SOURCE_ARMS):
+            raise ValueError(f"snapshots may show the arms {', '.join(SOURCE_ARMS)}; got {self.arms}")
         if self.count < 1 or self.image_size < 1:
             raise ValueError(f"snapshots need a positive count and image size, got {self}")
 
@@ -73,7 +77,7 @@ def generate_snapshots(
     sizes = plan.parts()
     folders = [out / "parts" / f"{i:04d}" for i in range(len(sizes))]
     todo = [i for i, folder in enumerate(folders) if not (folder / "images.npy").exists()]
-    for arm in SOURCE_ARMS:
+    for arm in dict.fromkeys(plan.arms):
         prepare(RobotSpec(arm, "panda"))  # once here, rather than at the same time in every worker
     calls = [(plan, i, sizes[i], folders[i]) for i in todo]
     run_workers(_record_part, calls, sum(sizes[i] for i in todo), workers, progress, "snapshots")
@@ -87,7 +91,7 @@ def generate_snapshots(
 def _record_part(plan: SnapshotPlan, index: int, count: int, folder: Path) -> None:
     """A part has one arm, so that a worker compiles and uploads one model for it."""
     rng = np.random.default_rng([plan.seed, 7, index])
-    robot = RobotSpec(SOURCE_ARMS[index % len(SOURCE_ARMS)], "panda")
+    robot = RobotSpec(plan.arms[index % len(plan.arms)], "panda")
     images, points = [], []
     with Simulation(robot) as sim:
         for _ in range(count):
