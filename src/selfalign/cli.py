@@ -47,7 +47,7 @@ class Sources:
     demonstrations_per_rig: int = 16
     kinds: tuple[Kind, ...] = ("reach", "reach", "reach", "push", "lift")
     """Tasks to draw from; one that is named more often is drawn more often."""
-    image_size: int = 64
+    image_size: int = 96
     seed: int = 0
     workers: int = 2
 
@@ -76,7 +76,7 @@ class Snapshots:
     count: int = 100_000
     arms: tuple[str, ...] = SOURCE_ARMS
     """By turns, each with the Panda gripper; one that is named more often is used more often."""
-    image_size: int = 64
+    image_size: int = 96
     seed: int = 0
     workers: int = 2
 
@@ -213,7 +213,7 @@ class Play:
     trajectories: int = 20
     length: int = 50
     """Frames of each trajectory, at 20 Hz."""
-    image_size: int = 64
+    image_size: int = 96
 
     def run(self) -> None:
         from selfalign.bench.evaluate import read_body

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from selfalign.sim.appearance import Appearance
 from selfalign.sim.kinematics import InverseKinematics
 from selfalign.sim.prepare import CUBE_COLOURS, CUBE_HALF, PARKED_HEIGHT, prepare
-from selfalign.sim.render import CameraPose, Renderer
+from selfalign.sim.render import IMAGE_SIZE, CameraPose, Renderer
 from selfalign.sim.robots import ARMS, GRIPPERS, ROBOTS, RobotSpec
 
 CONTROL_HZ = 20.0
@@ -51,7 +51,7 @@ class Simulation:
         robot: RobotSpec | str = "panda",
         *,
         appearance: Appearance | None = None,
-        image_size: int = 64,
+        image_size: int = IMAGE_SIZE,
         max_image_size: int = 256,
     ):
         self.robot = _named(robot) if isinstance(robot, str) else robot

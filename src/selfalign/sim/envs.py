@@ -25,7 +25,7 @@ from jaxtyping import Float, UInt8
 from selfalign.sim.bodies import ActionKind, ActionSpace, BodySpec, StateSpace
 from selfalign.sim.control import WORKSPACE_HIGH, WORKSPACE_LOW, Controller
 from selfalign.sim.engine import Simulation
-from selfalign.sim.render import CameraPose
+from selfalign.sim.render import IMAGE_SIZE, CameraPose
 from selfalign.sim.robots import ROBOTS, RobotSpec
 from selfalign.sim.tasks import EPISODE_STEPS, Kind, Scene, offered, sample_scene, sample_task
 
@@ -57,7 +57,7 @@ class BodyEnv(gymnasium.Env[Observation, np.ndarray]):
         body: BodySpec,
         kinds: tuple[Kind, ...] = ("reach",),
         *,
-        image_size: int = 64,
+        image_size: int = IMAGE_SIZE,
         render_mode: str | None = None,
         render_size: int = 256,
     ):
@@ -184,7 +184,7 @@ class TaskEnv(BodyEnv):
         action_space: ActionSpace | ActionKind = "ee_delta",
         state_space: StateSpace | None = None,
         appearance_seed: int | None = None,
-        image_size: int = 64,
+        image_size: int = IMAGE_SIZE,
         render_mode: str | None = None,
         render_size: int = 256,
     ):

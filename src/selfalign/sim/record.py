@@ -24,7 +24,7 @@ from selfalign.sim.control import JOINT_STEP, TIP_STEP, Controller, Motion
 from selfalign.sim.engine import Simulation
 from selfalign.sim.experts import Noise, make_expert
 from selfalign.sim.play_motion import PlayMotion
-from selfalign.sim.render import CameraPose
+from selfalign.sim.render import IMAGE_SIZE, CameraPose
 from selfalign.sim.tasks import Kind, Scene, sample_scene, sample_task
 
 PLAY_STEPS = 50
@@ -52,7 +52,7 @@ class Recorder:
 
     body: BodySpec
     sim: Simulation | None = None
-    image_size: int = 64
+    image_size: int = IMAGE_SIZE
     privileged: bool = False
     embodiment_index: int = 0
     _columns: dict[str, list] = field(default_factory=dict)
@@ -196,7 +196,7 @@ def record_play(
     length: int = PLAY_STEPS,
     seed: int = 0,
     *,
-    image_size: int = 64,
+    image_size: int = IMAGE_SIZE,
     sim: Simulation | None = None,
 ) -> list[Episode]:
     """Play of a body in its own numbers: image, state and action, nothing else.
@@ -220,7 +220,7 @@ def record_demonstrations(
     *,
     kinds: tuple[Kind, ...] = ("reach",),
     noise: float = 1.0,
-    image_size: int = 64,
+    image_size: int = IMAGE_SIZE,
     sim: Simulation | None = None,
 ) -> list[Episode]:
     """Successful demonstrations of a body in its own numbers; see `record_play` and `Recorder.demonstrate`."""

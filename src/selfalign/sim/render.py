@@ -18,6 +18,9 @@ from jaxtyping import Float, UInt8
 
 from selfalign.sim.prepare import COLLISION_GROUP, VISUAL_GROUP
 
+IMAGE_SIZE = 96
+"""Pixels of a picture where none are given: what the preset `tiny` reads."""
+
 _NO_BACKEND = (
     "no offscreen OpenGL: neither EGL nor OSMesa could be opened. On Debian or Ubuntu install one with "
     "`apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri` (EGL) or `apt-get install libosmesa6` (OSMesa)."

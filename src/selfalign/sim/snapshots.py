@@ -18,6 +18,7 @@ from selfalign.sim.pool import claim, count_one, run_workers
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import pixel_labels
 from selfalign.sim.regions import SOURCE_ARMS, sample_appearance
+from selfalign.sim.render import IMAGE_SIZE
 from selfalign.sim.robots import RobotSpec
 from selfalign.sim.tasks import Scene, sample_scene, sample_task
 
@@ -39,7 +40,7 @@ class SnapshotPlan:
     """What a set of snapshots holds; the same plan gives the same pictures, whatever the number of workers."""
 
     count: int = 100_000
-    image_size: int = 64
+    image_size: int = IMAGE_SIZE
     seed: int = 0
     arms: tuple[str, ...] = SOURCE_ARMS
     """By turns, each with the Panda gripper; one that is named more often is used more often."""

@@ -14,6 +14,7 @@ from selfalign.sim.pool import claim, count_one, run_workers
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import Recorder, rig_episodes
 from selfalign.sim.regions import SOURCE_ARMS, appearance_region, bearing_region
+from selfalign.sim.render import IMAGE_SIZE
 from selfalign.sim.tasks import Kind, offered
 
 
@@ -27,7 +28,7 @@ class SourcePlan:
     demonstrations_per_rig: int = 16
     kinds: tuple[Kind, ...] = ("reach",)
     """Tasks of the demonstrations, drawn uniformly from those offered for the rig's robot."""
-    image_size: int = 64
+    image_size: int = IMAGE_SIZE
     seed: int = 0
     rigs_per_shard: int = 4
 
