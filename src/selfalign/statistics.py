@@ -1,5 +1,6 @@
 """`selfalign stats`: what a robot's states and actions are normalised with, computed, shown and written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,7 +77,7 @@ def write(stats: NormStats, path: Path, kind: Format) -> Path:
     return path
 
 
-def stats_table(title: str, field: FieldStats, names: tuple[str, ...] | list[str], mode: Mode) -> Table:
+def stats_table(title: str, field: FieldStats, names: Sequence[str], mode: Mode) -> Table:
     """A row for each dimension; near-constant ones are marked."""
     table = Table(title=title, caption="* near-constant")
     columns = ("mean", "std", "min", "q01", "q50", "q99", "max")

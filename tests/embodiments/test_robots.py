@@ -160,6 +160,18 @@ def test_cameras_of_data_sets_find_their_place():
     assert overhead.pick_cameras(["overhead"]) == {"base_0_rgb": "overhead"}
 
 
+def test_the_robot_of_the_page_works(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "new_robot.md").read_text()
+    block = next(part for part in page.split("```python\n") if part.startswith("# my_robot.py")).partition("```")[0]
+    (tmp_path / "my_robot.py").write_text(block)
+    robot, scope = embodiments.get(tmp_path / "my_robot.py"), {}
+    exec(block, scope)
+    seen = robot.repack(scope["make_example"]())
+    assert seen["observation.state"].shape == (7,) and seen["observation.images.base_0_rgb"].shape == (240, 320, 3)
+    named = [name for name in embodiments.names() if not name.startswith("sim_")]
+    assert all(f"`{name}`" in page for name in named)
+
+
 def test_a_robot_of_your_own_is_one_file(tmp_path):
     path = tmp_path / "two_arms.py"
     path.write_text(

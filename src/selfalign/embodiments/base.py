@@ -160,7 +160,7 @@ class Embodiment:
         self, state: Float[np.ndarray, "*lead S"], actions: Float[np.ndarray, "*lead H A"] | None = None
     ) -> Numbers:
         """The robot's numbers in the model's conventions, still in units."""
-        numbers = Numbers(state, actions)
+        numbers = _floats(state, actions)
         for step in self.steps:
             numbers = step.forward(numbers)
         return numbers
@@ -169,7 +169,7 @@ class Embodiment:
         self, state: Float[np.ndarray, "*lead S"], actions: Float[np.ndarray, "*lead H A"] | None = None
     ) -> Numbers:
         """Undoes `forward`; `state` is what `forward` gave."""
-        numbers = Numbers(state, actions)
+        numbers = _floats(state, actions)
         for step in reversed(self.steps):
             numbers = step.inverse(numbers)
         return numbers
@@ -189,6 +189,11 @@ def _numbers(key: str, value: Any) -> np.ndarray:
     if values.dtype.kind not in "fiub":
         raise ValueError(f"{key} must be numbers, got {values.dtype}")
     return values if values.dtype.kind == "f" else values.astype(np.float64)
+
+
+def _floats(state: Any, actions: Any) -> Numbers:
+    """Whole numbers as floats: what steps make of them is none."""
+    return Numbers(_numbers("the state", state), None if actions is None else _numbers("the actions", actions))
 
 
 def _shaped(key: str, values: np.ndarray, dims: int, lead: tuple[int, ...] | None) -> np.ndarray:
