@@ -21,7 +21,7 @@ LEVELS = [
     {"sim", "serve"},
     {"bench"},
     {"presets"},
-    {"inspection", "convert"},
+    {"inspection", "statistics", "convert"},
     {"cli"},
 ]
 LEVEL = {part: index for index, parts in enumerate(LEVELS) for part in parts}

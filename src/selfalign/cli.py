@@ -25,6 +25,7 @@ from selfalign.inspection import InspectConfig
 from selfalign.model.policy import LossWeights
 from selfalign.sim.regions import SOURCE_ARMS, Region, Scenario
 from selfalign.sim.tasks import COLOURS, Kind
+from selfalign.statistics import StatsConfig
 from selfalign.train.loop import LoopConfig
 from selfalign.train.pointing import PointingConfig
 from selfalign.train.step import OptimConfig
@@ -240,6 +241,8 @@ class Align:
     checkpoint: Path = Path("checkpoints/tiny")
     embodiment_index: int | None = None
     """Which robot, where the data set has several."""
+    robot: str | None = None
+    """Name of the robot, or path of its file; None: the data set has the model's names and conventions."""
     steps: int | None = None
     """None: as the checkpoint says."""
     batch_size: int | None = None
@@ -252,7 +255,7 @@ class Align:
     def run(self) -> None:
         import selfalign as sa
 
-        policy = sa.load(self.checkpoint)
+        policy = sa.load(self.checkpoint, robot=self.robot)
         play = sa.Play.open(self.play, self.embodiment_index)
         config = sa.AlignConfig(
             steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed
@@ -331,6 +334,18 @@ class Inspect:
 
 
 @dataclass(frozen=True)
+class Stats:
+    """What states and actions are normalised with: computed from recordings, shown, written for openpi or LeRobot."""
+
+    config: OmitSubcommandPrefixes[StatsConfig]
+
+    def run(self) -> None:
+        from selfalign.statistics import run
+
+        run(self.config)
+
+
+@dataclass(frozen=True)
 class Convert:
     """Write a checkpoint of openpi, LeRobot or Selfalign as another one's, or make it self-aligning."""
 
@@ -352,6 +367,7 @@ Command = (
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Demo, subcommand("demo")]
     | Annotated[Inspect, subcommand("inspect")]
+    | Annotated[Stats, subcommand("stats")]
     | Annotated[Convert, subcommand("convert")]
 )
 
