@@ -313,7 +313,7 @@ def test_swapped_columns_are_found_by_their_statistics(edited, episodes):
     table = pq.read_table(path)
     swap = {"action": "observation.state", "observation.state": "action"}
     pq.write_table(table.rename_columns([swap.get(name, name) for name in table.column_names]), path)
-    with pytest.raises(ValueError, match="column 'observation.state', dimension 0.*columns are swapped"):
+    with pytest.raises(ValueError, match=r"column 'observation.state', dimension 0.*columns are swapped"):
         LeRobotReader(edited)[0]
     unchecked = LeRobotReader(edited, check_stats=False)[0]
     np.testing.assert_array_equal(unchecked.action, episodes[0].state)
@@ -365,5 +365,5 @@ def test_any_changed_byte_of_what_we_wrote_is_noticed(root):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="file-000.parquet is damaged: it differs from what was written"):
+    with pytest.raises(ValueError, match=r"file-000.parquet is damaged: it differs from what was written"):
         LeRobotReader(root)[4]

@@ -279,6 +279,9 @@ class LeRobotReader:
         if not math.isfinite(span.start):
             raise ValueError(f"{self.root}: episode {meta.index} starts at {span.start} s of {span.file}")
         try:
+            found = len(self.videos.open(path).times)
+            if found != span.frames:
+                raise ValueError(f"{path} has {found} frames, the metadata needs {span.frames}; it is incomplete")
             frames = self.videos.frames(path, span.start + timestamps.astype(np.float64), self.tolerance_s)
         except ValueError as error:
             raise ValueError(f"episode {meta.index}, camera {camera!r}: {error}") from error

@@ -1,8 +1,9 @@
 """Where the episodes of a LeRobot data set are: its metadata, of either format version, checked against itself."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -42,6 +43,8 @@ class VideoSpan:
     """Relative to the root."""
     start: float
     """Seconds from the start of that file; the episode's time stamps count from here."""
+    frames: int = 0
+    """Frames that the whole file must have: those of all its episodes."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ def read_episodes(root: Path, info: DatasetInfo, checksums: Checksums) -> list[E
                 f"but the episodes before it end at {start}"
             )
         start += episode.length
+    episodes = _with_video_lengths(episodes)
     if start != info.total_frames:
         raise ValueError(f"{root}: {INFO_PATH} says {info.total_frames} frames, the episodes have {start}")
     return episodes
@@ -279,8 +283,19 @@ def _bounds(values: Any, feature: Feature, where: str) -> Bounds:
     return arrays
 
 
+def _with_video_lengths(episodes: list[EpisodeMeta]) -> list[EpisodeMeta]:
+    frames: Counter[str] = Counter()
+    for episode in episodes:
+        for span in episode.videos.values():
+            frames[span.file] += episode.length
+    return [
+        replace(e, videos={camera: replace(span, frames=frames[span.file]) for camera, span in e.videos.items()})
+        for e in episodes
+    ]
+
+
 def _at_row(episode: EpisodeMeta, row: int) -> EpisodeMeta:
-    return EpisodeMeta(**{**vars(episode), "row": row})
+    return replace(episode, row=row)
 
 
 def _column(camera: str) -> str:

@@ -75,9 +75,10 @@ class Feature:
     @property
     def is_ignored(self) -> bool:
         """Words and depth maps: tolerated, not read."""
-        info = self.info or {}
-        depth = info.get("is_depth_map") or info.get("video.is_depth_map")
-        return self.dtype in _WORDS or (self.is_camera and (bool(depth) or sorted(self.shape)[:1] == [1]))
+        info = self.info if isinstance(self.info, Mapping) else {}
+        one_channel = any(type(size) is int and size == 1 for size in (*self.shape[:1], *self.shape[-1:]))
+        depth = info.get("is_depth_map") is True or info.get("video.is_depth_map") is True or one_channel
+        return self.dtype in _WORDS or (self.is_camera and depth)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -107,8 +108,8 @@ class Feature:
                 raise ValueError(f"the camera column {name!r} has the shape {list(self.shape)} instead of [H, W, 3]")
             return
         try:
-            readable = np.dtype(self.dtype).kind in "fiub"
-        except TypeError:
+            readable = isinstance(self.dtype, str) and np.dtype(self.dtype).kind in "fiub"
+        except (TypeError, ValueError):
             readable = False
         if not readable:
             raise ValueError(f"column {name!r} has the type {self.dtype!r}, which is not one of numbers or images")
