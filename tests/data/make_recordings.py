@@ -34,7 +34,7 @@ def make(root: Path, videos: bool) -> None:
     dataset = LeRobotDataset.create("local/recording", FPS, features, root=root, robot_type="drawn", use_videos=videos)
     # Several files for the few frames; LeRobot's own sizes are 100 and 200 MB.
     if CODEBASE_VERSION == "v3.0":
-        dataset.meta.info |= {"data_files_size_in_mb": 0.006, "video_files_size_in_mb": 0.0026}
+        dataset.meta.info |= {"data_files_size_in_mb": 0.006, "video_files_size_in_mb": 0.0035}
     for episode, length in enumerate(LENGTHS):
         values = {name: numbers(episode, name) for name in NUMBERS}
         for t in range(length):
