@@ -313,7 +313,7 @@ def test_swapped_columns_are_found_by_their_statistics(edited, episodes):
     table = pq.read_table(path)
     swap = {"action": "observation.state", "observation.state": "action"}
     pq.write_table(table.rename_columns([swap.get(name, name) for name in table.column_names]), path)
-    with pytest.raises(ValueError, match=r"column 'observation.state', dimension 0.*columns are swapped"):
+    with pytest.raises(ValueError, match=r"column '(observation.state|action)', dimension 0.*columns are swapped"):
         LeRobotReader(edited)[0]
     unchecked = LeRobotReader(edited, check_stats=False)[0]
     np.testing.assert_array_equal(unchecked.action, episodes[0].state)
@@ -367,3 +367,20 @@ def test_any_changed_byte_of_what_we_wrote_is_noticed(root):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"file-000.parquet is damaged: it differs from what was written"):
         LeRobotReader(root)[4]
+
+
+def test_statistics_over_all_but_the_last_axis_are_understood(edited, episodes):
+    """As LeRobot writes those of matrices."""
+    path = edited / "meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    for key in ("min", "max", "mean"):
+        name = f"stats/privileged.points/{key}"
+        values = [getattr(e.extra["privileged.points"].reshape(-1, 4).astype(float), key)(0).tolist() for e in episodes]
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+    pq.write_table(table, path)
+    assert_same(LeRobotReader(edited)[1], episodes[1])
+    values = pq.read_table(edited / "data/chunk-000/file-000.parquet")["privileged.points"].to_pylist()
+    values[9][3][2] = 99.0
+    replace_column(edited, "privileged.points", pa.array(values, pa.list_(pa.list_(pa.float32()))))
+    with pytest.raises(ValueError, match=r"'privileged.points', dimension 2: the max"):
+        LeRobotReader(edited)[1]

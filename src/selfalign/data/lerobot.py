@@ -205,7 +205,7 @@ class LeRobotReader:
         numbers = {name: self._column(meta, table, name) for name in names}
         self._check_bookkeeping(meta, numbers)
         if self.check_stats:
-            for name in numbers.keys() & meta.bounds.keys():
+            for name in (name for name in numbers if name in meta.bounds):
                 self._check_bounds(meta, name, numbers[name])
         return numbers
 
@@ -224,7 +224,7 @@ class LeRobotReader:
             EMBODIMENT_INDEX: np.full(meta.length, meta.embodiment_index),
             IS_PLAY: np.full(meta.length, int(meta.is_play)),
         }
-        for name in wanted.keys() & numbers.keys():
+        for name in (name for name in wanted if name in numbers):
             self._refuse(meta, name, numbers[name], numbers[name] != wanted[name], f"should be {wanted[name][0]} + ...")
         if "task_index" in numbers:
             known = np.isin(numbers["task_index"], np.fromiter(self.tasks, np.int64, len(self.tasks)))
@@ -255,7 +255,10 @@ class LeRobotReader:
             )
 
     def _check_bounds(self, meta: EpisodeMeta, name: str, values: np.ndarray) -> None:
-        flat = values.reshape(len(values), -1).astype(np.float64)
+        sizes = {array.size for array in meta.bounds[name].values()}
+        if len(sizes) > 1:
+            raise ValueError(f"{self.root}: the statistics of {name!r} in episode {meta.index} differ in shape")
+        flat = values.reshape(-1, *sizes).astype(np.float64)
         if not np.isfinite(flat).all():
             return  # a recording may hold NaN; see `Play`, which refuses it
         found = {"min": flat.min(axis=0), "max": flat.max(axis=0), "mean": flat.mean(axis=0)}

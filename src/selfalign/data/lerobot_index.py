@@ -1,6 +1,7 @@
 """Where the episodes of a LeRobot data set are: its metadata, of either format version, checked against itself."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,8 @@ _COUNT = Feature("int64", (1,))
 _BOUNDS = ("min", "max", "mean")
 
 Bounds = Mapping[str, np.ndarray]
-"""`min`, `max` and `mean` of one column of one episode, each flattened."""
+"""`min`, `max` and `mean` of one column of one episode, each flattened: of every element, or over all but the last
+axis."""
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,9 @@ def _bounds(values: Any, feature: Feature, where: str) -> Bounds:
         arrays = {key: np.array(values[key], dtype=np.float64).ravel() for key in _BOUNDS}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: damaged statistics ({error})") from error
-    if any(array.size != int(np.prod(feature.shape)) for array in arrays.values()):
+    # LeRobot reduces matrices to their last axis; we do not.
+    sizes = {math.prod(feature.shape), feature.shape[-1]}
+    if len({array.size for array in arrays.values()} | sizes) > len(sizes):
         raise ValueError(f"{where}: statistics that are not of shape {list(feature.shape)}")
     return arrays
 
