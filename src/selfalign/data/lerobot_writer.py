@@ -376,7 +376,7 @@ class _VideoFiles:
             number = self._count[name] = self._count.get(name, -1) + 1
             chunk, file = divmod(number, DatasetInfo.chunks_size)
             path = root / VIDEO_PATH.format(video_key=name, chunk_index=chunk, file_index=file)
-            writer = self._open[name] = VideoWriter(path, self.fps, *frames.shape[1:3], self.codec)
+            writer = self._open[name] = VideoWriter(path, self.fps, frames.shape[1], frames.shape[2], self.codec)
         start = writer.seconds
         writer.write(frames)
         chunk, file = divmod(self._count[name], DatasetInfo.chunks_size)

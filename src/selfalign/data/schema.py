@@ -335,7 +335,7 @@ def _flatten(array: pa.Array, size: int, rows: range) -> pa.Array:
     kind = array.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         raise ValueError(f"holds {kind} instead of lists of {size} numbers")
-    lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False)
+    lengths = pc.call_function("list_value_length", [array]).to_numpy(zero_copy_only=False)
     wrong = np.flatnonzero(lengths != size)
     if len(wrong):
         row = rows[int(wrong[0]) * len(rows) // len(array)]
