@@ -215,6 +215,8 @@ class Play:
     length: int = 50
     """Frames of each trajectory, at 20 Hz."""
     image_size: int = 96
+    video: bool = False
+    """Store the camera's frames as video, which is smaller and not exact."""
 
     def run(self) -> None:
         from selfalign.bench.evaluate import read_body
@@ -224,7 +226,7 @@ class Play:
 
         body = sample_bodies(1, self.seed, self.region, self.scenario)[0] if self.body is None else read_body(self.body)
         description = {"name": body.name, **body.to_dict()}
-        with LeRobotWriter(self.out, embodiments=[description], robot_type=body.robot.name) as writer:
+        with LeRobotWriter(self.out, embodiments=[description], robot_type=body.robot.name, video=self.video) as writer:
             for episode in record_play(body, self.trajectories, self.length, self.seed, image_size=self.image_size):
                 writer.add_episode(episode)
         print(f"{self.trajectories} trajectories of {body.name} in {self.out}")
