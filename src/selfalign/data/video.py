@@ -35,6 +35,8 @@ class VideoFile:
         try:
             self._container = self._av.open(str(path))
             self._stream = self._container.streams.video[0]
+            if self._stream.codec_context is None:
+                raise ValueError("no decoder for its codec")
             self._stream.codec_context.options = {"err_detect": "explode"}  # errors, not guessed pixels
             self._stream.codec_context.thread_count = 1  # data loaders have their own processes
             packets = [p for p in self._container.demux(self._stream) if p.pts is not None and p.size]
