@@ -91,7 +91,8 @@ def tls_context(config: ServeConfig) -> ssl.SSLContext | None:
         context.load_cert_chain(config.tls_certificate, config.tls_key)
     except (OSError, ssl.SSLError) as error:
         raise ValueError(
-            f"TLS cannot start with certificate {config.tls_certificate} and key {config.tls_key or '(same file)'}: {error}"
+            f"TLS cannot start with certificate {config.tls_certificate} and key {config.tls_key or '(same file)'}: "
+            f"{error}"
         ) from error
     return context
 

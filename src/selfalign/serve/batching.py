@@ -101,8 +101,8 @@ class Timed(Generic[Answer_]):
 class Batcher(Generic[Query_, Answer_]):
     """Dynamic batching with a bound on the wait.
 
-    A forward starts when as many requests wait as fit into one, or as there are robots to ask, or when the first of them
-    has waited `max_wait`. While it runs the next ones gather, so under load batches form without waiting.
+    A forward starts when as many requests wait as fit into one, or as there are robots to ask, or when the first of
+    them has waited `max_wait`. While it runs the next ones gather, so under load batches form without waiting.
 
     Args:
         forward: answers some queries in their order, in a thread of its own; an exception in an answer's place is for

@@ -21,7 +21,7 @@ _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 MAX_DIMS = 8
 MAX_DEPTH = 8
 MAX_ENTRIES = 4096
-"""Of all maps and lists together; numbers in bulk are arrays. An empty list is one byte on the wire and 56 in memory."""
+"""Of all maps and lists together; numbers in bulk are arrays. An empty list is 1 byte on the wire and 56 in memory."""
 MAX_TEXT = 2**16
 """Bytes of one string."""
 KINDS = "biuf"
@@ -38,7 +38,7 @@ def pack(message: Any) -> bytes:
         ProtocolError: a value that has no place in the format, for example an object array.
     """
     try:
-        return msgpack.packb(message, default=_pack_value)
+        return msgpack.Packer(default=_pack_value).pack(message)
     except (TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"the message cannot be packed: {error}") from error
 

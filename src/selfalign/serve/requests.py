@@ -130,9 +130,9 @@ def check_range(state: np.ndarray, stats: NormStats, deviation: float) -> None:
     if distance[worst] > deviation:
         mean, spread = stats.state.mean[worst], stats.state.std[worst]
         raise RequestError(
-            f"{STATE}[{worst}] = {state[worst]:.6g} is {distance[worst]:.3g} spreads from the middle of what the robot's "
-            f"play showed ({mean:.4g} ± {spread:.2g}); send the units of the play (radians or degrees? metres?), or align "
-            "to play that goes there"
+            f"{STATE}[{worst}] = {state[worst]:.6g} is {distance[worst]:.3g} spreads from the middle of what the "
+            f"robot's play showed ({mean:.4g} ± {spread:.2g}); send the units of the play (radians or degrees? "
+            "metres?), or align to play that goes there"
         )
 
 

@@ -212,8 +212,7 @@ def run(config: ServeConfig) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    more = {} if config.tokenizer is None else {"tokenizer": config.tokenizer}
-    policy = load(config.checkpoint, config.device, **more)
+    policy = load(config.checkpoint, config.device, tokenizer=config.tokenizer)
     asyncio.run(_run(policy, ContextTable(policy, config.contexts), config))
 
 
