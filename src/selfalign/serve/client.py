@@ -97,7 +97,9 @@ class _Connection:
                 raise PermissionError(f"{self.address} refused the connection ({status}): {body}") from error
             if status < 500:
                 raise ConnectionError(f"{self.address} is no policy server ({status}): {body[:200]}") from error
-        elif not isinstance(error, OSError | EOFError | ConnectionClosed | InvalidHandshake | TimeoutError):
+        elif isinstance(error, ssl.SSLCertVerificationError) or not isinstance(
+            error, OSError | EOFError | ConnectionClosed | InvalidHandshake
+        ):
             raise error
 
     def lost(self, error: Exception) -> ConnectionError:
@@ -125,7 +127,6 @@ class Client:
     Raises:
         ConnectionError: the server cannot be reached within the patience of `backoff`.
         PermissionError: it wants another key.
-        ServerError: it serves no such embodiment.
     """
 
     def __init__(self, address: str = "ws://127.0.0.1:8000", **options: Any):
@@ -133,7 +134,7 @@ class Client:
         self._socket: sync_client.ClientConnection | None = None
         self.metadata: dict[str, Any] = {}
         """What the server says of itself: cameras, image_size, action_horizon, embodiments."""
-        self._try(lambda: self._connected())
+        self._try(self._connected)
 
     def infer(self, observation: Observation) -> dict[str, Any]:
         """The server's answer; its `actions` are float32 [H, A] in the robot's units.
@@ -189,8 +190,11 @@ class Client:
         while True:
             try:
                 return action()
-            except Exception as error:
+            except BaseException as error:
+                # Interrupted in the middle, the answer would still come and be taken for that of the next request.
                 self.close()
+                if not isinstance(error, Exception):
+                    raise
                 self._told.retry(error)
                 delay = next(delays, None)
                 if delay is None:
@@ -251,7 +255,6 @@ class AsyncClient:
             try:
                 return await action()
             except BaseException as error:
-                # Cancelled in the middle, the answer would still come and be taken for that of the next request.
                 await self.close()
                 if not isinstance(error, Exception):
                     raise

@@ -6,13 +6,13 @@ anything else    WebSocket; `?embodiment=NAME` in the address chooses the contex
 """
 
 import asyncio
+import contextlib
 import http
 import logging
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -96,9 +96,10 @@ class PolicyServer:
         """Lets requests under way finish, then closes all connections with 1001."""
         self._stopping.set()
         self._server.close(close_connections=False)
-        async with asyncio.timeout(self.config.limits.request_timeout):
-            while self._busy:
-                await asyncio.sleep(0.005)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.limits.request_timeout):
+                while self._busy:
+                    await asyncio.sleep(0.005)
         await asyncio.gather(*(c.close(CloseCode.GOING_AWAY) for c in set(self._open)))
         await self._server.wait_closed()
         await self._batcher.stop()
@@ -157,13 +158,13 @@ class PolicyServer:
         self.metrics.connections.set(len(self._open))
         try:
             embodiment = _embodiment_in(connection)
-            await connection.send(pack(describe(self.policy, self.contexts, embodiment)))
+            await self._send(connection, pack(describe(self.policy, self.contexts, embodiment)))
             await self._answer_all(connection, Session(self._desk, embodiment))
         except ReplyError as error:
             log.info("%s: %s", connection.remote_address, error)
-            await _fail(connection, str(error))
-        except ConnectionClosed:
-            pass
+            await self._fail(connection, str(error))
+        except (ConnectionClosed, TimeoutError):
+            pass  # it left, or does not read what it asked for
         finally:
             self._open.discard(connection)
             self.metrics.connections.set(len(self._open))
@@ -179,24 +180,28 @@ class PolicyServer:
                 raise ReplyError(f"no request came within {limits.idle_timeout:g} s; connect again", "idle") from error
             self._busy += 1
             try:
-                await connection.send(await session.reply(data))
+                await self._send(connection, await session.reply(data))
             finally:
                 self._busy -= 1
+        await connection.close(CloseCode.GOING_AWAY)
+
+
+    async def _fail(self, connection: ServerConnection, text: str) -> None:
+        """As openpi's server does it: the text, then the end."""
+        with contextlib.suppress(ConnectionClosed, TimeoutError):
+            await self._send(connection, text)
+            await connection.close(CloseCode.INTERNAL_ERROR, "the error is in the frame before")
+
+    async def _send(self, connection: ServerConnection, frame: bytes | str) -> None:
+        """Raises `TimeoutError` where the client does not read."""
+        async with asyncio.timeout(self.config.limits.request_timeout):
+            await connection.send(frame)
 
 
 def _embodiment_in(connection: ServerConnection) -> str | None:
     """What the address says, as in ws://host:8000/?embodiment=my_robot."""
     query = urlsplit(connection.request.path).query if connection.request else ""
     return parse_qs(query).get("embodiment", [None])[0]
-
-
-async def _fail(connection: ServerConnection, text: str) -> None:
-    """As openpi's server does it: the text, then the end."""
-    try:
-        await connection.send(text)
-        await connection.close(CloseCode.INTERNAL_ERROR, "the error is in the frame before")
-    except ConnectionClosed:
-        pass
 
 
 # ---- running it ----------------------------------------------------------------------------------------------------
@@ -229,7 +234,7 @@ async def _run(policy: Policy, contexts: ContextTable, config: ServeConfig) -> N
         log.info("stopping")
 
 
-@contextmanager
+@contextlib.contextmanager
 def in_background(policy: Policy, contexts: ContextTable, config: ServeConfig) -> Iterator[PolicyServer]:
     """A server in a thread of this process, for notebooks, tests and benchmarks."""
     ready, made = threading.Event(), []
