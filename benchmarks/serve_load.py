@@ -96,9 +96,7 @@ def storm(address: str, clients: int, embodiments: int, duration: float) -> tupl
 
     async def main() -> list:
         until = time.monotonic() + duration
-        return await asyncio.gather(
-            *(ask_for(address, f"body{n % embodiments}", n, until) for n in range(clients))
-        )
+        return await asyncio.gather(*(ask_for(address, f"body{n % embodiments}", n, until) for n in range(clients)))
 
     parts = asyncio.run(main())
     return tuple([x for part in parts for x in part[i]] for i in range(3))  # type: ignore[return-value]
@@ -125,9 +123,7 @@ def main(config: Config) -> dict[str, Any]:
 
     def serve(max_batch: int):
         wait = config.max_wait_ms if max_batch > 1 else 0.0
-        settings = ServeConfig(
-            port=0, max_batch=max_batch, max_wait_ms=wait, num_steps=config.num_steps, limits=limits
-        )
+        settings = ServeConfig(port=0, max_batch=max_batch, max_wait_ms=wait, num_steps=config.num_steps, limits=limits)
         return in_background(policy, table, settings)
 
     results: dict[str, list] = {"unbatched": [], "batched": []}

@@ -1,7 +1,7 @@
 """What openpi's own client does, run by an interpreter that has `openpi-client` 0.1.2 and NumPy 1 (see test_openpi).
 
-    python openpi_talk.py record FILE            the frames that its packer makes of `messages()`
-    python openpi_talk.py talk URI WRONG_KEY_URI KEY   a conversation with a server; prints JSON
+python openpi_talk.py record FILE            the frames that its packer makes of `messages()`
+python openpi_talk.py talk URI WRONG_KEY_URI KEY   a conversation with a server; prints JSON
 """
 
 import base64
@@ -21,7 +21,13 @@ def messages():
             "task": "reach the red cube",
         },
         "nested": {"images": {"cam": np.zeros((1, 2, 3), np.uint8)}, "state": np.arange(3.0)},
-        "scalars": {"f": np.float32(1.5), "i": np.int64(-7), "u": np.uint8(200), "b": np.bool_(True), "d": np.float64(0.1)},
+        "scalars": {
+            "f": np.float32(1.5),
+            "i": np.int64(-7),
+            "u": np.uint8(200),
+            "b": np.bool_(True),
+            "d": np.float64(0.1),
+        },
         "plain": {"none": None, "true": True, "int": 2**40, "float": 0.1, "text": "größe", "list": [1, "two", 3.0]},
         "orders": {
             "fortran": np.asfortranarray(np.arange(6, dtype=np.int16).reshape(2, 3)),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from align.factory import make_episode, make_play, raw_observation, small_policy
+from align.factory import make_episode, make_play, raw_observation
 from selfalign.data.normalize import NormStats
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy

@@ -1,6 +1,7 @@
 """Keys, addresses, certificates and rates."""
 
 import hmac
+import itertools
 
 import pytest
 
@@ -46,7 +47,9 @@ def test_every_key_is_compared_in_constant_time_whichever_matches(monkeypatch):
     assert compared == [True] * 9
 
 
-@pytest.mark.parametrize(("text", "why"), [("", "no key"), ("# none\n", "no key"), ("secret\n", "too short"), ("a b " * 9, "a space")])
+@pytest.mark.parametrize(
+    ("text", "why"), [("", "no key"), ("# none\n", "no key"), ("secret\n", "too short"), ("a b " * 9, "a space")]
+)
 def test_a_file_without_a_good_key_is_refused(tmp_path, text, why):
     (tmp_path / "keys").write_text(text)
     with pytest.raises(ValueError, match=f"{why}.*write keys of at least 16 characters"):
@@ -67,7 +70,7 @@ def test_addresses_beyond_this_machine_need_keys_or_force(tmp_path, host, own):
     if own:
         check_exposure(ServeConfig(host=host))
     else:
-        with pytest.raises(ValueError, match="refusing to listen on .* without keys.*--api-keys FILE"):
+        with pytest.raises(ValueError, match=r"refusing to listen on .* without keys.*--api-keys FILE"):
             check_exposure(ServeConfig(host=host))
     check_exposure(ServeConfig(host=host, allow_unprotected=True))
     check_exposure(ServeConfig(host=host, api_keys=tmp_path / "keys"))
@@ -88,7 +91,7 @@ def test_a_rate_is_kept_over_any_second():
         now[0] += limit.delay()
         served.append(now[0])
     assert served[:10] == [0.0] * 10, "a second's worth at once"
-    assert all(b - a >= 0.1 - 1e-9 for a, b in zip(served[10:], served[11:], strict=False))
+    assert all(b - a >= 0.1 - 1e-9 for a, b in itertools.pairwise(served[10:]))
     now[0] += 60
     assert [limit.delay() for _ in range(10)] == [0.0] * 10
 

@@ -36,7 +36,9 @@ def test_robots_that_share_a_forward_get_what_they_would_get_alone(policy, table
     """Two contexts, images of other sizes, prompts of other lengths, one robot with a second camera."""
     names = ["slow", "fast", "fast", "slow", "fast"]
     queries = [query(policy, table, name, seed) for seed, name in enumerate(names)]
-    queries[2] = query(policy, table, "fast", 2, **{"observation.images.wrist": observation(9)["observation.images.scene"]})
+    queries[2] = query(
+        policy, table, "fast", 2, **{"observation.images.wrist": observation(9)["observation.images.scene"]}
+    )
     together = infer(policy, queries, 10)
     for name, answer, q in zip(names, together, queries, strict=True):
         (alone,) = infer(policy, [q], 10)

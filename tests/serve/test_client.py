@@ -45,7 +45,7 @@ def test_both_clients_get_the_same_answer(server):
 def test_the_servers_words_are_raised_and_the_next_request_connects_anew(server):
     with Client(server.address, embodiment="slow") as client:
         for _ in range(2):
-            with pytest.raises(ServerError, match="has no 'observation.state'"):
+            with pytest.raises(ServerError, match=r"has no 'observation.state'"):
                 client.infer({"task": "go"})
             assert client.infer(observation())["actions"].shape == (4, 3)
         with pytest.raises(ProtocolError, match="cannot be sent"):
@@ -53,7 +53,7 @@ def test_the_servers_words_are_raised_and_the_next_request_connects_anew(server)
 
     async def main():
         async with AsyncClient(server.address, embodiment="slow") as client:
-            with pytest.raises(ServerError, match="has no 'observation.state'"):
+            with pytest.raises(ServerError, match=r"has no 'observation.state'"):
                 await client.infer({"task": "go"})
             return (await client.infer(observation()))["actions"].shape
 

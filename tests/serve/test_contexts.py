@@ -31,7 +31,7 @@ def test_a_checkpoint_brings_its_own_robot(policy):
     table = ContextTable(own)
     assert table.names == [OWN] and table.get(None) is table.get(OWN)
     assert table.get(None).context.distance(policy.model.prior()) == 0
-    with pytest.raises(ValueError, match="no robot to serve: no --contexts was given.*selfalign align"):
+    with pytest.raises(ValueError, match=r"no robot to serve: no --contexts was given.*selfalign align"):
         ContextTable(policy)
 
 
@@ -65,7 +65,7 @@ def test_nothing_usable_is_an_error_at_once(policy, tmp_path):
     with pytest.raises(ValueError, match="holds no context"):
         ContextTable(policy, tmp_path)
     robot_context(small_policy(1), "foreign").save(tmp_path / "foreign.safetensors")
-    with pytest.raises(ValueError, match="none of the contexts in .* can be served: foreign: .* was fitted to model"):
+    with pytest.raises(ValueError, match=r"none of the contexts in .* can be served: foreign: .* was fitted to model"):
         ContextTable(policy, tmp_path)
     with pytest.raises(ValueError, match="is not a folder of contexts"):
         ContextTable(policy, tmp_path / "none")

@@ -200,10 +200,10 @@ def test_a_handshake_that_comes_too_slowly_ends_the_connection(server):
 
 def test_a_client_that_stays_silent_makes_room(policy, folder):
     limits = Limits(idle_timeout=0.3)
-    with in_background(policy, ContextTable(policy, folder), ServeConfig(port=0, limits=limits)) as server:
-        with connect(server.address) as client:
-            client.recv()
-            assert client.recv(timeout=10) == "no request came within 0.3 s; connect again"
+    table = ContextTable(policy, folder)
+    with in_background(policy, table, ServeConfig(port=0, limits=limits)) as server, connect(server.address) as client:
+        client.recv()
+        assert client.recv(timeout=10) == "no request came within 0.3 s; connect again"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -75,7 +75,7 @@ def array(data=b"\0" * 8, dtype="<f4", shape=(2,), **changes) -> bytes:
         (array(shape=(2**31 - 1,) * 8, data=b""), "the message holds 0 bytes"),
         (array(shape=(1,) * 9), "at most 8 sizes"),
         (array(data="text"), "the message holds str"),
-        (array(**{"more": 1}), "exactly __ndarray__, data, dtype and shape"),
+        (array(more=1), "exactly __ndarray__, data, dtype and shape"),
         (msgpack.packb({"x": {b"__ndarray__": True}}), "exactly __ndarray__"),
         (msgpack.packb({"x": {b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"}}), "300 is no uint8"),
         (msgpack.packb({"x": {b"__npgeneric__": True, b"data": 0.5, b"dtype": "<i4"}}), "0.5 is no int32"),
@@ -105,7 +105,7 @@ def test_what_is_not_of_the_format_is_refused(frame, message):
     "value", [np.array([None, 1]), np.array([1j]), np.array(["text"]), object(), {1, 2}, 2**70, np.datetime64("2026")]
 )
 def test_what_has_no_place_in_the_format_is_not_sent(value):
-    with pytest.raises(ProtocolError, match="cannot be (sent|packed)"):
+    with pytest.raises(ProtocolError, match=r"cannot be (sent|packed)"):
         pack({"x": value})
 
 
@@ -124,7 +124,14 @@ def test_few_bytes_cannot_ask_for_much_memory():
 
 # ---- whatever else may come ----------------------------------------------------------------------------------------
 
-leaves = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=16)
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=16)
+)
 keys = st.sampled_from([b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape", "task"]) | st.text(max_size=4)
 dtypes = st.sampled_from(["<f4", "|u1", ">i8", "|b1", "|O", "<f2", "V8", "f4,f4", "<U1", "<c16", ""])
 arrays = st.fixed_dictionaries(

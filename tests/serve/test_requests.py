@@ -73,7 +73,9 @@ def test_a_state_beyond_all_play_is_most_likely_in_other_units():
     check_range(middle + 99 * spread, stats, 100.0)
     for number in (101.0, 1e300):  # the second has no float32
         state = middle + np.array([0.0, number, 0.0]) * spread
-        with pytest.raises(RequestError, match=r"observation.state\[1\] = .* spreads from the middle.*radians or degrees"):
+        with pytest.raises(
+            RequestError, match=r"observation.state\[1\] = .* spreads from the middle.*radians or degrees"
+        ):
             check_range(state, stats, 100.0)
     with pytest.raises(RequestError, match="has 2 dimensions, this embodiment has 3"):
         check_range(middle[:2], stats, 100.0)

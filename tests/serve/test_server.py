@@ -250,6 +250,7 @@ def test_the_command_serves_until_it_is_told_to_stop(policy, tmp_path):
     write_contexts(policy, tmp_path / "contexts")
     code = "import sys; from selfalign.cli import main; sys.exit(main())"
     arguments = ["serve", "--checkpoint", "checkpoint", "--contexts", "contexts", "--port", "0", "--num-steps", "1"]
+    arguments += ["--rate", "50", "--rename", "cam", "observation.images.scene"]
     source = str(Path(__file__).parents[2] / "src")
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -262,8 +263,10 @@ def test_the_command_serves_until_it_is_told_to_stop(policy, tmp_path):
         assert process.stderr is not None
         line = next(line for line in process.stderr if "serving" in line)
         assert "serving fast, slow on ws://127.0.0.1:" in line
+        raw = observation()
+        raw["cam"] = raw.pop("observation.images.scene")
         with Client(line.split()[-1], embodiment="fast") as client:
-            assert client.infer(observation())["actions"].shape == (4, 3)
+            assert client.infer(raw)["actions"].shape == (4, 3)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:

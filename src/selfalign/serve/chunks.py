@@ -15,7 +15,7 @@ class ActionChunks:
     reaction to what has just been seen.
 
     Args:
-        execute: steps of a chunk that are carried out before the next is wanted; None: all of them, or with smoothing 1.
+        execute: steps of a chunk that are carried out before the next is wanted; None: all, or with smoothing 1.
         smoothing: the decay; None: none.
 
     Raises:

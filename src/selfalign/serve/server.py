@@ -185,7 +185,6 @@ class PolicyServer:
                 self._busy -= 1
         await connection.close(CloseCode.GOING_AWAY)
 
-
     async def _fail(self, connection: ServerConnection, text: str) -> None:
         """As openpi's server does it: the text, then the end."""
         with contextlib.suppress(ConnectionClosed, TimeoutError):
