@@ -17,6 +17,7 @@ KEY = "a-key-that-nobody-guesses"
     [
         (f"Api-Key {KEY}", True),
         ("Api-Key another-key-of-somebody", True),
+        ("Api-Key a#key#with#a#hash#in#it", True),
         (f"Api-Key {KEY}x", False),
         (f"Api-Key {KEY[:-1]}", False),
         (KEY, False),
@@ -29,7 +30,7 @@ KEY = "a-key-that-nobody-guesses"
 )
 def test_only_a_configured_key_is_admitted(tmp_path, header, admitted):
     path = tmp_path / "keys"
-    path.write_text(f"# of the arm\n{KEY}\n\nanother-key-of-somebody  # of the other\n")
+    path.write_text(f"# of the arm\n{KEY}\n\nanother-key-of-somebody  # of the other\na#key#with#a#hash#in#it\n")
     assert ApiKeys.read(path).admit(header) is admitted
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import ipaddress
+import re
 import ssl
 import time
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from selfalign.serve.config import ServeConfig
 
 SCHEME = "Api-Key "
 MIN_KEY_LENGTH = 16
+_COMMENT = re.compile(r"(^|\s)#.*")
 
 
 class ApiKeys:
@@ -25,13 +27,13 @@ class ApiKeys:
 
     @classmethod
     def read(cls, path: Path) -> "ApiKeys":
-        """One key a line; empty lines and what follows a # are left out.
+        """One key a line; empty lines and what follows a # (at the start, or after a space) are left out.
 
         Raises:
             OSError: the file cannot be read.
             ValueError: no key, or one that can be guessed.
         """
-        keys = [key for line in path.read_text().splitlines() if (key := line.split("#")[0].strip())]
+        keys = [key for line in path.read_text().splitlines() if (key := _COMMENT.sub("", line).strip())]
         short = [number for number, key in enumerate(keys, 1) if len(key) < MIN_KEY_LENGTH or " " in key]
         if short or not keys:
             reason = f"key {short[0]} is too short or has a space" if short else "it holds no key"

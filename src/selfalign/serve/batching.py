@@ -193,6 +193,9 @@ class Batcher(Generic[Query_, Answer_]):
 
     def _answers(self, queries: Sequence[Query_]) -> Sequence[Answer_ | Exception]:
         try:
-            return self._forward(queries)
+            answers = self._forward(queries)
+            if len(answers) != len(queries):
+                raise RuntimeError(f"the forward gave {len(answers)} answers to {len(queries)} queries")
+            return answers
         except Exception as error:
             return [error] if len(queries) == 1 else [self._answers([query])[0] for query in queries]

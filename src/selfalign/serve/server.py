@@ -88,6 +88,7 @@ class PolicyServer:
             ping_timeout=limits.ping_interval,
             close_timeout=limits.handshake_timeout,
             ssl=self._tls,
+            ssl_handshake_timeout=limits.handshake_timeout if self._tls else None,
             logger=_quiet,
         )
         return self
