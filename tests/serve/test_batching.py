@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from align.factory import HORIZON
+from align.factory import HORIZON, small_policy
 from selfalign.serve.batching import Batcher, Query, infer
 from selfalign.serve.contexts import ContextTable
-from serve.serving import observation, run, small_policy, write_contexts
+from serve.serving import observation, run, write_contexts
 
 # ---- the forward ---------------------------------------------------------------------------------------------------
 

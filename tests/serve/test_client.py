@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from websockets.sync.server import serve
 
+from align.factory import small_policy
 from selfalign.serve.chunks import ActionChunks
 from selfalign.serve.client import ActionChunkBroker, AsyncActionChunkBroker, AsyncClient, Backoff, Client, ServerError
 from selfalign.serve.config import ServeConfig
 from selfalign.serve.contexts import ContextTable
 from selfalign.serve.protocol import ProtocolError, pack, unpack
 from selfalign.serve.server import in_background
-from serve.serving import observation, run, small_policy, write_contexts
+from serve.serving import observation, run, write_contexts
 
 
 @pytest.fixture(scope="module")

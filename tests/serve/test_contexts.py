@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from align.factory import make_play
+from align.factory import make_play, small_policy
 from selfalign.align.store import ContextStore
 from selfalign.serve.contexts import OWN, ContextTable
-from serve.serving import robot_context, small_policy, write_contexts
+from serve.serving import robot_context, write_contexts
 
 
 @pytest.fixture(scope="module")

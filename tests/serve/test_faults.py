@@ -15,12 +15,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 from websockets.sync.client import connect
 
+from align.factory import small_policy
 from selfalign.serve.client import Client
 from selfalign.serve.config import Limits, ServeConfig
 from selfalign.serve.contexts import ContextTable
 from selfalign.serve.protocol import pack
 from selfalign.serve.server import in_background
-from serve.serving import observation, robot_context, small_policy, write_contexts
+from serve.serving import observation, robot_context, write_contexts
 
 HANDSHAKE = (
     "GET /?embodiment=slow HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

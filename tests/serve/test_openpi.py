@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from align.factory import small_policy
 from selfalign.serve.config import ServeConfig
 from selfalign.serve.contexts import ContextTable
 from selfalign.serve.server import in_background
-from serve.serving import small_policy, write_contexts
+from serve.serving import write_contexts
 
 TALK = Path(__file__).parent / "openpi_talk.py"
 KEY = "a-key-that-nobody-guesses"

@@ -19,13 +19,14 @@ from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import connect
 
+from align.factory import small_policy
 from selfalign.checkpoint import save_checkpoint
 from selfalign.serve.client import Client
 from selfalign.serve.config import Limits, ServeConfig
 from selfalign.serve.contexts import ContextTable
 from selfalign.serve.protocol import pack, unpack
 from selfalign.serve.server import PolicyServer, in_background
-from serve.serving import observation, run, small_policy, write_contexts
+from serve.serving import observation, run, write_contexts
 from serve.test_protocol import FRAMES
 
 KEY = "a-key-that-nobody-guesses"

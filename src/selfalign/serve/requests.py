@@ -114,7 +114,8 @@ class RequestReader:
 
     def _check_task(self, task: Any) -> None:
         longest = self.limits.prompt_chars
-        if not isinstance(task, str) or not task.strip() or len(task) > longest or not task.isprintable():
+        words = " ".join(task.split()) if isinstance(task, str) else ""  # tokenizers read any white space as one
+        if not words or len(task) > longest or not words.isprintable():
             raise RequestError(
                 f"{TASK} must say what to do in 1 to {longest} printable characters, for example 'reach the red cube'; "
                 f"got {_told(task)}"

@@ -71,7 +71,6 @@ class PolicyServer:
             max_wait=config.max_wait_ms / 1000,
             askers=lambda: len(self._open),
         )
-        self._batcher.start()
         reader = RequestReader(limits, config.rename)
         self._desk = Desk(self.policy, self.contexts, reader, self._batcher.ask, self.metrics, self._threads)
         self._server: Server = await serve(
@@ -91,6 +90,7 @@ class PolicyServer:
             ssl_handshake_timeout=limits.handshake_timeout if self._tls else None,
             logger=_quiet,
         )
+        self._batcher.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
