@@ -37,8 +37,8 @@ class ActionChunks:
         start, chunk = self._chunks[-1]
         return self._step - start >= min(self._execute or len(chunk), len(chunk))
 
-    def push(self, chunk: Float[np.ndarray, "H A"]) -> None:
-        """A chunk whose first action is for the next step.
+    def push(self, chunk: np.ndarray) -> None:
+        """A chunk [H, A] whose first action is for the next step.
 
         Raises:
             ValueError: not [H, A], or another A than before.
