@@ -179,10 +179,12 @@ class Client:
         return _answer(socket.recv(timeout=self._told.timeout))
 
     def _connected(self) -> sync_client.ClientConnection:
-        if self._socket is None:
-            self._socket = sync_client.connect(self._told.uri, **self._told.options)
-            self.metadata = _answer(self._socket.recv(timeout=self._told.timeout))
-        return self._socket
+        if self._socket is not None:
+            return self._socket
+        socket: sync_client.ClientConnection = sync_client.connect(self._told.uri, **self._told.options)
+        self._socket = socket  # from here on, whatever fails closes it
+        self.metadata = _answer(socket.recv(timeout=self._told.timeout))
+        return socket
 
     def _try(self, action) -> Any:
         """Until it succeeds, the server has spoken, or patience is over."""
