@@ -23,6 +23,7 @@ from selfalign.bench.evaluate import EvalConfig
 from selfalign.convert import ConvertConfig
 from selfalign.inspection import InspectConfig
 from selfalign.model.policy import LossWeights
+from selfalign.serve.config import ServeConfig
 from selfalign.sim.regions import SOURCE_ARMS, Region, Scenario
 from selfalign.sim.tasks import COLOURS, Kind
 from selfalign.statistics import StatsConfig
@@ -284,6 +285,21 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Serve:
+    """Answer robots over WebSocket (openpi's protocol): one model, a context for each robot."""
+
+    config: OmitSubcommandPrefixes[ServeConfig] = field(default_factory=ServeConfig)
+
+    def run(self) -> None:
+        try:
+            from selfalign.serve.server import run
+        except ModuleNotFoundError as error:
+            raise RuntimeError(f"serving needs {error.name}: pip install 'selfalign[serve]'") from error
+
+        run(self.config)
+
+
+@dataclass(frozen=True)
 class Experts:
     """Measure the scripted experts on every robot and task."""
 
@@ -366,6 +382,7 @@ Command = (
     | Annotated[Play, subcommand("play")]
     | Annotated[Align, subcommand("align")]
     | Annotated[Eval, subcommand("eval")]
+    | Annotated[Serve, subcommand("serve")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Demo, subcommand("demo")]
     | Annotated[Inspect, subcommand("inspect")]

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,11 +28,12 @@ from selfalign.embodiments import Embodiment
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.policy import VLA, LossWeights
 from selfalign.model.tokenizer import ByteTokenizer
-from selfalign.types import ActionChunk, Observation, Transition
+from selfalign.types import ActionChunk, Observation, TensorStruct, Transition
 
 STATE, TASK = "observation.state", "task"
 TOWER_BATCH = 64
 """Frames that the vision tower reads at once."""
+Sample = TypeVar("Sample", bound=TensorStruct)
 
 
 @dataclass(frozen=True)
@@ -389,8 +390,8 @@ class PaddedNumbers:
         return cls(padded, dim_mask(values.shape[-1], dim).expand(len(values), -1))
 
 
-def concatenate(parts: Sequence[Transition]) -> Transition:
-    """Batches of transitions, one after another; all must have the same optional fields."""
+def concatenate(parts: Sequence[Sample]) -> Sample:
+    """Batches of transitions or observations, one after another; all must have the same optional fields."""
     if len(parts) == 1:
         return parts[0]
 
