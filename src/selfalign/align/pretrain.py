@@ -72,7 +72,8 @@ def pretrain(
         on_save: called with every checkpoint.
 
     Raises:
-        FileNotFoundError, ValueError: data or snapshots are missing, damaged or do not suit the model; `out` is untouched.
+        FileNotFoundError, ValueError: data or snapshots are missing, damaged or do not suit the model; then `out` is
+            not touched.
     """
     recordings = SourceData.open(data)
     pictures = None if config.snapshots is None else Snapshots.open(config.snapshots, model_config.image_size)
