@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from selfalign.data.lerobot import LeRobotReader
+from selfalign.data.sources import SourceData
 from selfalign.sim import record
 from selfalign.sim.bodies import BodySpec, sample_bodies, sample_rigs
 from selfalign.sim.control import WORKSPACE_HIGH, WORKSPACE_LOW, Controller
@@ -209,11 +210,9 @@ def test_sources_are_recorded_in_shards_and_resumed(tmp_path):
 
 
 def test_worker_processes_record_the_same_data(tmp_path):
-    plan = small_plan(rigs=tuple(sample_rigs(1, seed=0, robots=(("panda", "panda"),))))
-    here, there = (
-        generate_sources(tmp_path / str(workers), plan, workers=workers, progress=False)[0] for workers in (0, 1)
-    )
-    for mine, theirs in zip(LeRobotReader(here).episodes(), LeRobotReader(there).episodes(), strict=True):
+    plan = small_plan(rigs=tuple(sample_rigs(2, seed=0, robots=(("panda", "panda"),))), rigs_per_shard=1)
+    here, there = (generate_sources(tmp_path / str(n), plan, workers=n, progress=False) for n in (1, 2))
+    for mine, theirs in zip(SourceData.open(here).episodes(), SourceData.open(there).episodes(), strict=True):
         assert mine.task == theirs.task
         assert np.array_equal(mine.action, theirs.action)
 

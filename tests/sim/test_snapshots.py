@@ -22,12 +22,12 @@ def test_recording_goes_on_where_it_stopped(small_parts, tmp_path, monkeypatch):
     assert whole.images.shape == (10, 32, 32, 3) and whole.points.shape == (10, 7, 4)
     record, recorded = snapshots._record_part, []
 
-    def interrupted(plan, index, *rest):
-        if index == 3 and 3 not in recorded:
-            recorded.append(index)
+    def interrupted(part):
+        first = part.index not in recorded
+        recorded.append(part.index)
+        if part.index == 3 and first:
             raise KeyboardInterrupt
-        recorded.append(index)
-        record(plan, index, *rest)
+        record(part)
 
     monkeypatch.setattr(snapshots, "_record_part", interrupted)
     with pytest.raises(KeyboardInterrupt):

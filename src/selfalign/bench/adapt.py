@@ -34,7 +34,6 @@ from selfalign.bench.subject import (
     fit,
     fit_summary,
 )
-from selfalign.bench.workers import progress_bar, run_jobs
 from selfalign.checkpoint import load
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
@@ -43,6 +42,7 @@ from selfalign.sim.prepare import prepare
 from selfalign.sim.record import record_demonstrations
 from selfalign.sim.regions import Scenario
 from selfalign.sim.tasks import Kind, offered
+from selfalign.workers import progress_bar, run_jobs
 
 FORMAT = "selfalign-bench-adapt-1"
 ORACLE = "oracle"
@@ -305,11 +305,11 @@ def _stage(title: str, work, jobs: list[Job], workers: int, show: bool, product)
     todo = [job for job in jobs if not product(job).is_file()]
     # Bodies of one robot after another: a worker then seldom changes robots.
     todo.sort(key=lambda job: (job.body.robot.name, job.role, job.index))
-    with progress_bar(title, len(jobs), show) as advance:
+    with progress_bar(title, len(jobs), show) as bar:
         for job in jobs:
             if job not in todo:
-                advance(job.key)
-        run_jobs(work, todo, workers, lambda job, _: advance(job.key))
+                bar.finished(job.key)
+        run_jobs(work, todo, workers, on_done=lambda job, _: bar.finished(job.key))
 
 
 # ---- what it comes to ----------------------------------------------------------------------------------------------

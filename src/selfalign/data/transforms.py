@@ -19,7 +19,7 @@ class Tokenizer(Protocol):
     """Whether prompts tell the normalised state (pi0.5), which `encode` then wants."""
 
     def encode(
-        self, prompts: Sequence[str], states: Sequence[Float[np.ndarray, "_"]] | None = None
+        self, prompts: Sequence[str], states: Sequence[Float[np.ndarray, " _"]] | None = None
     ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Tokens padded on the right to a common length L, and True where they are real."""
         ...

@@ -38,7 +38,7 @@ class ByteTokenizer:
         self._merges = sorted(ids.items(), key=lambda item: -len(item[0]))
 
     def encode(
-        self, prompts: Sequence[str], states: Sequence[Float[np.ndarray, "_"]] | None = None
+        self, prompts: Sequence[str], states: Sequence[Float[np.ndarray, " _"]] | None = None
     ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Tokens and their mask, padded to the longest prompt of the batch. An empty prompt is the begin token alone.
 
@@ -100,7 +100,7 @@ class PaliGemmaTokenizer:
         self.vocab_size: int = self._pieces.vocab_size()
 
     def encode(
-        self, prompts: Sequence[str], states: Sequence[Float[np.ndarray, "_"]] | None = None
+        self, prompts: Sequence[str], states: Sequence[Float[np.ndarray, " _"]] | None = None
     ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Tokens and their mask, padded with 0 to the longest prompt of the batch (openpi pads to `max_len`).
 
@@ -135,7 +135,7 @@ class MissingTokenizer:
         self.reason, self.reads_state = reason, reads_state
 
     def encode(
-        self, prompts: Sequence[str], states: Sequence[Float[np.ndarray, "_"]] | None = None
+        self, prompts: Sequence[str], states: Sequence[Float[np.ndarray, " _"]] | None = None
     ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Raises `FileNotFoundError`."""
         raise FileNotFoundError(f"{self.reason} Then: sa.load(directory, tokenizer=PATH)")

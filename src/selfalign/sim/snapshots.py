@@ -13,14 +13,15 @@ import numpy as np
 
 from selfalign.data.snapshots import Snapshots
 from selfalign.sim.bodies import BodySpec, sample_camera
+from selfalign.sim.claim import claim
 from selfalign.sim.engine import Simulation
-from selfalign.sim.pool import claim, count_one, run_workers
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import pixel_labels
 from selfalign.sim.regions import SOURCE_ARMS, sample_appearance
 from selfalign.sim.render import IMAGE_SIZE
 from selfalign.sim.robots import RobotSpec
 from selfalign.sim.tasks import Scene, sample_scene, sample_task
+from selfalign.workers import count_one, progress_bar, run_jobs
 
 PART = 1000
 """Snapshots that are recorded, and kept, together."""
@@ -64,7 +65,7 @@ def generate_snapshots(
     Args:
         out: the folder, made where needed.
         plan: what to record.
-        workers: processes; None: one per core, at most 8. 0: in this process, without a bar.
+        workers: processes; None: one per core, at most 8. Up to 1: record in this process.
         progress: show a bar on the terminal.
 
     Raises:
@@ -81,8 +82,9 @@ def generate_snapshots(
     todo = [i for i, folder in enumerate(folders) if not (folder / "images.npy").exists()]
     for arm in dict.fromkeys(plan.arms):
         prepare(RobotSpec(arm, "panda"))  # once here, rather than at the same time in every worker
-    calls = [(plan, i, sizes[i], folders[i]) for i in todo]
-    run_workers(_record_part, calls, sum(sizes[i] for i in todo), workers, progress, "snapshots")
+    work = [_Part(plan, i, sizes[i], folders[i]) for i in todo]
+    with progress_bar("recording snapshots", sum(sizes[i] for i in todo), progress) as bar:
+        run_jobs(_record_part, work, workers, on_count=bar.at)
     parts = [Snapshots.open(folder) for folder in folders]
     images, points = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "points"))
     Snapshots(images, points).save(out)
@@ -90,13 +92,22 @@ def generate_snapshots(
     return out
 
 
-def _record_part(plan: SnapshotPlan, index: int, count: int, folder: Path) -> None:
+@dataclass(frozen=True)
+class _Part:
+    plan: SnapshotPlan
+    index: int
+    count: int
+    folder: Path
+
+
+def _record_part(part: _Part) -> None:
     """A part has one arm, so that a worker compiles and uploads one model for it."""
-    rng = np.random.default_rng([plan.seed, 7, index])
-    robot = RobotSpec(plan.arms[index % len(plan.arms)], "panda")
+    plan = part.plan
+    rng = np.random.default_rng([plan.seed, 7, part.index])
+    robot = RobotSpec(plan.arms[part.index % len(plan.arms)], "panda")
     images, points = [], []
     with Simulation(robot) as sim:
-        for _ in range(count):
+        for _ in range(part.count):
             rig = BodySpec(
                 robot.arm,
                 robot.gripper,
@@ -109,7 +120,7 @@ def _record_part(plan: SnapshotPlan, index: int, count: int, folder: Path) -> No
             images.append(sim.render(rig.camera, plan.image_size))
             points.append(pixel_labels(rig.camera, sim.landmarks).astype(np.float32))
             count_one()
-    Snapshots(np.stack(images), np.stack(points)).save(folder)
+    Snapshots(np.stack(images), np.stack(points)).save(part.folder)
 
 
 def arrange(sim: Simulation, rng: np.random.Generator) -> None:

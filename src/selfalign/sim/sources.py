@@ -9,13 +9,14 @@ from typing import Any
 
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.sim.bodies import BodySpec
+from selfalign.sim.claim import claim
 from selfalign.sim.engine import Simulation
-from selfalign.sim.pool import claim, count_one, run_workers
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import Recorder, rig_episodes
 from selfalign.sim.regions import SOURCE_ARMS, appearance_region, bearing_region
 from selfalign.sim.render import IMAGE_SIZE
 from selfalign.sim.tasks import Kind, offered
+from selfalign.workers import count_one, progress_bar, run_jobs
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def generate_sources(
     Args:
         out: folder of the shards, made where needed.
         plan: what to record.
-        workers: processes; default one per core, at most 8. 0: record in this process, without a bar.
+        workers: processes; None: one per core, at most 8. Up to 1: record in this process.
         progress: show a bar on the terminal.
 
     Returns:
@@ -93,13 +94,22 @@ def generate_sources(
         shutil.rmtree(leftover)
     for robot in dict.fromkeys(plan.rigs[shards[i][0]].robot for i in todo):
         prepare(robot)  # once here, rather than at the same time in every worker
-    work = [(plan, paths[i], shards[i]) for i in todo]
-    per_rig = plan.play_per_rig + plan.demonstrations_per_rig
-    run_workers(_record_shard, work, sum(len(shards[i]) for i in todo) * per_rig, workers, progress, "episodes")
+    work = [_Shard(plan, paths[i], shards[i]) for i in todo]
+    episodes = sum(len(shards[i]) for i in todo) * (plan.play_per_rig + plan.demonstrations_per_rig)
+    with progress_bar("recording episodes", episodes, progress) as bar:
+        run_jobs(_record_shard, work, workers, on_count=bar.at)
     return paths
 
 
-def _record_shard(plan: SourcePlan, path: Path, rigs: Sequence[int]) -> None:
+@dataclass(frozen=True)
+class _Shard:
+    plan: SourcePlan
+    path: Path
+    rigs: Sequence[int]
+
+
+def _record_shard(shard: _Shard) -> None:
+    plan, path, rigs = shard.plan, shard.path, shard.rigs
     embodiments = [{"name": rig.name, **rig.to_dict()} for rig in plan.rigs]
     robot = plan.rigs[rigs[0]].robot
     kinds: tuple[Kind, ...] = tuple(kind for kind in plan.kinds if offered(kind, robot.arm, robot.gripper))

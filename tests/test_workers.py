@@ -3,12 +3,12 @@ import os
 
 import pytest
 
-from selfalign.bench.workers import run_jobs
+from selfalign.workers import count_one, run_jobs
 
 
 def collect(job, jobs, workers: int) -> dict:
     results = {}
-    run_jobs(job, jobs, workers, lambda item, result: results.update({item: result}))
+    run_jobs(job, jobs, workers, on_done=lambda item, result: results.update({item: result}))
     return results
 
 
@@ -35,3 +35,17 @@ def test_what_a_job_raises_is_raised_here(workers: int):
 def test_a_worker_that_dies_is_told():
     with pytest.raises(RuntimeError, match="fewer workers"):
         collect(os._exit, [1, 2], 2)
+
+
+def count_to(number: int) -> None:
+    for _ in range(number):
+        count_one()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_jobs_count_arrives_here(workers: int):
+    told = []
+    run_jobs(count_to, [3, 4], workers, on_count=told.append)
+    assert told == sorted(told) and told[-1] == 7
+    count_one()  # nobody listens any more
+    assert told[-1] == 7
