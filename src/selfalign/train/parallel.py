@@ -94,7 +94,7 @@ class FullySharded:
         for block in blocks(model):
             if block is not model.mixture.vlm.blocks[-1]:
                 fully_shard(block, mesh=mesh, ignored_params=shared)
-        self._module = fully_shard(_Forward(model), mesh=mesh)
+        self._module: Any = fully_shard(_Forward(model), mesh=mesh)
 
     def losses(self, objective: Any, part: Any, *, last: bool) -> Losses:
         self._module.set_requires_gradient_sync(last)
