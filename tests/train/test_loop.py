@@ -18,7 +18,9 @@ QUIET = LoopConfig(tensorboard=False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_request_to_stop_saves_and_the_training_goes_on_from_there(small_sources, tmp_path, monkeypatch, number):
+def test_a_request_to_stop_saves_and_the_training_goes_on_from_there(
+    small_sources, tmp_path, monkeypatch, capsys, number
+):
     straight = seeded_state(small_sources)
     assert fit(straight, tmp_path / "straight", QUIET)
 
@@ -34,6 +36,7 @@ def test_a_request_to_stop_saves_and_the_training_goes_on_from_there(small_sourc
     before = signal.getsignal(number)
     assert not fit(stopped, tmp_path / "stopped", QUIET)
     assert signal.getsignal(number) == before
+    assert "stopped at step 2 of 6" in capsys.readouterr().out
     assert [p.name for p in checkpoint.available(tmp_path / "stopped")] == ["step-0000002.pt"]
 
     resumed = state_for(small_sources)

@@ -72,7 +72,10 @@ def fit(
                 if on_save is not None:
                     on_save(state)
         checkpoint.save(state, directory, keep=config.keep, keep_every=config.keep_every)
-    return state.step >= state.total_steps
+    complete = state.step >= state.total_steps
+    if world.main and not complete:
+        print(f"stopped at step {state.step} of {state.total_steps}; the same command goes on from there", flush=True)
+    return complete
 
 
 class _Reporter:
