@@ -22,3 +22,19 @@ torch.set_num_threads(1)
 def fixed_seed() -> None:
     """Each test starts from the same global random state, whichever worker runs it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def small_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Recordings of two rigs, decoded (see `align.rehearsing`)."""
+    from align.rehearsing import make_cache
+
+    return make_cache(tmp_path_factory.mktemp("recordings"))
+
+
+@pytest.fixture
+def small_sources(small_cache):
+    """Those recordings as sources of embodiments."""
+    from align.rehearsing import make_sources
+
+    return make_sources(small_cache)

@@ -21,7 +21,7 @@ LEVELS = [
     {"sim", "serve"},
     {"bench"},
     {"presets"},
-    {"inspection", "statistics", "convert"},
+    {"inspection", "statistics", "convert", "training"},
     {"cli"},
 ]
 LEVEL = {part: index for index, parts in enumerate(LEVELS) for part in parts}
@@ -68,7 +68,7 @@ def test_relative_imports_are_resolved(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 OPTIONAL = ["mujoco", "robosuite", "gymnasium", "tensorboard", "sentencepiece"]
-OPTIONAL += ["websockets", "msgpack", "prometheus_client"]
+OPTIONAL += ["websockets", "msgpack", "prometheus_client", "peft", "wandb"]
 
 
 @pytest.mark.parametrize("package", OPTIONAL)

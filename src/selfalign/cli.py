@@ -2,34 +2,27 @@
 
 import os
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 # Before numpy and the renderer load: their own threads, for 6 x 6 systems and 64 px pictures, fight for the cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("LP_NUM_THREADS", "0")
 
-import torch
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
-from selfalign import presets
-from selfalign.align.pretrain import PretrainConfig, pretrain
-from selfalign.align.rehearsal import RehearsalConfig
 from selfalign.bench.adapt import AdaptConfig
 from selfalign.bench.demo import DemoConfig
 from selfalign.bench.evaluate import EvalConfig
 from selfalign.convert import ConvertConfig
 from selfalign.inspection import InspectConfig
-from selfalign.model.policy import LossWeights
 from selfalign.serve.config import ServeConfig
 from selfalign.sim.regions import SOURCE_ARMS, Region, Scenario
-from selfalign.sim.tasks import COLOURS, Kind
+from selfalign.sim.tasks import Kind
 from selfalign.statistics import StatsConfig
-from selfalign.train.loop import LoopConfig
-from selfalign.train.pointing import PointingConfig
-from selfalign.train.step import OptimConfig
+from selfalign.training import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -93,110 +86,12 @@ class Snapshots:
 class Pretrain:
     """Train a policy on source data: the tower learns to point, then the policy rehearses alignment."""
 
-    data: tuple[Path, ...] = (Path("data/sources"),)
-    """LeRobot data sets, or folders of them."""
-    out: Path = Path("runs/tiny")
-    """Training checkpoints and logs; the finished policy is in its folder `policy`. Goes on where it stopped."""
-    preset: str = "tiny"
-    start: Path | None = None
-    """Checkpoint to start from, trained vision tower included; None: from nothing."""
-    snapshots: Path | None = None
-    """Pictures that the vision tower learns on (`selfalign snapshots`); None: the frames of `data`."""
-    steps: int = 6000
-    seed: int = 0
-    scheme: Literal["rehearsal", "per_body", "global"] = "rehearsal"
-    """How contexts are treated: rehearsed, or one per source body or one for all, moved by every loss."""
-    span: int | None = None
-    """Contexts lie in a learned span of so many directions; None: every fast weight moves."""
-    slots: int = 16
-    """Embodiments in a batch, each in the middle of its own alignment."""
-    max_age: int = 150
-    """Alignment steps after which a slot gets a new embodiment, at the latest."""
-    play_per_slot: int = 8
-    demonstrations_per_slot: int = 8
-    widen_steps: int = 4000
-    """Steps over which action and state frames widen from canonical to all of the source region; 0: at once."""
-    context_learning_rate: float = 1e-2
-    """Of Adam on the contexts, here and in `selfalign align`."""
-    context_decay_steps: float | None = None
-    """That rate falls as 1 / sqrt(1 + (step - 1) / this); None: constant."""
-    learning_rate: float = 1e-3
-    lambda_action: float = 1.0
-    lambda_ttt: float = 0.1
-    """Weight of the TTT layers' own reconstruction loss."""
-    lambda_perception: float = 1.0
-    lambda_dynamics: float = 1.0
-    lambda_inverse: float = 1.0
-    lambda_grounding: float = 1.0
-    """Weight of pointing at what the instruction names."""
-    reach_weight: float = 2.0
-    """How often frames of reach demonstrations are drawn, relative to other tasks."""
-    pointing_steps: int = 3500
-    save_every: int = 500
-    compile: bool = False
-    """Compile the streams: minutes at the start, a quarter less time a step on a CPU."""
-    threads: int = 2
-    """Threads of the computation on a CPU."""
-
-    def config(self) -> PretrainConfig:
-        weights = LossWeights(
-            action=self.lambda_action,
-            ttt=self.lambda_ttt,
-            perception=self.lambda_perception,
-            dynamics=self.lambda_dynamics,
-            inverse=self.lambda_inverse,
-            grounding=self.lambda_grounding,
-        )
-        rehearsal = RehearsalConfig(
-            scheme=self.scheme,
-            slots=self.slots,
-            play_per_slot=self.play_per_slot,
-            demonstrations_per_slot=self.demonstrations_per_slot,
-            widen_steps=self.widen_steps,
-            max_age=self.max_age,
-            learning_rate=self.context_learning_rate,
-            decay_steps=self.context_decay_steps,
-            weights=weights,
-        )
-        return PretrainConfig(
-            steps=self.steps,
-            seed=self.seed,
-            optim=OptimConfig(learning_rate=self.learning_rate),
-            rehearsal=rehearsal,
-            pointing=PointingConfig(steps=self.pointing_steps, seed=self.seed),
-            loop=LoopConfig(save_every=self.save_every),
-            start=self.start,
-            snapshots=self.snapshots,
-            compile=self.compile,
-            task_weights={"reach": self.reach_weight},
-            keypoint_words=("tip", *COLOURS),
-        )
+    config: OmitSubcommandPrefixes[TrainingConfig]
 
     def run(self) -> None:
-        from selfalign.checkpoint import save_checkpoint
-        from selfalign.policy import AlignSettings, Policy
-        from selfalign.sim.virtual import source_perturbation
+        from selfalign.training import run
 
-        torch.set_num_threads(self.threads)
-        config = self.config()
-        if self.scheme == "rehearsal":
-            settings = AlignSettings(
-                learning_rate=config.rehearsal.learning_rate,
-                betas=config.rehearsal.betas,
-                clip_norm=config.rehearsal.clip_norm,
-                decay_steps=config.rehearsal.decay_steps,
-                weights=config.rehearsal.weights,
-            )
-        else:
-            settings = AlignSettings(weights=config.rehearsal.weights, rehearsed=False)
-
-        def export(model, state=None) -> None:
-            save_checkpoint(Policy.from_model(model, settings), self.out / "policy")
-
-        preset = presets.get(self.preset)
-        model_config = replace(preset, ttt=replace(preset.ttt, span=self.span))
-        model = pretrain(model_config, list(self.data), self.out, config, source_perturbation, on_save=export)
-        export(model)
+        run(self.config)
 
 
 @dataclass(frozen=True)
@@ -402,7 +297,7 @@ def main(args: list[str] | None = None) -> int:
     )  # type: ignore[call-overload]
     try:
         command.run()
-    except (ValueError, LookupError, OSError, RuntimeError) as error:
+    except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
         print(f"selfalign: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

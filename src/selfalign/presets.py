@@ -53,6 +53,21 @@ def small() -> VLAConfig:
     )
 
 
+def pi05_alignment_debug() -> VLAConfig:
+    """The architecture of `pi05_aligned` in three hundred thousand parameters, to try out a training in a minute."""
+    heads: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 1, "head_dim": 16}
+    expert = StreamConfig(32, 64, depth=4, **heads)
+    return VLAConfig(
+        vlm=StreamConfig(48, 96, depth=4, **heads),
+        action=expert,
+        alignment=expert,
+        ttt=TTTConfig(num_heads=2, head_dim=16),
+        vision=SigLIPConfig(width=32, mlp_dim=64, depth=2, num_heads=2, patch_size=8, image_size=32),
+        vocab_size=258 + len(WORDS),
+        prompt_merges=WORDS,
+    )
+
+
 # ---- full size -----------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +156,7 @@ def evenly_spaced(depth: int, vlm_depth: int) -> tuple[int, ...]:
 PRESETS: dict[str, Callable[[], VLAConfig]] = {
     "tiny": tiny,
     "small": small,
+    "pi05_alignment_debug": pi05_alignment_debug,
     "pi0": pi0,
     "pi05": pi05,
     "pi0_aligned": pi0_aligned,

@@ -3,16 +3,20 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import track
+from torch import Tensor
 
+from selfalign.align.heldout import HeldOut, HeldOutConfig, hold_out
 from selfalign.align.rehearsal import RehearsalConfig, make_objective
 from selfalign.data.cache import EpisodeCache
+from selfalign.data.mixture import embodiment_odds
 from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import pixels_to_model
@@ -20,11 +24,18 @@ from selfalign.data.virtual import DrawPerturbation, FrameFeatures, ModelShape, 
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.tokenizer import ByteTokenizer
 from selfalign.model.vision import KeypointTower
-from selfalign.model.weights import load_model, load_tensors, unique_tensors
+from selfalign.model.weights import config_to_dict, load_model, load_tensors, unique_tensors
 from selfalign.train import checkpoint
+from selfalign.train.autocast import keep_float32
+from selfalign.train.export import finished
 from selfalign.train.loop import LoopConfig, fit
-from selfalign.train.pointing import PointingConfig, pointing_error, train_tower
+from selfalign.train.lora import LoraSettings, add_lora
+from selfalign.train.parallel import Strategy, make_engine
+from selfalign.train.parts import Part, freeze
+from selfalign.train.pointing import PointingConfig, colour_jitter, pointing_error, train_tower
+from selfalign.train.recompute import recompute_blocks
 from selfalign.train.step import OptimConfig, TrainState, make_state
+from selfalign.train.world import ALONE, World
 
 POINTS = "privileged.points"
 """Column of image points that a simulator writes into source data: (u, v, visible) of each named keypoint."""
@@ -52,6 +63,25 @@ class PretrainConfig:
     """Compile the streams: minutes at the start, a quarter less time a step on a CPU."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """How often demonstrations of tasks that begin with a word are drawn, relative to the others."""
+    data_weights: tuple[float, ...] = ()
+    """How often bodies of each data set are drawn, relative to the others; empty: every rig is drawn as often."""
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    freeze: tuple[Part, ...] = ()
+    """Parts that stay as they start."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    recompute: bool = False
+    """Keep only the inputs of blocks for the backward pass and run them again there: less memory, more time."""
+    strategy: Strategy = "ddp"
+    """How processes that torchrun has started share the training."""
+
+    def check(self, world: World) -> None:
+        """What cannot go together.
+
+        Raises:
+            ValueError: says what, and what to do.
+        """
+        if self.strategy == "fsdp" and world.size > 1 and (self.compile or self.held_out.rigs):
+            raise ValueError("FSDP takes neither `compile` nor held-out rigs yet; leave them out, or use DDP")
 
 
 def pretrain(
@@ -62,19 +92,26 @@ def pretrain(
     draw: DrawPerturbation,
     *,
     on_save: Callable[[VLA, TrainState], None] | None = None,
-) -> VLA:
+    world: World = ALONE,
+) -> VLA | None:
     """Train a model on source data sets; interrupted, the same call goes on where it stopped.
 
     Args:
         data: LeRobot data sets with play and demonstrations of many rigs.
         out: receives checkpoints, logs, the tower and the features.
         draw: the bodies that rehearsal may make of a rig.
-        on_save: called with every checkpoint.
+        on_save: called with every checkpoint, in the main process.
+        world: the processes that share the training (`train.world.open_world`); each of them calls this.
+
+    Returns:
+        The model as it is to be shipped: weights averaged and adapters merged where they are. None but in the main
+        process.
 
     Raises:
         FileNotFoundError, ValueError: data or snapshots are missing, damaged or do not suit the model; then `out` is
             not touched.
     """
+    config.check(world)
     recordings = SourceData.open(data)
     pictures = None if config.snapshots is None else Snapshots.open(config.snapshots, model_config.image_size)
     out.mkdir(parents=True, exist_ok=True)
@@ -82,32 +119,68 @@ def pretrain(
     model = VLA(model_config)
     if config.start is not None:
         load_tensors(model, unique_tensors(load_model(config.start)), str(config.start))
-    cache = EpisodeCache.build(recordings, image_size=model_config.image_size, progress=True)
-    if pictures is None and config.start is None:
-        pictures = _labelled_frames(cache, model)
-    if pictures is not None or config.start is None:
-        prepare_tower(model, pictures, out, config.pointing)
-    model.vision.eval().requires_grad_(False)
-    features = frame_features(model, cache, out)
+    with world.main_first():
+        cache = EpisodeCache.build(recordings, image_size=model_config.image_size, progress=world.main)
+        if pictures is None and config.start is None:
+            pictures = _labelled_frames(cache, model)
+        if pictures is not None or config.start is None:
+            prepare_tower(model, pictures, out, config.pointing)
+        model.to(world.device).vision.eval().requires_grad_(False)
+        features = frame_features(model, cache, out, recoloured=config.rehearsal.contrastive.weight > 0)
+    odds = embodiment_odds(recordings, config.data_weights) if config.data_weights else None
+    rigs, held_out = hold_out(np.unique(cache.embodiment_index), config.held_out.rigs, config.seed)
     tokenizer = ByteTokenizer(model_config.max_token_len, model_config.prompt_merges)
     shape = ModelShape(model_config.action_horizon, model_config.action_dim, model_config.state_dim)
-    sources = VirtualSources(
-        cache,
-        features,
-        tokenizer,
-        shape,
-        draw,
-        task_weights=config.task_weights,
-        keypoint_words=config.keypoint_words,
-    )
+
+    def sources(of_rigs: np.ndarray) -> VirtualSources:
+        return VirtualSources(
+            cache,
+            features,
+            tokenizer,
+            shape,
+            draw,
+            rigs=of_rigs,
+            rig_odds=odds,
+            task_weights=config.task_weights,
+            keypoint_words=config.keypoint_words,
+        )
+
     checkpoint.seed_everything(config.seed)  # the same start whether the tower was trained just now or before
-    objective = make_objective(model, sources, dataclasses.replace(config.rehearsal, seed=config.seed))
+    rehearsal = dataclasses.replace(config.rehearsal, seed=config.seed)
+    objective = make_objective(model, sources(rigs), rehearsal, world)
+    validate = HeldOut(model, sources(held_out), rehearsal, config.held_out, world) if len(held_out) else None
+    _prepare(model, config, world)
+    engine = make_engine(model, world, config.strategy)
+    about = _about(model_config, data, config)
+    state = make_state(model.train(), objective, config.optim, config.steps, engine, about)
+
+    def saved(state: TrainState) -> None:
+        shipped = finished(state)
+        if shipped is not None and on_save is not None:
+            on_save(shipped, state)
+
+    fit(state, out, config.loop, on_save=saved, validate=validate)
+    shipped = finished(state)
+    return None if shipped is None else shipped.eval()
+
+
+def _prepare(model: VLA, config: PretrainConfig, world: World) -> None:
+    """What is done to the model from outside before it learns."""
+    freeze(model, config.freeze)
+    if config.lora.rank:
+        add_lora(model, config.lora).to(world.device)
+    if config.optim.precision == "bf16":
+        keep_float32(model, world.device)
+    recompute_blocks(model, config.recompute)
     if config.compile:
         for run in ("prefix", "suffix"):
             setattr(model.mixture, run, torch.compile(getattr(model.mixture, run)))
-    state = make_state(model.train(), objective, config.optim, config.steps)
-    fit(state, out, config.loop, on_save=None if on_save is None else lambda s: on_save(model, s))
-    return model.eval()
+
+
+def _about(model_config: VLAConfig, data: list[Path], config: PretrainConfig) -> Mapping[str, Any]:
+    """What the training is, as JSON values."""
+    told = {"model": config_to_dict(model_config), "data": data, "training": dataclasses.asdict(config)}
+    return json.loads(json.dumps(told, default=str))
 
 
 def _labelled_frames(cache: EpisodeCache, model: VLA) -> Snapshots | None:
@@ -131,43 +204,65 @@ def prepare_tower(model: VLA, labelled: Snapshots | None, out: Path, config: Poi
         torch.save(unique_tensors(model.vision), path)
 
 
-def frame_features(model: VLA, cache: EpisodeCache, out: Path, batch: int = 256) -> FrameFeatures:
-    """The tower's tokens of every frame, computed once and kept in `out`; sets the model's feature statistics."""
-    tower = _digest(model.vision)  # another tower, another file: `start` may bring one into a used folder
-    tokens = {
-        camera: _tower_tokens(model, cache, camera, out / f"tokens-{camera}-{tower}.npy", batch)
+def frame_features(
+    model: VLA, cache: EpisodeCache, out: Path, batch: int = 256, *, recoloured: bool = False
+) -> FrameFeatures:
+    """The tower's tokens of every frame, computed once and kept in `out`; sets the model's feature statistics.
+
+    With `recoloured`, those of every frame in other colours too.
+    """
+    tokens = _tokens(model, cache, out, batch)
+    summary = _summaries(model, tokens)
+    mean, std = summary.mean(0), summary.std(0).clamp_min(1e-3)
+    model.feature_mean.copy_(mean)
+    model.feature_std.copy_(std)
+    others = None
+    if recoloured:
+        other = _tokens(model, cache, out, batch, recolour=True)
+        others = FrameFeatures(other, ((_summaries(model, other) - mean) / std).numpy())
+    return FrameFeatures(tokens, ((summary - mean) / std).numpy(), others)
+
+
+def _tokens(model: VLA, cache: EpisodeCache, out: Path, batch: int, *, recolour: bool = False) -> dict[str, np.ndarray]:
+    # Another tower, another file: `start` may bring one into a used folder.
+    suffix = f"{_digest(model.vision)}{'-recoloured' if recolour else ''}"
+    return {
+        camera: _tower_tokens(model, cache, camera, out / f"tokens-{camera}-{suffix}.npy", batch, recolour)
         for camera in model.config.cameras
     }
-    summaries = []
-    for start in range(0, cache.num_frames, 8192):
+
+
+def _summaries(model: VLA, tokens: Mapping[str, np.ndarray]) -> Tensor:
+    """Next-observation features of every frame, not normalised."""
+    count, summaries = len(next(iter(tokens.values()))), []
+    for start in range(0, count, 8192):
         parts = [
             model.vision.summary(torch.from_numpy(values[start : start + 8192]).float()) for values in tokens.values()
         ]
         summaries.append(torch.cat(parts, dim=1))
-    summary = torch.cat(summaries)
-    model.feature_mean.copy_(summary.mean(0))
-    model.feature_std.copy_(summary.std(0).clamp_min(1e-3))
-    return FrameFeatures(tokens, ((summary - model.feature_mean) / model.feature_std).numpy())
+    return torch.cat(summaries)
 
 
 def _digest(module: torch.nn.Module) -> str:
     """Eight characters that tell one set of weights from another."""
     digest = hashlib.sha256()
     for name, tensor in sorted(unique_tensors(module).items()):
-        digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:8]
 
 
 @torch.no_grad()
-def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batch: int) -> np.ndarray:
+def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batch: int, recolour: bool) -> np.ndarray:
     images = cache.images(camera)
     if path.is_file():
         found = np.load(path, mmap_mode="r")
         if len(found) == len(images):
             return np.asarray(found)
-    values = None
+    values, generator = None, torch.Generator().manual_seed(0)
     for start in track(range(0, len(images), batch), description=f"features of {camera}"):
-        block = model.vision(pixels_to_model(images[start : start + batch])).half().numpy()
+        pixels = pixels_to_model(images[start : start + batch])
+        pixels = colour_jitter(pixels, generator=generator) if recolour else pixels
+        block = model.vision(pixels.to(model.feature_mean.device)).half().cpu().numpy()
         values = np.empty((len(images), *block.shape[1:]), dtype=np.float16) if values is None else values
         values[start : start + len(block)] = block
     assert values is not None

@@ -10,96 +10,28 @@ the prior W0, and the state of the optimiser that `align` will use. In every tra
 4. a slot that reaches its random age is reset to W0 and given a new embodiment.
 
 First order: no unrolled inner loop, no second derivatives. `Plain` holds the two schemes without rehearsal that it is
-compared with.
+compared with. Where processes share a training, each holds some of the slots.
 """
 
 import json
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from selfalign.align.batches import Batches, SlotBatch
+from selfalign.align.contrastive import add_contrast, contrast_group
+from selfalign.align.diagnose import gradient_cosine, mean_tanh_alpha
 from selfalign.align.optim import FastAdam, FastAdamState
+from selfalign.align.plain import Plain
+from selfalign.align.settings import RehearsalConfig
 from selfalign.data.perturb import EmbodimentPerturbation
 from selfalign.data.virtual import VirtualEmbodiment, VirtualSources
-from selfalign.model.context import EmbodimentContext
 from selfalign.model.contexts import Coordinates
-from selfalign.model.policy import ACTION, ALIGNMENT, VLA, Losses, LossWeights
-
-
-@dataclass(frozen=True)
-class RehearsalConfig:
-    """Slots and batches of pretraining."""
-
-    scheme: Literal["rehearsal", "per_body", "global"] = "rehearsal"
-    """"rehearsal"; or, to compare with: one learned context per source embodiment, or one for all of them."""
-    slots: int = 16
-    play_per_slot: int = 8
-    demonstrations_per_slot: int = 8
-    max_age: int = 150
-    """A slot lives for between 1/8 and all of this many steps."""
-    learning_rate: float = 1e-2
-    """Of the contexts; `align` uses the same."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip_norm: float = 1.0
-    """Bound of each context's gradient norm; `align` uses the same."""
-    decay_steps: float | None = None
-    """How fast the contexts' rate falls (see `FastAdam`); `align` uses the same."""
-    bodies: int = 64
-    """Fixed source embodiments of the scheme "per_body"."""
-    widen_steps: int = 0
-    """New embodiments start canonical and may be any only after this many steps. Reading W and finding the goal are
-    hard to learn at once: a policy that already acts on canonical bodies has only W left to learn."""
-    weights: LossWeights = field(default_factory=LossWeights)
-    seed: int = 0
-
-
-class _Batches:
-    """Draws the two batches of a step for a list of embodiments and computes their losses."""
-
-    def __init__(self, model: VLA, sources: VirtualSources, config: RehearsalConfig):
-        self.model, self.sources, self.config = model, sources, config
-        self.rng = np.random.default_rng([config.seed, 7])
-        self.step = 0
-
-    @property
-    def width(self) -> float:
-        """How wide the training has come: 0 for canonical embodiments, 1 for any."""
-        widen = self.config.widen_steps
-        return min(1.0, self.step / widen) if widen else 1.0
-
-    def sample(self) -> VirtualEmbodiment:
-        """A new embodiment."""
-        return self.sources.sample(self.rng, width=self.width)
-
-    def losses(
-        self, bodies: list[VirtualEmbodiment], for_alignment: EmbodimentContext, for_action: EmbodimentContext
-    ) -> Losses:
-        """Alignment losses on play and the action loss on demonstrations; contexts are [slots, ...] or shared."""
-        config = self.config
-        self.step += 1
-        play = self.sources.play_batch(bodies, config.play_per_slot, self.rng)
-        demonstrations = self.sources.demonstration_batch(bodies, config.demonstrations_per_slot, self.rng)
-        aligned = self.model.losses(
-            play, _each(for_alignment, config.play_per_slot), parts=(ALIGNMENT,), weights=config.weights
-        )
-        acted = self.model.losses(
-            demonstrations, _each(for_action, config.demonstrations_per_slot), parts=(ACTION,), weights=config.weights
-        )
-        return replace(aligned, total=aligned.total + acted.total, action=acted.action, grounding=acted.grounding)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rng": json.dumps(self.rng.bit_generator.state), "step": self.step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rng.bit_generator.state = json.loads(state["rng"])
-        self.step = state["step"]
-
-
-def _each(context: EmbodimentContext, samples: int) -> EmbodimentContext:
-    return context.repeat_interleave(samples) if context.batched else context
+from selfalign.model.policy import VLA, Losses
+from selfalign.train.world import ALONE, World
 
 
 class Rehearsal:
@@ -108,32 +40,51 @@ class Rehearsal:
     A slot holds its context's coordinates relative to W0, so that a slot follows W0 while W0 learns.
     """
 
-    def __init__(self, model: VLA, sources: VirtualSources, config: RehearsalConfig):
+    def __init__(self, model: VLA, sources: VirtualSources, config: RehearsalConfig, world: World = ALONE):
         self.model, self.config = model, config
-        self.batches = _Batches(model, sources, config)
+        self.batches = Batches(model, sources, config, world)
+        self.own = world.share(config.slots)
         self.optimizer = FastAdam(
             config.learning_rate, config.betas, clip_norm=config.clip_norm, decay_steps=config.decay_steps
         )
-        self.coordinates = model.contexts.zeros(model.prior().detach(), config.slots)
+        self.coordinates = model.contexts.zeros(model.prior().detach(), self.own.stop - self.own.start)
         self.state: FastAdamState = self.optimizer.init(self.coordinates, slots=True)
         self.age = np.zeros(config.slots, dtype=np.int64)
         self.limit = np.zeros(config.slots, dtype=np.int64)
-        self.bodies: list[VirtualEmbodiment] = [self._new_body(slot) for slot in range(config.slots)]
+        self.bodies: list[VirtualEmbodiment] = []
+        self.group = config.contrastive.group
+        for first in range(0, config.slots, self.group):
+            self._begin(first)
         self._leaves: Coordinates = ()
 
     @property
     def rng(self) -> np.random.Generator:
         return self.batches.rng
 
-    def losses(self) -> Losses:
+    def draw(self, parts: int) -> list[SlotBatch]:
+        if self.group > 1 and (self.own.stop - self.own.start) % (parts * self.group):
+            raise ValueError(
+                f"{self.config.slots} slots are not groups of {self.group} (a body, its twin, its negatives) for each "
+                f"of {self.batches.world.size} processes and {parts} parts of a step; choose another number of slots"
+            )
         self._leaves = tuple(c.detach().requires_grad_() for c in self.coordinates)
-        live = self.model.contexts.context(self.model.prior(), self._leaves)
-        return self.batches.losses(self.bodies, live, live.detach())
+        return self.batches.draw(self.bodies).split(parts)
+
+    def losses(self, part: SlotBatch) -> Losses:
+        prior, coordinates = self.model.prior(), [c[part.slots] for c in self._leaves]
+        live = self.model.contexts.context(prior, coordinates)
+        losses = self.batches.losses(part, live, live.detach())
+        if self.group == 1:
+            return losses
+        start = prior.detach()
+        ways = self.model.contexts.context(start, coordinates).embedding() - start.embedding()
+        return add_contrast(losses, ways, self.age[self.own][part.slots] > 0, self.config.contrastive)
 
     def after_backward(self) -> dict[str, float]:
         """Move every context along its own gradient, age the slots, replace those that have reached their limit."""
         # The loss is a mean over slots; a slot's own gradient is that of its own mean, as in `align`.
-        gradients = [torch.zeros_like(c) if c.grad is None else c.grad * self.config.slots for c in self._leaves]
+        own = self.own.stop - self.own.start
+        gradients = [torch.zeros_like(c) if c.grad is None else c.grad * own for c in self._leaves]
         self.coordinates, self.state = self.optimizer.step(self._leaves, gradients, self.state)
         self._leaves = ()
         self.age += 1
@@ -145,25 +96,36 @@ class Rehearsal:
         self._replace(self.age >= self.limit)
         return numbers
 
+    def diagnose(self) -> dict[str, float]:
+        live = self.model.contexts.context(self.model.prior(), self.coordinates)
+        return {"ttt/gradient_cosine": gradient_cosine(self.batches, self.bodies, live)}
+
     def _replace(self, old: np.ndarray) -> None:
         """Give the slots that are marked a new embodiment, the prior as context and a fresh optimiser."""
-        for slot in np.flatnonzero(old):
-            self.bodies[slot] = self._new_body(int(slot))
-        rows = torch.from_numpy(old)
+        for first in np.flatnonzero(old[:: self.group]) * self.group:
+            self._begin(int(first))
+        rows = torch.from_numpy(old[self.own]).to(self.state.count.device)
         self.coordinates = tuple(c.masked_fill(rows.view(-1, *[1] * (c.dim() - 1)), 0.0) for c in self.coordinates)
         self.state = self.state.reset(rows)
 
-    def _new_body(self, slot: int) -> VirtualEmbodiment:
-        self.age[slot] = 0
-        self.limit[slot] = self.rng.integers(max(1, self.config.max_age // 8), self.config.max_age + 1)
-        return self.batches.sample()
+    def _begin(self, first: int) -> None:
+        """New embodiments for a slot, or for a group of slots that are contrasted; their life starts."""
+        slots = slice(first, first + self.group)
+        self.age[slots] = 0
+        self.limit[slots] = self.rng.integers(max(1, self.config.max_age // 8), self.config.max_age + 1)
+        batches = self.batches
+        self.bodies[slots] = contrast_group(
+            batches.sample(), batches.sources, self.config.contrastive, self.rng, batches.width
+        )
 
     def state_dict(self) -> dict[str, Any]:
+        """The slots of all processes: which of them goes on with which slots is not written down."""
+        gather = self.batches.world.gather
         return {
-            "coordinates": list(self.coordinates),
-            "first": list(self.state.first),
-            "second": list(self.state.second),
-            "count": self.state.count,
+            "coordinates": [gather(c) for c in self.coordinates],
+            "first": [gather(m) for m in self.state.first],
+            "second": [gather(m) for m in self.state.second],
+            "count": gather(self.state.count),
             "age": torch.from_numpy(self.age.copy()),
             "limit": torch.from_numpy(self.limit.copy()),
             "bodies": json.dumps([_describe(body) for body in self.bodies]),
@@ -171,92 +133,40 @@ class Rehearsal:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.coordinates = tuple(state["coordinates"])
-        self.state = FastAdamState(tuple(state["first"]), tuple(state["second"]), state["count"])
+        device = self.batches.world.device
+
+        def own(tensors: list[Tensor]) -> tuple[Tensor, ...]:
+            return tuple(t[self.own].to(device) for t in tensors)
+
+        self.coordinates = own(state["coordinates"])
+        self.state = FastAdamState(own(state["first"]), own(state["second"]), *own([state["count"]]))
         self.age, self.limit = state["age"].numpy().copy(), state["limit"].numpy().copy()
         self.bodies = [_rebuild(self.batches.sources, data) for data in json.loads(state["bodies"])]
         self.batches.load_state_dict(state)
 
 
-class Plain:
-    """The schemes without rehearsal: every loss moves the contexts, which are ordinary parameters.
+def make_objective(
+    model: VLA, sources: VirtualSources, config: RehearsalConfig, world: World = ALONE
+) -> Rehearsal | Plain:
+    """The objective of a scheme, for this process's share of the slots.
 
-    "per_body" learns the difference to W0 of each of a fixed set of source embodiments; "global" has W0 alone. While
-    training widens, the fixed embodiments widen with it, so that what they learn is not held up by that.
+    Raises:
+        ValueError: the scheme does not take what the config asks for.
     """
-
-    WIDTHS = 50
-    """Steps of width in which fixed embodiments widen."""
-
-    def __init__(self, model: VLA, sources: VirtualSources, config: RehearsalConfig):
-        self.model, self.config = model, config
-        self.batches = _Batches(model, sources, config)
-        self.bodies: list[VirtualEmbodiment] = []
-        self._bodies_width = -1.0
-        self.table: list[Tensor] = []
-        if config.scheme == "per_body":
-            zeros = model.contexts.zeros(model.prior().detach(), config.bodies)
-            self.table = [c.requires_grad_() for c in zeros]
-            self.optimizer = torch.optim.Adam(self.table, lr=1e-3)
-        self._chosen = np.zeros(0, dtype=np.int64)
-
-    def losses(self) -> Losses:
-        prior = self.model.prior()
-        if not self.table:
-            bodies = [self.batches.sample() for _ in range(self.config.slots)]
-            return self.batches.losses(bodies, prior, prior)
-        self.optimizer.zero_grad()
-        self._widen_bodies()
-        self._chosen = self.batches.rng.choice(self.config.bodies, size=self.config.slots, replace=False)
-        rows = torch.from_numpy(self._chosen)
-        context = self.model.contexts.context(prior, [c[rows] for c in self.table])
-        return self.batches.losses([self.bodies[i] for i in self._chosen], context, context)
-
-    def _widen_bodies(self) -> None:
-        """The fixed embodiments at the present width; each keeps its rig, its play and the seed of its frames."""
-        width = np.floor(self.batches.width * self.WIDTHS) / self.WIDTHS
-        if width != self._bodies_width:
-            seeds = [[self.config.seed, 11, i] for i in range(self.config.bodies)]
-            sources = self.batches.sources
-            self.bodies = [sources.sample(np.random.default_rng(seed), width=width) for seed in seeds]
-            self._bodies_width = width
-
-    def after_backward(self) -> dict[str, float]:
-        if self.table:
-            self.optimizer.step()
-        return {"ttt/mean_tanh_alpha": mean_tanh_alpha(self.model)}
-
-    def state_dict(self) -> dict[str, Any]:
-        state = self.batches.state_dict()
-        if self.table:
-            state |= {"table": [t.detach() for t in self.table], "optimizer": self.optimizer.state_dict()}
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.batches.load_state_dict(state)
-        if self.table:
-            with torch.no_grad():
-                for own, saved in zip(self.table, state["table"], strict=True):
-                    own.copy_(saved)
-            self.optimizer.load_state_dict(state["optimizer"])
-
-
-def make_objective(model: VLA, sources: VirtualSources, config: RehearsalConfig) -> Rehearsal | Plain:
-    """The objective of a scheme."""
-    return (Rehearsal if config.scheme == "rehearsal" else Plain)(model, sources, config)
-
-
-def mean_tanh_alpha(model: VLA) -> float:
-    """How far the TTT branches are open, on average over layers and channels; 0 means that W is not read."""
-    alphas = [layer.alpha.detach() for layer in model.ttt_layers]
-    return float(torch.cat(alphas).tanh().abs().mean()) if alphas else 0.0
+    if config.scheme == "rehearsal":
+        return Rehearsal(model, sources, config, world)
+    if config.contrastive.weight:
+        raise ValueError(f"the contrastive loss is between rehearsed contexts; the scheme {config.scheme!r} has none")
+    return Plain(model, sources, config, world)
 
 
 def _describe(body: VirtualEmbodiment) -> dict[str, Any]:
     play = [int(e) for e in body.play_episodes]
-    return {"rig": body.rig, "perturbation": body.perturbation.to_dict(), "play": play}
+    colours = {"recoloured": True} if body.recoloured else {}
+    return {"rig": body.rig, "perturbation": body.perturbation.to_dict(), "play": play, **colours}
 
 
 def _rebuild(sources: VirtualSources, data: dict[str, Any]) -> VirtualEmbodiment:
     perturbation = EmbodimentPerturbation.from_dict(data["perturbation"])
-    return sources.embodiment(data["rig"], perturbation, np.array(data["play"]))
+    body = sources.embodiment(data["rig"], perturbation, np.array(data["play"]))
+    return replace(body, recoloured=data.get("recoloured", False))

@@ -32,8 +32,11 @@ class SourceData:
     Embodiments that are described alike in several data sets are one; others keep their own index.
     """
 
-    def __init__(self, readers: Sequence[LeRobotReader]) -> None:
+    def __init__(self, readers: Sequence[LeRobotReader], groups: Sequence[int] | None = None) -> None:
         """Joins open data sets.
+
+        Args:
+            groups: for each, which of several sources it is a shard of; None: each is a source of its own.
 
         Raises:
             ValueError: none is given, or their columns or rates differ.
@@ -41,6 +44,7 @@ class SourceData:
         if not readers:
             raise ValueError("no data set was given")
         self.readers = list(readers)
+        self.groups = list(range(len(readers)) if groups is None else groups)
         for reader in self.readers[1:]:
             _check_alike(self.readers[0], reader)
         self.embodiments: list[dict[str, Any]] = []
@@ -62,7 +66,8 @@ class SourceData:
             ValueError: see the class, and `LeRobotReader`.
         """
         given = [paths] if isinstance(paths, str | Path) else list(paths)
-        return cls([LeRobotReader(root, strict=strict) for path in given for root in _roots(Path(path))])
+        shards = [(group, root) for group, path in enumerate(given) for root in _roots(Path(path))]
+        return cls([LeRobotReader(root, strict=strict) for _, root in shards], [group for group, _ in shards])
 
     def __len__(self) -> int:
         """Episodes."""
@@ -99,6 +104,11 @@ class SourceData:
             if EMBODIMENT_INDEX in part:
                 part[EMBODIMENT_INDEX] = np.asarray(mapping)[part[EMBODIMENT_INDEX]]
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    def embodiments_of(self, group: int) -> set[int]:
+        """Embodiments that a source describes."""
+        maps = (m for m, of in zip(self._embodiment_maps, self.groups, strict=True) if of == group)
+        return {embodiment for mapping in maps for embodiment in mapping}
 
     def _merge_embodiments(self, bodies: list[dict[str, Any]]) -> list[int]:
         """Index in `self.embodiments` for each of `bodies`, which join it where they are new."""

@@ -32,6 +32,8 @@ class FrameFeatures:
     """Per camera, `[frames, N, D]`, float16."""
     next_features: Float[np.ndarray, "frames n F"]
     """Normalised next-observation features, float32."""
+    recoloured: "FrameFeatures | None" = None
+    """The same of every frame in other colours; None: there are none."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class VirtualEmbodiment:
     """With which probability each of them is drawn."""
     last: Int[np.ndarray, " K"]
     """Row of the last frame of each row's episode."""
+    recoloured: bool = False
+    """Its cameras show other colours."""
 
 
 class VirtualSources:
@@ -79,12 +83,14 @@ class VirtualSources:
         shape: ModelShape,
         draw: DrawPerturbation,
         rigs: Int[np.ndarray, " R"] | None = None,
+        rig_odds: Float[np.ndarray, " E"] | None = None,
         task_weights: Mapping[str, float] | None = None,
         keypoint_words: Sequence[str] = (),
     ):
         """Args beyond the fields:
 
         rigs: which of the cache's embodiments to use; None: all.
+        rig_odds: how often each of the cache's embodiments is drawn, relative to the others; None: all alike.
         task_weights: how often frames of tasks that begin with a word are drawn, relative to others (1).
         keypoint_words: the words for the first keypoints of the tower; where a task has one of them, its keypoint is
             what the instruction refers to.
@@ -93,6 +99,7 @@ class VirtualSources:
         self.referent = np.array([_first_match(task, keypoint_words) for task in cache.tasks])
         self.cache, self.features, self.shape, self.draw = cache, features, shape, draw
         self.rigs = np.unique(cache.embodiment_index) if rigs is None else np.asarray(rigs)
+        self.odds = None if rig_odds is None else rig_odds[self.rigs] / rig_odds[self.rigs].sum()
         self.tokens, self.token_mask = tokenize_tasks(cache.tasks, tokenizer)
         for rig in self.rigs:
             for is_play, kind in ((True, "play"), (False, "demonstration")):
@@ -137,21 +144,28 @@ class VirtualSources:
 
     def sample(self, rng: np.random.Generator, rig: int | None = None, width: float = 1.0) -> VirtualEmbodiment:
         """A random rig (or the given one) under a random perturbation of a width, with a random share of its play."""
-        rig = int(rng.choice(self.rigs)) if rig is None else rig
+        rig = int(rng.choice(self.rigs, p=self.odds)) if rig is None else rig
         play = self.cache.episodes_of(rig, True)
         count = int(rng.integers((len(play) + 1) // 2, len(play) + 1))
         chosen = np.sort(rng.choice(play, size=count, replace=False))
         return self.embodiment(rig, self.draw(rng, self.cache.embodiments[rig], width), chosen)
 
-    def play_batch(self, bodies: list[VirtualEmbodiment], each: int, rng: np.random.Generator) -> Transition:
-        """`each` transitions of play of every body, body after body. The prompt is empty: state-free, task-free."""
-        rows = [rng.choice(body.play, size=each) for body in bodies]
-        return self._batch(bodies, rows, with_next=True)
+    def play_batch(
+        self, bodies: list[VirtualEmbodiment], each: int, rng: np.random.Generator, own: slice = slice(None)
+    ) -> Transition:
+        """`each` transitions of play of every body, body after body. The prompt is empty: state-free, task-free.
 
-    def demonstration_batch(self, bodies: list[VirtualEmbodiment], each: int, rng: np.random.Generator) -> Transition:
-        """`each` samples of demonstrations of every body, with the instruction as prompt."""
+        With `own`, the samples of those bodies alone; what is drawn is the same.
+        """
+        rows = [rng.choice(body.play, size=each) for body in bodies]
+        return self._batch(bodies[own], rows[own], with_next=True)
+
+    def demonstration_batch(
+        self, bodies: list[VirtualEmbodiment], each: int, rng: np.random.Generator, own: slice = slice(None)
+    ) -> Transition:
+        """`each` samples of demonstrations of every body, with the instruction as prompt; `own` as in `play_batch`."""
         rows = [rng.choice(body.demonstrations, size=each, p=body.demonstration_odds) for body in bodies]
-        return self._batch(bodies, rows, with_next=False)
+        return self._batch(bodies[own], rows[own], with_next=False)
 
     def _canonical(self, frames: np.ndarray, perturbation: EmbodimentPerturbation) -> tuple[np.ndarray, np.ndarray]:
         column = self.cache.column
@@ -171,11 +185,11 @@ class VirtualSources:
         repeats = torch.tensor(each)
         state_mask = torch.stack([b.state_mask for b in bodies]).repeat_interleave(repeats, dim=0)
         action_mask = torch.stack([b.action_mask for b in bodies]).repeat_interleave(repeats, dim=0)
-        following = None
+        recoloured, following = np.repeat([b.recoloured for b in bodies], each), None
         if with_next:
             after = np.concatenate([b.frames[r + horizon] for b, r in zip(bodies, rows, strict=True)])
-            following = torch.from_numpy(self.features.next_features[after])
-        observation = self._observation(frames, state, state_mask, prompted=not with_next)
+            following = torch.from_numpy(self._seen(lambda features: features.next_features, after, recoloured))
+        observation = self._observation(frames, recoloured, state, state_mask, prompted=not with_next)
         chunk = ActionChunk(actions, torch.from_numpy(valid), action_mask)
         return Transition(observation, chunk, following, referent=None if with_next else self._referent(frames))
 
@@ -187,15 +201,34 @@ class VirtualSources:
         (tokens,) = self.features.tokens.values()
         return torch.from_numpy(tokens[frames, index, :2]).float()
 
-    def _observation(self, frames: np.ndarray, state: Tensor, state_mask: Tensor, *, prompted: bool) -> Observation:
+    def _seen(
+        self, of: Callable[[FrameFeatures], np.ndarray], frames: np.ndarray, recoloured: Bool[np.ndarray, " B"]
+    ) -> np.ndarray:
+        """Features of frames, of some in other colours."""
+        values = np.ascontiguousarray(of(self.features)[frames])
+        if recoloured.any():
+            if self.features.recoloured is None:
+                raise ValueError("a body in other colours needs features of recoloured frames")
+            values[recoloured] = of(self.features.recoloured)[frames[recoloured]]
+        return values
+
+    def _observation(
+        self,
+        frames: np.ndarray,
+        recoloured: Bool[np.ndarray, " B"],
+        state: Tensor,
+        state_mask: Tensor,
+        *,
+        prompted: bool,
+    ) -> Observation:
         tasks = torch.from_numpy(self.cache.task_index[self.cache.episode_of_frame[frames]])
         tokens, mask = self.tokens[tasks], self.token_mask[tasks]
         if not prompted:
             tokens, mask = tokens[:, :1], mask[:, :1]  # the begin token alone, as an empty prompt gives it
         longest = int(mask.sum(1).max())
         features = {
-            camera: torch.from_numpy(np.ascontiguousarray(values[frames])).float()
-            for camera, values in self.features.tokens.items()
+            camera: torch.from_numpy(self._seen(lambda f, c=camera: f.tokens[c], frames, recoloured)).float()
+            for camera in self.features.tokens
         }
         present = {camera: torch.ones(len(frames), dtype=torch.bool) for camera in features}
         return Observation({}, present, state, tokens[:, :longest], mask[:, :longest], state_mask, features)

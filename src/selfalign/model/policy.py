@@ -27,7 +27,7 @@ from selfalign.model.streams import Condition, Mixture, PrefixCache, StreamConfi
 from selfalign.model.tensorfile import StoredTensor
 from selfalign.model.ttt import TTTConfig, TTTLayer
 from selfalign.model.vision import KeypointTowerConfig, VisionConfig
-from selfalign.types import Observation, Transition
+from selfalign.types import Observation, TensorStruct, Transition
 
 ACTION, ALIGNMENT = "action", "alignment"
 BOTH = (ACTION, ALIGNMENT)
@@ -64,7 +64,7 @@ class VLAConfig:
 
 
 @dataclass(frozen=True)
-class FlowNoise:
+class FlowNoise(TensorStruct):
     """The noise of one training sample. Inverse dynamics reuses the action noise."""
 
     actions: Float[Tensor, "B H A"]
@@ -72,9 +72,14 @@ class FlowNoise:
     next_features: Float[Tensor, "B N F"] | None
 
     @classmethod
-    def like(cls, batch: Transition, *, generator: torch.Generator | None = None) -> "FlowNoise":
+    def like(
+        cls, batch: Transition, *, samples: int | None = None, generator: torch.Generator | None = None
+    ) -> "FlowNoise":
+        """Noise for a batch; with `samples`, for so many samples of its kind."""
+
         def draw(x: Tensor) -> Tensor:
-            return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            shape = x.shape if samples is None else (samples, *x.shape[1:])
+            return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
 
         following = None if batch.next_features is None else draw(batch.next_features)
         return cls(draw(batch.actions.values), draw(batch.observation.state), following)
@@ -103,6 +108,8 @@ class Losses:
     dynamics: Tensor | None = None
     inverse: Tensor | None = None
     grounding: Tensor | None = None
+    contrastive: Tensor | None = None
+    """Of pretraining's slots (`align.contrastive`); the model knows none."""
 
     def scalars(self) -> dict[str, float]:
         """The parts that are present, as numbers for a log."""

@@ -1,9 +1,7 @@
 """The loop around `train_step`: progress, log, checkpoints, a clean stop."""
 
-import json
 import signal
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,50 +10,30 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from selfalign.train import checkpoint
-from selfalign.train.step import TrainState, train_step
+from selfalign.train.metrics import Log
+from selfalign.train.step import NonFiniteLoss, TrainState, train_step
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How often the loop reports and saves."""
+    """How often the loop reports, measures and saves."""
 
     log_every: int = 50
     save_every: int = 500
     keep: int = 2
+    """Newest checkpoints that stay."""
+    keep_every: int | None = None
+    """Checkpoints of steps that are a multiple of this stay too."""
     tensorboard: bool = True
+    wandb: str | None = None
+    """Project of Weights & Biases to log to (extra `wandb`)."""
+    diagnose_every: int = 100
+    """Steps between the measurements that cost a forward and a backward pass; 0: none."""
+    validate_every: int = 500
+    """Steps between the measurements on held-out bodies, where there are some."""
 
 
-class Log:
-    """Means over `log_every` steps, as lines of JSON and in TensorBoard."""
-
-    def __init__(self, directory: Path, *, tensorboard: bool):
-        directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / "log.jsonl"
-        self._sums: dict[str, list[float]] = defaultdict(list)
-        self._writer = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
-
-            self._writer = SummaryWriter(str(directory / "tensorboard"))
-
-    def add(self, numbers: dict[str, float]) -> None:
-        for name, value in numbers.items():
-            self._sums[name].append(value)
-
-    def flush(self, step: int, seconds: float) -> dict[str, float]:
-        """Write the means since the last flush and return them."""
-        means = {name: sum(values) / len(values) for name, values in self._sums.items()}
-        self._sums.clear()
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "seconds": round(seconds, 1), **means}) + "\n")
-        if self._writer is not None:
-            for name, value in means.items():
-                self._writer.add_scalar(name, value, step)
-        return means
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+Validate = Callable[[TrainState], dict[str, float]]
 
 
 def fit(
@@ -64,32 +42,82 @@ def fit(
     config: LoopConfig = LoopConfig(),
     *,
     on_save: Callable[[TrainState], None] | None = None,
+    validate: Validate | None = None,
 ) -> bool:
     """Train to `state.total_steps`, going on from the newest checkpoint in `directory`.
 
-    SIGINT and SIGTERM save and return. Returns True when the training is complete.
+    SIGINT and SIGTERM save and return, in whichever process they arrive. Returns True when the training is complete.
+
+    Args:
+        on_save: called with every checkpoint but the last.
+        validate: measures on held-out data.
+
+    Raises:
+        NonFiniteLoss: the batch that did it lies in `directory`.
     """
-    directory = Path(directory)
+    directory, world = Path(directory), state.engine.world
     found = checkpoint.available(directory)
     if found:
         checkpoint.restore(state, found[-1])
-    log, started, first = Log(directory, tensorboard=config.tensorboard), time.monotonic(), state.step
-    with _stop_requested() as stop, _progress() as bar:
-        task = bar.add_task("pretrain", total=state.total_steps, completed=state.step, info="")
-        while state.step < state.total_steps and not stop:
-            log.add(train_step(state))
-            if state.step % config.log_every == 0 or state.step == state.total_steps:
-                means = log.flush(state.step, time.monotonic() - started)
-                means["sec/step"] = (time.monotonic() - started) / (state.step - first)
-                bar.update(task, info=_summary(means))
-            bar.update(task, completed=state.step)
+    with _stop_requested() as stop, _Reporter(state, directory, config) as report:
+        while state.step < state.total_steps and not world.any(bool(stop)):
+            try:
+                report.numbers(train_step(state))
+            except NonFiniteLoss as error:
+                raise checkpoint.with_batch(error, state, directory) from error
+            report.measure(validate)
+            report.step()
             if state.step % config.save_every == 0:
-                checkpoint.save(state, directory, keep=config.keep)
+                checkpoint.save(state, directory, keep=config.keep, keep_every=config.keep_every)
                 if on_save is not None:
                     on_save(state)
-        checkpoint.save(state, directory, keep=config.keep)
-    log.close()
-    return state.step >= state.total_steps
+        checkpoint.save(state, directory, keep=config.keep, keep_every=config.keep_every)
+    complete = state.step >= state.total_steps
+    if world.main and not complete:
+        print(f"stopped at step {state.step} of {state.total_steps}; the same command goes on from there", flush=True)
+    return complete
+
+
+class _Reporter:
+    """Log and progress bar, in the main process."""
+
+    def __init__(self, state: TrainState, directory: Path, config: LoopConfig):
+        self._state, self._config, self._main = state, config, state.engine.world.main
+        sinks = {"tensorboard": config.tensorboard, "wandb": config.wandb} if self._main else {"tensorboard": False}
+        self._log = Log(directory, **sinks, about=state.about)
+        self._bar = _progress(self._main)
+        self._started, self._first = time.monotonic(), state.step
+
+    def __enter__(self) -> "_Reporter":
+        self._bar.start()
+        self._task = self._bar.add_task("pretrain", total=self._state.total_steps, completed=self._state.step, info="")
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.stop()
+        self._log.close()
+
+    def numbers(self, numbers: dict[str, float]) -> None:
+        self._log.add(numbers)
+
+    def measure(self, validate: Validate | None) -> None:
+        """What is not measured in every step."""
+        state, config = self._state, self._config
+        if config.diagnose_every and state.step % config.diagnose_every == 0 and not state.engine.sharded:
+            self._log.add(state.objective.diagnose())
+        if validate is not None and (state.step % config.validate_every == 0 or state.step == state.total_steps):
+            self._log.add(validate(state))
+
+    def step(self) -> None:
+        """After each step: the means of the last ones where they are due, and the bar."""
+        state, seconds = self._state, time.monotonic() - self._started
+        if state.step % self._config.log_every == 0 or state.step == state.total_steps:
+            means = state.engine.world.mean(self._log.means())
+            if self._main:
+                self._log.write(means, state.step, seconds)
+            shown = {**means, "sec/step": seconds / (state.step - self._first)}
+            self._bar.update(self._task, info=_summary(shown))
+        self._bar.update(self._task, completed=state.step)
 
 
 def _summary(means: dict[str, float]) -> str:
@@ -98,21 +126,24 @@ def _summary(means: dict[str, float]) -> str:
     )
 
 
-def _progress() -> Progress:
+def _progress(shown: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[info]}"),
+        TextColumn("{task.fields[info]}"), disable=not shown,
     )  # fmt: skip
 
 
 @contextmanager
 def _stop_requested() -> Iterator[list[int]]:
-    """A list that becomes true when the process is asked to stop; a second request stops it at once."""
+    """A list that becomes true when the process is asked to stop; the same request again stops it at once.
+
+    (On Ctrl-C, torchrun's processes get SIGINT from the terminal and SIGTERM from torchrun.)
+    """
     requests: list[int] = []
     old = {}
 
     def handler(number: int, frame) -> None:
-        if requests:
+        if number in requests:
             raise KeyboardInterrupt
         requests.append(number)
 

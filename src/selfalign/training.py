@@ -1,0 +1,265 @@
+"""`selfalign pretrain`: its flags, and what they mean for `align.pretrain`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from selfalign import presets
+from selfalign.align.heldout import HeldOutConfig
+from selfalign.align.pretrain import PretrainConfig, pretrain
+from selfalign.align.settings import ContrastiveConfig, RehearsalConfig
+from selfalign.checkpoint import save_checkpoint
+from selfalign.data.fake import fake_perturbation, write_fake
+from selfalign.data.virtual import DrawPerturbation
+from selfalign.model.policy import VLA, LossWeights
+from selfalign.policy import AlignSettings, Policy
+from selfalign.train.autocast import Precision
+from selfalign.train.loop import LoopConfig
+from selfalign.train.lora import LoraSettings
+from selfalign.train.parallel import Strategy
+from selfalign.train.parts import Part
+from selfalign.train.pointing import PointingConfig
+from selfalign.train.step import OptimConfig, TrainState
+from selfalign.train.world import World, open_world
+
+DEBUG_STEPS = {"pi05_alignment_debug": 100}
+"""Presets for trying out a training, on made-up recordings where no data is given, and how long they train."""
+
+
+@dataclass(frozen=True)
+class BodyFlags:
+    """The embodiments of a batch, and their contexts."""
+
+    scheme: Literal["rehearsal", "per_body", "global"] = "rehearsal"
+    """How contexts are treated: rehearsed, or one per source body or one for all, moved by every loss."""
+    span: int | None = None
+    """Contexts lie in a learned span of so many directions; None: every fast weight moves."""
+    slots: int = 16
+    """Embodiments in a batch, each in the middle of its own alignment."""
+    max_age: int = 150
+    """Alignment steps after which a slot gets a new embodiment, at the latest."""
+    play_per_slot: int = 8
+    demonstrations_per_slot: int = 8
+    widen_steps: int = 4000
+    """Steps over which action and state frames widen from canonical to all of the source region; 0: at once."""
+    context_learning_rate: float = 1e-2
+    """Of Adam on the contexts, here and in `selfalign align`."""
+    context_decay_steps: float | None = None
+    """That rate falls as 1 / sqrt(1 + (step - 1) / this); None: constant."""
+    reach_weight: float = 2.0
+    """How often frames of reach demonstrations are drawn, relative to other tasks."""
+    held_out_rigs: int = 0
+    """Rigs that training never sees: their losses before and after alignment are logged as val/..."""
+
+
+@dataclass(frozen=True)
+class LossFlags:
+    """Weights of the losses."""
+
+    lambda_action: float = 1.0
+    lambda_ttt: float = 0.1
+    """Weight of the TTT layers' own reconstruction loss."""
+    lambda_perception: float = 1.0
+    lambda_dynamics: float = 1.0
+    lambda_inverse: float = 1.0
+    lambda_grounding: float = 1.0
+    """Weight of pointing at what the instruction names."""
+    lambda_contrastive: float = 0.0
+    """Weight of InfoNCE between contexts: slots come in groups of a body, its recoloured twin and its negatives, so
+    `slots` is a multiple of 2 + negatives. 0: none."""
+    negatives: int = 4
+    """Perturbed bodies in each such group."""
+    temperature: float = 0.07
+
+    def weights(self) -> LossWeights:
+        names = ("action", "ttt", "perception", "dynamics", "inverse", "grounding")
+        return LossWeights(**{name: getattr(self, f"lambda_{name}") for name in names})
+
+    def contrastive(self) -> ContrastiveConfig:
+        return ContrastiveConfig(self.lambda_contrastive, self.temperature, self.negatives)
+
+
+@dataclass(frozen=True)
+class OptimiserFlags:
+    """What learns, and how."""
+
+    learning_rate: float = 1e-3
+    accumulate: int = 1
+    """Parts that a batch is cut into and computed one after the other: the same gradients in less memory."""
+    ema_decay: float | None = None
+    """Ship a moving average of the weights with this decay; None: the weights themselves."""
+    precision: Precision = "float32"
+    """"bf16": large matrix products in bfloat16; weights, gradients and moments stay float32."""
+    freeze: tuple[Part, ...] = ()
+    """Parts that stay as they start. (The vision tower learns beforehand, and never here.)"""
+    lora_rank: int = 0
+    """Parts of `lora_parts` learn through low-rank updates of this rank (extra `lora`); 0: as usual."""
+    lora_alpha: float = 16.0
+    lora_parts: tuple[Part, ...] = ("vlm",)
+    pointing_steps: int = 3500
+    """Steps in which the vision tower learns to point."""
+
+
+@dataclass(frozen=True)
+class MachineFlags:
+    """Where and how fast it runs."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    strategy: Strategy = "ddp"
+    """How the processes that torchrun has started share the training: copies of the model, or shards of it."""
+    recompute: bool = False
+    """Gradient checkpointing: less memory for more time."""
+    compile: bool = False
+    """Compile the streams: minutes at the start, a quarter less time a step on a CPU."""
+    threads: int = 2
+    """Threads of the computation on a CPU, in each process."""
+
+
+@dataclass(frozen=True)
+class LogFlags:
+    """What is written, and when."""
+
+    save_every: int = 500
+    keep: int = 2
+    """Newest training checkpoints that stay."""
+    keep_every: int | None = None
+    """Those of steps that are a multiple of this stay too."""
+    log_every: int = 50
+    validate_every: int = 500
+    """Steps between the measurements on held-out rigs."""
+    diagnose_every: int = 100
+    """Steps between measurements of the cosine between the gradients of action and alignment losses by W; 0: none."""
+    tensorboard: bool = True
+    wandb: str | None = None
+    """Project of Weights & Biases to log to as well (extra `wandb`)."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The flags of `selfalign pretrain`."""
+
+    data: tuple[Path, ...] | None = None
+    """LeRobot data sets, or folders of them; None: data/sources, or made-up recordings for a debugging preset."""
+    data_weights: tuple[float, ...] = ()
+    """How often bodies of each data set are drawn, relative to the others; none: every rig is drawn as often."""
+    out: Path = Path("runs/tiny")
+    """Training checkpoints and logs; the finished policy is in its folder `policy`. Goes on where it stopped."""
+    preset: str = "tiny"
+    start: Path | None = None
+    """Checkpoint to start from, trained vision tower included; None: from nothing."""
+    snapshots: Path | None = None
+    """Pictures that the vision tower learns on (`selfalign snapshots`); None: the frames of `data`."""
+    steps: int | None = None
+    """None: 6000, or 100 for a debugging preset."""
+    seed: int = 0
+    bodies: BodyFlags = field(default_factory=BodyFlags)
+    losses: LossFlags = field(default_factory=LossFlags)
+    optimiser: OptimiserFlags = field(default_factory=OptimiserFlags)
+    machine: MachineFlags = field(default_factory=MachineFlags)
+    log: LogFlags = field(default_factory=LogFlags)
+
+    def pretraining(self) -> PretrainConfig:
+        """The same for `align.pretrain`."""
+        from selfalign.sim.tasks import COLOURS
+
+        bodies, optimiser, machine, log = self.bodies, self.optimiser, self.machine, self.log
+        return PretrainConfig(
+            steps=DEBUG_STEPS.get(self.preset, 6000) if self.steps is None else self.steps,
+            seed=self.seed,
+            optim=OptimConfig(
+                learning_rate=optimiser.learning_rate,
+                accumulate=optimiser.accumulate,
+                ema_decay=optimiser.ema_decay,
+                precision=optimiser.precision,
+            ),
+            rehearsal=RehearsalConfig(
+                scheme=bodies.scheme,
+                slots=bodies.slots,
+                play_per_slot=bodies.play_per_slot,
+                demonstrations_per_slot=bodies.demonstrations_per_slot,
+                widen_steps=bodies.widen_steps,
+                max_age=bodies.max_age,
+                learning_rate=bodies.context_learning_rate,
+                decay_steps=bodies.context_decay_steps,
+                weights=self.losses.weights(),
+                contrastive=self.losses.contrastive(),
+            ),
+            pointing=PointingConfig(steps=optimiser.pointing_steps, seed=self.seed),
+            loop=LoopConfig(
+                log_every=log.log_every,
+                save_every=log.save_every,
+                keep=log.keep,
+                keep_every=log.keep_every,
+                tensorboard=log.tensorboard,
+                wandb=log.wandb,
+                diagnose_every=log.diagnose_every,
+                validate_every=log.validate_every,
+            ),
+            start=self.start,
+            snapshots=self.snapshots,
+            compile=machine.compile,
+            task_weights={"reach": bodies.reach_weight},
+            keypoint_words=("tip", *COLOURS),
+            data_weights=self.data_weights,
+            held_out=HeldOutConfig(rigs=bodies.held_out_rigs),
+            freeze=optimiser.freeze,
+            lora=LoraSettings(optimiser.lora_rank, optimiser.lora_alpha, parts=optimiser.lora_parts),
+            recompute=machine.recompute,
+            strategy=machine.strategy,
+        )
+
+    def settings(self) -> AlignSettings:
+        """What the policy says of how it wants to be aligned."""
+        rehearsal = self.pretraining().rehearsal
+        if rehearsal.scheme != "rehearsal":
+            return AlignSettings(weights=rehearsal.weights, rehearsed=False)
+        return AlignSettings(
+            learning_rate=rehearsal.learning_rate,
+            betas=rehearsal.betas,
+            clip_norm=rehearsal.clip_norm,
+            decay_steps=rehearsal.decay_steps,
+            weights=rehearsal.weights,
+        )
+
+
+def run(config: TrainingConfig) -> None:
+    """Train, and export the policy with every checkpoint.
+
+    Raises:
+        ValueError, FileNotFoundError: flags, data or a checkpoint that do not go together, or are not there.
+        ImportError: an extra is missing.
+    """
+    torch.set_num_threads(config.machine.threads)
+    preset = presets.get(config.preset)
+    model_config = replace(preset, ttt=replace(preset.ttt, span=config.bodies.span))
+    export = _exporter(config)
+    with open_world(config.machine.device) as world:
+        data, draw = _sources(config, world)
+        model = pretrain(model_config, data, config.out, config.pretraining(), draw, on_save=export, world=world)
+        if model is not None:
+            export(model)
+
+
+def _exporter(config: TrainingConfig) -> Callable[..., None]:
+    settings = config.settings()
+
+    def export(model: VLA, state: TrainState | None = None) -> None:
+        save_checkpoint(Policy.from_model(model, settings), config.out / "policy")
+
+    return export
+
+
+def _sources(config: TrainingConfig, world: World) -> tuple[list[Path], DrawPerturbation]:
+    """The data, and the bodies that rehearsal may make of it."""
+    if config.data is None and config.preset in DEBUG_STEPS:
+        fake = config.out / "fake_data"
+        with world.main_first():
+            if not fake.is_dir():
+                write_fake(fake, image_size=presets.get(config.preset).image_size, seed=config.seed)
+        return [fake], fake_perturbation
+    from selfalign.sim.virtual import source_perturbation
+
+    return list((Path("data/sources"),) if config.data is None else config.data), source_perturbation

@@ -1,0 +1,42 @@
+"""The cosine between gradients: what it is, and that measuring it changes nothing."""
+
+import pytest
+import torch
+
+from align.rehearsing import seeded_state
+from selfalign.align.diagnose import aside
+from selfalign.train.step import train_step
+
+
+@pytest.mark.parametrize("span", [None, 5])
+def test_the_cosine_is_that_of_each_slots_gradients(small_sources, span):
+    state = seeded_state(small_sources, max_age=50, span=span)
+    for _ in range(2):
+        train_step(state)
+    rehearsal = state.objective
+    measured = rehearsal.diagnose()["ttt/gradient_cosine"]
+
+    model, cosines = state.model, []
+    with aside([0, 17, rehearsal.batches.step]) as rng:
+        batch = rehearsal.batches.draw_from(rehearsal.bodies, rng)
+    for slot, part in enumerate(batch.split(3)):
+        own = model.contexts.context(model.prior(), [c[slot] for c in rehearsal.coordinates]).leaf()
+        gradients = []
+        for samples, name in ((part.play, "alignment"), (part.demonstrations, "action")):
+            loss = model.losses(samples.transition, own, noise=samples.noise, time=samples.time, parts=(name,)).total
+            gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, own.tensors)]))
+        a, b = gradients
+        cosines.append(float(a @ b / (a.norm() * b.norm())))
+    assert measured == pytest.approx(sum(cosines) / 3, abs=1e-4)
+    assert max(map(abs, cosines)) > 1e-3
+
+
+@pytest.mark.parametrize("scheme", ["rehearsal", "per_body", "global"])
+def test_measuring_leaves_the_training_as_it_is(small_sources, scheme):
+    plain, measured = seeded_state(small_sources, scheme), None
+    expected = [train_step(plain) for _ in range(3)]
+    measured = seeded_state(small_sources, scheme)
+    for numbers in expected:
+        assert train_step(measured) == numbers
+        assert -1 <= measured.objective.diagnose()["ttt/gradient_cosine"] <= 1
+        assert measured.objective.diagnose() == measured.objective.diagnose()
