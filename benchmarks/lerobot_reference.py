@@ -1,16 +1,17 @@
 """LeRobot's own pi0 and pi0.5 policies with their processors, in the sizes of one of our models.
 
 Nothing of LeRobot is in this repository; benchmarks/README.md says how to make the environment. Three things are
-replaced: the table of sizes, PaliGemma's tokenizer (by a small one, since LeRobot's is downloaded), and torchvision,
-which only LeRobot's data sets use, where it is not installed.
+replaced: the table of sizes, PaliGemma's tokenizer (by a small one, since LeRobot's is downloaded), and packages that
+only LeRobot's robots and data sets use, where they are not installed.
 """
 
 import contextlib
-import importlib.util
 import io
+import json
 import os
 import sys
 from collections.abc import Mapping
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,12 +26,9 @@ from torch import Tensor, nn
 from selfalign.model.policy import VLAConfig
 from selfalign.types import Observation
 
-TORCHVISION = (
-    "torchvision",
-    *(f"torchvision.{name}" for name in ("io", "transforms", "transforms.functional", "transforms.v2")),
-    "torchvision.transforms.v2.functional",
-)
-UNKNOWN_SIZES = ("--paligemma_variant=gemma_2b", "--action_expert_variant=gemma_300m", "--device=cpu")
+UNUSED = ("cv2", "deepdiff", "imageio", "pynput", "rerun", "serial", "torchvision", "wandb")
+"""Packages that LeRobot imports on the way to its policies and that these do not call."""
+VARIANTS = {"paligemma_variant": "gemma_2b", "action_expert_variant": "gemma_300m", "device": "cpu"}
 """LeRobot builds two sizes by their names; these stand for ours while a `Reference` is built."""
 
 
@@ -71,13 +69,18 @@ class Reference:
         return self.policy.model
 
     def load(self, directory: Path) -> str:
-        """Open a policy directory; returns what LeRobot says while it loads, which is all that a failure leaves."""
+        """Open a policy directory; returns what LeRobot says while it loads, which is all that a failure leaves.
+
+        In its `config.json`, the names of the sizes are changed to ones that LeRobot accepts.
+        """
         from lerobot.configs.policies import PreTrainedConfig
         from lerobot.processor import PolicyProcessorPipeline, converters
 
+        path = directory / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **VARIANTS}))
         told = io.StringIO()
         with contextlib.redirect_stdout(told), self._replaced():
-            config = PreTrainedConfig.from_pretrained(directory, cli_overrides=list(UNKNOWN_SIZES))
+            config = PreTrainedConfig.from_pretrained(directory)
             self.policy = self._policy_class().from_pretrained(directory, config=config).eval()
             self.before = PolicyProcessorPipeline.from_pretrained(directory, "policy_preprocessor.json")
             self.after = PolicyProcessorPipeline.from_pretrained(
@@ -129,11 +132,11 @@ class Reference:
     def sample_actions(self, observation: Observation, noise: Tensor, num_steps: int) -> Tensor:
         """Of the bare model, on what it reads."""
         seen = observation
-        images, masks = list(seen.images.values()), list(seen.image_masks.values())
+        read = [list(seen.images.values()), list(seen.image_masks.values()), seen.tokens, seen.token_mask]
+        if self.kind == "pi0":
+            read.append(seen.state)
         with torch.no_grad():
-            return self.model.sample_actions(
-                images, masks, seen.tokens, seen.token_mask, seen.state, noise=noise, num_steps=num_steps
-            )
+            return self.model.sample_actions(*read, noise=noise, num_steps=num_steps)
 
     def act(self, raw: Mapping[str, Any], noise: Tensor, num_steps: int) -> np.ndarray:
         """Actions `[H, A]` in robot units of a raw observation in LeRobot's names, pictures uint8 `[H, W, 3]`."""
@@ -187,13 +190,27 @@ def full_size(kind: str) -> nn.Module:
         return PI0Pytorch(PI0Config(device="cpu")) if kind == "pi0" else PI05Pytorch(PI05Config(device="cpu"))
 
 
+class _Absent(MetaPathFinder, Loader):
+    """Stands for the packages of `UNUSED` that are not installed."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, is_package=True) if fullname.split(".")[0] in UNUSED else None
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        return MagicMock()
+
+    def exec_module(self, module: Any) -> None:
+        """There is nothing to run."""
+
+
 def _import() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if "torchvision" not in sys.modules and importlib.util.find_spec("torchvision") is None:
-        for name in TORCHVISION:
-            sys.modules[name] = MagicMock(__spec__=ModuleSpec(name, None), __path__=[])
+    if not any(isinstance(finder, _Absent) for finder in sys.meta_path):
+        sys.meta_path.append(_Absent())
     try:
         import lerobot.policies.pi0.modeling_pi0
-        import lerobot.policies.pi05.modeling_pi05  # noqa: F401
+        import lerobot.policies.pi0.processor_pi0
+        import lerobot.policies.pi05.modeling_pi05
+        import lerobot.policies.pi05.processor_pi05  # noqa: F401
     except ImportError as error:
         raise SystemExit(f"LeRobot's policies cannot be imported ({error}); see benchmarks/README.md") from error

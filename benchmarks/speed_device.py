@@ -1,7 +1,7 @@
 """One model on one device: `sample_actions` and a step of alignment at several batch sizes, beside their least times.
 
     python benchmarks/speed_device.py --out benchmarks/results/speed_gpu.json
-    python benchmarks/speed_device.py --preset small --device cpu --peak h100 --batches 1 --no-compile     # does it run?
+    python benchmarks/speed_device.py --preset small --device cpu --peak h100 --batches 1 --no-compile
 
 Random weights, bf16, three cameras, a prompt of 48 tokens, 10 denoising steps.
 """

@@ -38,6 +38,7 @@ def small_sentencepiece() -> bytes:
         user_defined_symbols=["\n"],
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
         minloglevel=2,
     )
     return model.getvalue()

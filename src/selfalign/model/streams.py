@@ -236,8 +236,8 @@ def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_BTS: Tensor) -> 
 def as_many_heads(x_BGSK: Tensor, heads: int) -> Float[Tensor, "B H S K"]:
     """Keys or values under every head that reads them.
 
-    On a CUDA device, torch groups heads itself only where it takes no mask or writes out all scores; its fused attention
-    with a mask wants equal counts. The one head of pi0's keys is repeated without a copy.
+    On a CUDA device, torch groups heads itself only where it takes no mask or writes out all scores; its fused
+    attention with a mask wants equal counts. The one head of pi0's keys is repeated without a copy.
     """
     group = heads // x_BGSK.shape[1]
     return x_BGSK[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) if group > 1 else x_BGSK
