@@ -5,13 +5,16 @@ has an environment of its own (benchmarks/README.md says how to make it). Its JA
 that import JAX, of which the PyTorch model takes a table of sizes and a resize, are replaced by what is used of them.
 """
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from selfalign.model.openpi import EMBEDDING, UNUSED, openpi_tensors
@@ -19,14 +22,43 @@ from selfalign.model.policy import VLA, VLAConfig
 from selfalign.types import Observation, Transition
 
 
-class Reference:
-    """openpi's model with our model's weights, in float32 and without augmentation."""
+def checkout_at(given: Path | None) -> Path:
+    """Where openpi is: `given`, or what the environment variable OPENPI says."""
+    found = given or os.environ.get("OPENPI")
+    if not found:
+        raise SystemExit("where is openpi? Give --openpi or set OPENPI to a checkout of it")
+    return Path(found)
 
-    def __init__(self, checkout: Path, ours: VLA):
-        self.model = _build(checkout, ours.config)
-        loaded = self.model.load_state_dict(openpi_tensors(ours), strict=False)
+
+class Reference:
+    """openpi's model in the sizes of one of ours, in float32 and without augmentation.
+
+    Args:
+        checkout: of openpi.
+        config: the sizes.
+        device: "meta" builds it without memory.
+    """
+
+    def __init__(self, checkout: Path, config: VLAConfig, device: str = "cpu"):
+        with torch.device(device):
+            self.model = _build(checkout, config)
+
+    @classmethod
+    def of(cls, checkout: Path, ours: VLA) -> "Reference":
+        """With our model's weights."""
+        reference = cls(checkout, ours.config)
+        loaded = reference.model.load_state_dict(openpi_tensors(ours), strict=False)
         if set(loaded.missing_keys) - {EMBEDDING, UNUSED} or loaded.unexpected_keys:
             raise ValueError(f"openpi's model has other tensors: {loaded}")
+        return reference
+
+    def load(self, directory: Path) -> None:
+        """Load a checkpoint with the call that openpi's `load_pytorch` makes: strictly."""
+        load_model(self.model, directory / "model.safetensors")
+
+    def save(self, directory: Path) -> None:
+        """Save a checkpoint's weights with the call that openpi's training makes."""
+        save_model(self.model, directory / "model.safetensors")
 
     def sample_actions(self, observation: Observation, noise: Tensor, num_steps: int) -> Tensor:
         return self.model.eval().sample_actions("cpu", _observation(observation), noise=noise, num_steps=num_steps)
@@ -34,6 +66,20 @@ class Reference:
     def loss(self, batch: Transition, noise: Tensor, time: Tensor) -> Tensor:
         """The mean loss on its training path, which recomputes every layer in the backward pass."""
         return self.model.train()(_observation(batch.observation), batch.actions.values, noise, time).mean()
+
+
+def read_stats(directory: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Statistics as openpi's own reader gives them, after a `Reference` was built."""
+    from openpi.shared import normalize
+
+    return {name: vars(stats) for name, stats in normalize.load(directory).items()}
+
+
+def write_stats(directory: Path, stats: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Statistics written by openpi's own writer, after a `Reference` was built."""
+    from openpi.shared import normalize
+
+    normalize.save(directory, {name: normalize.NormStats(**values) for name, values in stats.items()})
 
 
 def _observation(observation: Observation) -> SimpleNamespace:
@@ -51,14 +97,15 @@ def _observation(observation: Observation) -> SimpleNamespace:
 def _build(checkout: Path, config: VLAConfig) -> nn.Module:
     _import_from(checkout)
     try:
-        from openpi.models_pytorch import gemma_pytorch, pi0_pytorch
+        import transformers
+        from openpi.models_pytorch import gemma_pytorch, pi0_pytorch, preprocessing_pytorch
     except ImportError as error:
         raise SystemExit(
             f"openpi's PyTorch model in {checkout} cannot be imported ({error}); see benchmarks/README.md"
         ) from error
     for name in ("PaliGemmaForConditionalGeneration", "GemmaForCausalLM"):
-        setattr(gemma_pytorch, name, _resized(getattr(gemma_pytorch, name), config))
-    prepare = pi0_pytorch._preprocessing.preprocess_observation_pytorch
+        setattr(gemma_pytorch, name, resized(getattr(transformers, name), config))
+    prepare = preprocessing_pytorch.preprocess_observation_pytorch
     plain = SimpleNamespace(preprocess_observation_pytorch=lambda observation, train: prepare(observation, train=False))
     pi0_pytorch._preprocessing = plain
     settings = SimpleNamespace(
@@ -80,17 +127,20 @@ def _import_from(checkout: Path) -> None:
     source = checkout / "src"
     if not (source / "openpi" / "models_pytorch" / "pi0_pytorch.py").is_file():
         raise SystemExit(f"{checkout} is not a checkout of openpi: it has no src/openpi/models_pytorch")
+    if "openpi" in sys.modules:
+        return
     sys.path.insert(0, str(source))
     for package in ("openpi.models", "openpi.shared"):
         sys.modules[package] = ModuleType(package)
         sys.modules[package].__path__ = []
+    sys.modules["openpi.shared"].__path__ = [str(source / "openpi" / "shared")]
     sizes, images = ModuleType("openpi.models.gemma"), ModuleType("openpi.shared.image_tools")
     sizes.get_config = lambda variant: variant  # a StreamConfig has the fields that are read of a variant
     sys.modules |= {"openpi.models.gemma": sizes, "openpi.shared.image_tools": images}
     sys.modules["openpi.models"].gemma, sys.modules["openpi.shared"].image_tools = sizes, images
 
 
-def _resized(real: Callable[[Any], nn.Module], ours: VLAConfig) -> Callable[[Any], nn.Module]:
+def resized(real: Callable[[Any], nn.Module], ours: VLAConfig) -> Callable[[Any], nn.Module]:
     """Builds with our vision tower's sizes and vocabulary, which openpi has written in."""
 
     def make(config: Any) -> nn.Module:

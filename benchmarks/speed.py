@@ -6,7 +6,6 @@ Before anything is timed, the two must agree. Runs alternate, so that a busy mac
 says how to make the environment.
 """
 
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from openpi_reference import Reference
+from openpi_reference import Reference, checkout_at
 from torch import Tensor
 
 from selfalign import presets
@@ -48,12 +47,6 @@ class Config:
     threads: int = 2
     compile: bool = False
     """Sample through the compiled `Sampler`; openpi's model stays as it is."""
-
-    def checkout(self) -> Path:
-        found = self.openpi or os.environ.get("OPENPI")
-        if not found:
-            raise SystemExit("where is openpi? Give --openpi or set OPENPI to a checkout of it")
-        return Path(found)
 
 
 def sizes(model: str, size: str) -> VLAConfig:
@@ -144,7 +137,7 @@ def main(config: Config) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(config.threads)
     watch, ours = Stopwatch(), random_model(sizes(config.model, config.size))
-    theirs = Reference(config.checkout(), ours)
+    theirs = Reference.of(checkout_at(config.openpi), ours)
     cases = {
         "sample_actions, third camera masked": sampling(ours, theirs, config, masked=True),
         "sample_actions, three cameras": sampling(ours, theirs, config, masked=False),

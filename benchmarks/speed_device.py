@@ -1,7 +1,7 @@
 """One model on one device: `sample_actions` and a step of alignment at several batch sizes, beside their least times.
 
     python benchmarks/speed_device.py --out benchmarks/results/speed_gpu.json
-    python benchmarks/speed_device.py --preset small --device cpu --batches 1 --no-compile     # does it run?
+    python benchmarks/speed_device.py --preset small --device cpu --peak h100 --batches 1 --no-compile
 
 Random weights, bf16, three cameras, a prompt of 48 tokens, 10 denoising steps.
 """
@@ -40,10 +40,22 @@ class Config:
     steps: int = 10
     repeats: int = 30
     compile: bool = True
-    peak: str = "h200"
-    """Whose least times stand beside: a name of `selfalign inspect --device`."""
+    peak: str | None = None
+    """Whose least times stand beside: a name of `selfalign inspect --device`; None: the device's own."""
     out: Path | None = None
     """JSON file of the results."""
+
+    def bounds(self) -> Device:
+        """The peak that the least times are for."""
+        if self.peak is not None:
+            if self.peak not in DEVICES:
+                raise SystemExit(f"no device {self.peak!r}; there are: {', '.join(DEVICES)}")
+            return DEVICES[self.peak]
+        name = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else self.device
+        known = [key for key in DEVICES if key in name.lower().replace(" ", "")]
+        if not known:
+            raise SystemExit(f"the peak of {name!r} is not known: give --peak, one of {', '.join(DEVICES)}")
+        return DEVICES[known[0]]
 
 
 def random_model(config: VLAConfig, asked: Config) -> VLA:
@@ -75,23 +87,32 @@ def make_batch(model: VLA, size: int, prompt: int) -> Transition:
 
 
 def measure(run: Callable[[], Any], config: Config) -> dict[str, float]:
-    """Median and least time in ms, and the peak of memory in GB where the device tells it."""
+    """Median and least time in ms, and the peak of memory in GB where the device tells it.
+
+    The peak is that of the warming up too: a graph takes its memory while it is captured, and only uses it later.
+    """
     cuda = config.device.startswith("cuda")
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(config.device)
     for _ in range(3):
         run()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
     times = []
     for _ in range(config.repeats):
         if cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(config.device)
         watch = Stopwatch()
         run()
         if cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(config.device)
         times.append(1e3 * watch.seconds)
-    peak = {"peak_gb": torch.cuda.max_memory_allocated() / 1e9} if cuda else {}
+    peak = {"peak_gb": torch.cuda.max_memory_allocated(config.device) / 1e9} if cuda else {}
     return {"median_ms": statistics.median(times), "least_ms": min(times), **peak}
+
+
+def per_second(row: dict[str, float], size: int) -> dict[str, float]:
+    """Samples a second at the median."""
+    return {"samples_per_s": 1e3 * size / row["median_ms"]}
 
 
 def sampling(config: Config, peak: Device) -> dict[str, Any]:
@@ -104,9 +125,9 @@ def sampling(config: Config, peak: Device) -> dict[str, Any]:
         work = Workload(size, config.prompt, num_steps=config.steps)
         bound = sum(p.times * p.cost.bound_ms(peak) for p in sampling_phases(meta, work))
         eager = measure(lambda seen=observation: model.sample_actions(seen, num_steps=config.steps), config)
-        rows[f"sample_actions, batch {size}, eager"] = {**eager, "bound_ms": bound}
+        rows[f"sample_actions, batch {size}, eager"] = {**eager, **per_second(eager, size), "bound_ms": bound}
         fast = measure(lambda seen=observation: sampler(seen), config)
-        rows[f"sample_actions, batch {size}, sampler"] = {**fast, "bound_ms": bound}
+        rows[f"sample_actions, batch {size}, sampler"] = {**fast, **per_second(fast, size), "bound_ms": bound}
     return rows
 
 
@@ -139,7 +160,7 @@ def aligning(config: Config, peak: Device) -> dict[str, Any]:
 
 def main(config: Config) -> None:
     torch.manual_seed(0)
-    watch, peak = Stopwatch(), DEVICES[config.peak]
+    watch, peak = Stopwatch(), config.bounds()
     aligned = config.preset if config.preset not in ("pi0", "pi05") else config.aligned
     config = replace(config, aligned=aligned)
     results = sampling(config, peak)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from goldens import OpenPIGolden
+from selfalign import presets
+from selfalign.model.cost import meta_model
+from selfalign.model.openpi import UNUSED, written_names
 
 STATE_DIM, ACTION_DIM = 7, 6
 STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
@@ -33,6 +38,7 @@ def small_sentencepiece() -> bytes:
         user_defined_symbols=["\n"],
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
         minloglevel=2,
     )
     return model.getvalue()
@@ -102,6 +108,24 @@ def write_lerobot(folder: Path, kind: str, *, mode: str | None = None, with_stat
             save_file(flat, folder / entry["state_file"])
         other = {"registry_name": "device_processor", "config": {"device": "cuda", "float_dtype": None}}
         (folder / f"{name}.json").write_text(json.dumps({"name": name, "steps": [other, entry]}))
+    return folder
+
+
+def write_hollow(folder: Path, kind: str) -> Path:
+    """An openpi checkpoint of full size in bfloat16: a header, and a hole that takes no room and reads as zeros."""
+    config = presets.get(kind)
+    model = meta_model(config)
+    shapes = {theirs: model.get_parameter(ours).shape for ours, theirs in written_names(model).items()}
+    shapes[UNUSED] = (config.vocab_size, config.action.width)
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    folder.mkdir(parents=True)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
     return folder
 
 

@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import selfalign as sa
-from checkpoints import draw_stats, edit_json, golden_for, write_lerobot, write_openpi
+from checkpoints import draw_stats, edit_json, golden_for, write_hollow, write_lerobot, write_openpi
 from selfalign import convert as convert_module
+from selfalign import presets
 from selfalign.cli import main
-from selfalign.convert import ConvertConfig, convert
+from selfalign.convert import ConvertConfig, convert, foreign_tensors, open_source
+from selfalign.inspection import read_config
 from selfalign.model import tensorfile
 from selfalign.model.openpi import CheckpointSettings, load_openpi
 from selfalign.model.policy import ALIGNMENT
@@ -219,6 +221,17 @@ def test_no_tensor_of_the_source_is_ever_whole_in_memory(tmp_path, monkeypatch, 
     monkeypatch.setattr(StoredTensor, "tensor", whole)
     run(source, tmp_path / "out", to)
     assert max(lengths) == 1000 and sum(lengths) >= (source / "model.safetensors").stat().st_size - 20_000
+
+
+@pytest.mark.parametrize(("kind", "tensors", "gigabytes"), [("pi0", 777, 7.00), ("pi05", 812, 7.23)])
+def test_a_checkpoint_of_full_size_is_opened_by_its_header(tmp_path, kind, tensors, gigabytes):
+    source = write_hollow(tmp_path / kind, kind)
+    assert read_config(source)[0] == presets.get(kind)
+    with open_source(ConvertConfig(source, tmp_path / "out", "lerobot")) as opened:
+        assert opened.config == presets.get(kind) and opened.dtype == torch.bfloat16
+        written = foreign_tensors(opened, "model.")
+        assert len(written) == tensors
+        assert sum(tensor.num_bytes for tensor in written.values()) == pytest.approx(gigabytes * 1e9, rel=2e-3)
 
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):

@@ -72,11 +72,14 @@ def test_the_inner_loop_is_refused_in_a_graph():
     Sampler(model, SamplerConfig(graph=False))
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 @pytest.mark.parametrize("time", ["adarms", "concat"])
-def test_compiled_actions_are_the_same_and_prompts_share_a_program(time):
+def test_compiled_actions_are_the_same_and_prompts_share_a_program(time, device):
+    """On a CUDA device the compiled code is in a graph, too."""
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(TESTS / "compiled_sampler.py"), time]
+    command = [sys.executable, str(TESTS / "compiled_sampler.py"), time, device]
     result = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 

@@ -5,7 +5,7 @@ import torch
 
 from selfalign.model import masks
 from selfalign.model.policy import ACTION, ALIGNMENT, VLA
-from selfalign.model.streams import StreamConfig, attend
+from selfalign.model.streams import StreamConfig, as_many_heads, attend
 from small_model import HEADS, make_batch, randomise, small_config
 
 
@@ -89,3 +89,17 @@ def test_streams_that_cannot_attend_together_are_refused():
     wrong = StreamConfig(width=16, mlp_dim=32, depth=3, num_heads=2, num_kv_heads=2, head_dim=8)
     with pytest.raises(ValueError, match="num_heads=2 but the VLM has 4"):
         VLA(small_config(action=wrong, alignment=wrong))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_repeated_heads_attend_like_grouped_ones(groups):
+    """On a CUDA device they are repeated; here both ways run."""
+    q, k, v = torch.randn(2, 5, 4, 8), torch.randn(2, 7, groups, 8), torch.randn(2, 7, groups, 8)
+    mask = torch.rand(2, 5, 7) < 0.7
+    mask[..., 0] = True
+    many = [as_many_heads(x.transpose(1, 2), 4) for x in (k, v)]
+    repeated = attend(q, *(x.transpose(1, 2) for x in many), mask)
+    torch.testing.assert_close(repeated, attend(q, k, v, mask))
+    for head in range(4):
+        assert torch.equal(many[0][:, head], k[:, :, head * groups // 4])
+    assert (many[0].untyped_storage().data_ptr() == k.untyped_storage().data_ptr()) == (groups in (1, 4))

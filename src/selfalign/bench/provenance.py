@@ -33,9 +33,9 @@ def provenance(seconds: float | None = None) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line of this process, as one would type it."""
+    """The command line of this process, as one would type it; absolute paths are reduced to names."""
     program, *arguments = sys.argv
-    return shlex.join([Path(program).name, *arguments])
+    return shlex.join([Path(program).name, *(Path(a).name if Path(a).is_absolute() else a for a in arguments)])
 
 
 def commit() -> str | None:

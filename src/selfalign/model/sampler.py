@@ -126,7 +126,8 @@ class Graph:
                 function(self._inputs)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Only what this thread does is refused while it records: a server's other threads go on using the device.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._output = function(self._inputs)
 
     def __call__(self, inputs: list[Tensor]) -> Tensor:

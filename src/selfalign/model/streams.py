@@ -226,9 +226,21 @@ def _step_of(block: BlockModulation, i: int) -> BlockModulation:
 def attend(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, mask_BTS: Tensor) -> Float[Tensor, "B T HK"]:
     """Softmax attention with grouped key/value heads; the mask may be boolean, or `masks.bias` of it."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
+    if q.is_cuda:
+        k, v = (as_many_heads(x, q.shape[1]) for x in (k, v))
     grouped = k.shape[1] != q.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BTS[:, None], enable_gqa=grouped)
     return out.transpose(1, 2).flatten(2)
+
+
+def as_many_heads(x_BGSK: Tensor, heads: int) -> Float[Tensor, "B H S K"]:
+    """Keys or values under every head that reads them.
+
+    On a CUDA device, torch groups heads itself only where it takes no mask or writes out all scores; its fused
+    attention with a mask wants equal counts. The one head of pi0's keys is repeated without a copy.
+    """
+    group = heads // x_BGSK.shape[1]
+    return x_BGSK[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) if group > 1 else x_BGSK
 
 
 def _fast_weights(context: EmbodimentContext | None, slots: Mapping[int, int], depth: int, mask: Tensor):
