@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import tyro
 
-from selfalign.align.offline import align
+from selfalign.align.offline import AlignConfig, align
 from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.stats import Interval, wilson
 from selfalign.bench.subject import collect_play
@@ -48,9 +48,9 @@ class Config:
     """Trajectories of play that the first context is aligned to."""
     play_length: int = 50
     before: int = 40
-    """Episodes before the camera is moved; what is usual must be known by then."""
+    """Episodes before the camera is moved, at least: more until what is usual is known."""
     patience: int = 200
-    """Most episodes between the move and an accepted context."""
+    """Most episodes to wait for that, and again between the move and an accepted context."""
     after: int = 40
     """Episodes with the new context."""
     azimuth: float | None = None
@@ -130,8 +130,11 @@ class Robot:
 
 def live(config: Config, robot: Robot, moved: BodySpec) -> dict[str, float]:
     """The story; returns when what happened, in seconds since the first episode began."""
-    for _ in range(config.before):
-        robot.episode("before")
+    for count in range(config.before + config.patience):
+        if robot.episode("before").drift != "calibrating" and count + 1 >= config.before:
+            break
+    else:
+        raise RuntimeError("what is usual was not known in time: the aligner is too slow for these settings")
     robot.env.body, when = moved, {"moved": robot.seconds}
     first = robot.status()["version"]
     for _ in range(config.patience):
@@ -149,7 +152,7 @@ def tell(config: Config, policy: Policy, folder: Path) -> dict[str, Any]:
     """Prepares robot and server, lives the story, and reports it."""
     body, moved = bodies(config)
     play = collect_play(policy, body, config.play, config.play_length, config.seed)
-    first = align(policy, play, progress=False)
+    first = align(policy, play, config=AlignConfig(steps=config.learning.align_steps), progress=False)
     print(f"the first context: {first.verdict}", flush=True)
     first.fitted.save(folder / "contexts" / f"{NAME}.safetensors")
     settings = ServeConfig(

@@ -51,7 +51,9 @@ class LearningBody:
         self.losses: deque[tuple[float, dict[str, float]]] = deque(maxlen=SHOWN)
         self._candidate = self.versions.folder / "candidate.safetensors"
         self._counter = TransitionCounter(horizon)
-        self._completed: deque[int] = deque(maxlen=max(config.align_max, config.align_every, config.align_min))
+        self._completed: deque[int] = deque(
+            maxlen=max(config.align_max, config.align_every, config.align_min, config.window)
+        )
         """Numbers of the records that completed transitions."""
         self._window_start = self._tried = self._suspect = self.ring.end
         self._probation = self._worse = 0
