@@ -18,6 +18,7 @@ LEVELS = [
     {"checkpoint"},
     {"train"},
     {"align"},
+    {"online"},
     {"sim", "serve"},
     {"bench"},
     {"presets"},

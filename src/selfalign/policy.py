@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from selfalign.data.episodes import IMAGE_PREFIX, Episode
+from selfalign.data.episodes import IMAGE_PREFIX, Episode, Pairs, SparseEpisode
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.data.statistics import norm_stats
@@ -296,6 +296,8 @@ class Policy:
         """Statistics of play as this policy reads it: after the robot's steps, over the model's horizon."""
         if self.robot is None:
             return play.stats()
+        if any(isinstance(episode, SparseEpisode) for episode in play.episodes):
+            raise ValueError(f"{play.name} was not seen at every step: statistics of {self.robot.name} need it")
         numbers = ((episode.state, episode.action) for episode in play.episodes)
         stats = norm_stats(numbers, robot=self.robot, horizon=self.model.config.action_horizon)
         stats.warn_near_constant(self.robot.state_names, self.robot.action_names)
@@ -308,7 +310,7 @@ class Policy:
         normalised summaries of o_{t+H} in `next_features`. The prompt is empty: alignment is state-free and task-free.
 
         Args:
-            play: episodes (see `repack_play`); those with H frames or fewer give nothing.
+            play: episodes (see `repack_play`); those without two moments seen H steps apart give nothing.
             stats: of this robot (see `play_stats`).
             stride: keep every so many-th start.
 
@@ -319,19 +321,17 @@ class Policy:
         config = self.model.config
         horizon = config.action_horizon
         play.require(horizon, cameras=config.cameras, state_dim=config.state_dim, action_dim=config.action_dim)
-        parts = [self._episode_transitions(e, stats, stride) for e in play.episodes if len(e) > horizon]
+        parts = [self._episode_transitions(e, stats, stride) for e in play.episodes if len(e.pairs(horizon))]
         return concatenate(parts)
 
     def _episode_transitions(self, episode: Episode, stats: NormStats, stride: int) -> Transition:
-        horizon = self.model.config.action_horizon
-        starts = np.arange(0, len(episode) - horizon, stride)
-        after = starts + horizon
-        frames, where = np.unique(np.concatenate([starts, after]), return_inverse=True)
+        pairs = episode.pairs(self.model.config.action_horizon, stride)
+        frames, where = np.unique(np.concatenate([pairs.now, pairs.later]), return_inverse=True)
         tower = self._tower(episode, frames)
-        now, later = torch.from_numpy(where[: len(starts)]), torch.from_numpy(where[len(starts) :])
-        state, actions = self._numbers(episode, stats, stride)
-        tokens, token_mask = (x.expand(len(starts), -1) for x in self.tokenizer.encode([""]))
-        present = {c: torch.full((len(starts),), c in episode.images) for c in self.model.config.cameras}
+        now, later = torch.from_numpy(where[: len(pairs)]), torch.from_numpy(where[len(pairs) :])
+        state, actions = self._numbers(episode, stats, pairs)
+        tokens, token_mask = (x.expand(len(pairs), -1) for x in self.tokenizer.encode([""]))
+        present = {c: torch.full((len(pairs),), c in episode.images) for c in self.model.config.cameras}
         with torch.no_grad():
             following = self.model.next_features({c: x[later.to(x.device)] for c, x in tower.items()})
         observation = Observation(
@@ -346,11 +346,11 @@ class Policy:
         chunk = ActionChunk(actions.values, dim_mask=actions.mask).to(self.device)
         return Transition(observation, chunk, following)
 
-    def _numbers(self, episode: Episode, stats: NormStats, stride: int) -> tuple["PaddedNumbers", "PaddedNumbers"]:
+    def _numbers(self, episode: Episode, stats: NormStats, pairs: Pairs) -> tuple["PaddedNumbers", "PaddedNumbers"]:
         """States [B, S] and chunks [B, H, A] of an episode's transitions, normalised and padded."""
         config = self.model.config
-        starts = np.arange(0, len(episode) - config.action_horizon, stride)
-        state, chunks = episode.state[starts], episode.action[starts[:, None] + np.arange(config.action_horizon)]
+        state = episode.state[pairs.now]
+        chunks = episode.action[pairs.step[:, None] + np.arange(config.action_horizon)]
         if self.robot is not None:
             state, chunks = self.robot.forward(state, chunks)
             assert chunks is not None

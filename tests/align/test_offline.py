@@ -338,3 +338,13 @@ def test_no_room_for_the_prefixes_is_an_error_and_not_a_crash(tmp_path, monkeypa
     with pytest.raises(OSError, match=r"no room for .* MB of prefixes .*memory_budget_mb"):
         align_quietly(small_policy(), make_play(), config=config)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_known_statistics_are_used_instead_of_the_plays():
+    policy, play = small_policy(), make_play()
+    known = make_play(seed=9, scale=3.0).stats()
+    config = AlignConfig(steps=2, eval_samples=8, eval_times=1)
+    result = align(policy, play, config=config, stats=known, progress=False)
+    assert result.stats is known and result.fitted.info.norm_stats == known.to_dict()
+    own = align(policy, play, config=config, progress=False)
+    assert result.verdict.before != own.verdict.before

@@ -67,7 +67,7 @@ class PlayBank:
         parts: list[Transition] = []
         store: PrefixCache | None = None
         for episode in play.episodes:
-            if len(episode) > config.action_horizon:
+            if len(episode.pairs(config.action_horizon)):
                 transitions = policy.transitions([episode], stats)
                 start = sum(part.observation.batch_size for part in parts)
                 for rows in torch.arange(transitions.observation.batch_size).split(PREFIX_BATCH):

@@ -122,7 +122,7 @@ class AlignmentResult:
     history: AlignmentHistory
     verdict: Verdict
     stats: NormStats
-    """Normalisation statistics of the play."""
+    """Normalisation statistics of the play, or those that were given."""
     fitted: EmbodimentContext
     """The best context that was found, accepted or not."""
     snapshots: Mapping[int, EmbodimentContext] = field(default_factory=dict)
@@ -137,6 +137,7 @@ def align(
     *,
     progress: bool = True,
     snapshots: Collection[int] = (),
+    stats: NormStats | None = None,
 ) -> AlignmentResult:
     """Fits a context to a body's play and judges it on trajectories that it was not fitted to.
 
@@ -150,6 +151,8 @@ def align(
         config: what to do otherwise than the checkpoint says.
         progress: show a progress bar.
         snapshots: steps after which to keep a copy of the context. Patience waits for the last of them.
+        stats: normalisation of the body where it is known, for play that shows only some of its motion; None: the
+            play's own.
 
     Raises:
         ValueError: play that is too short or does not fit the model; a start context of another model.
@@ -159,7 +162,7 @@ def align(
     origin = _origin(policy, start)
     play = policy.repack_play(play)
     parts = _split(policy, play, config)
-    stats = policy.play_stats(play)
+    stats = policy.play_stats(play) if stats is None else stats
     began = time.perf_counter()
     with _frozen(policy.model), phases(progress, play.name) as phase:
         report = phase("watching play", len(play))

@@ -51,7 +51,7 @@ class ContextStore:
 
     def versions(self, embodiment: str) -> "list[int]":
         """Numbers of all versions of a body, oldest first; empty for a body that is not known."""
-        folder = self._folder(embodiment)
+        folder = self.folder(embodiment)
         names = (_VERSION.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
         return sorted(int(match[1]) for match in names if match)
 
@@ -62,12 +62,12 @@ class ContextStore:
             LookupError: nothing is stored for this body.
             ValueError: the file that says so is damaged.
         """
-        path = self._folder(embodiment) / "current"
+        path = self.folder(embodiment) / "current"
         if not path.is_file():
             known = ", ".join(self.list()) or "nothing"
             raise LookupError(f"{self.root} holds no context of {embodiment!r}; it holds {known}")
         text = path.read_text().strip()
-        if not text.isdecimal() or not self._path(embodiment, int(text)).is_file():
+        if not text.isdecimal() or not self.path(embodiment, int(text)).is_file():
             raise ValueError(
                 f"{path} says {text[:20]!r}, which is none of the versions {self.versions(embodiment)}; "
                 "choose one with rollback(embodiment, version)"
@@ -86,7 +86,7 @@ class ContextStore:
         """
         name = context.info.embodiment if embodiment is None else embodiment
         version = max(self.versions(name), default=0) + 1
-        path = self._path(name, version)
+        path = self.path(name, version)
         try:
             context.save(path)
             _flush(path)
@@ -112,7 +112,7 @@ class ContextStore:
         """
         version = self.current(embodiment) if version is None else version
         self._require(embodiment, version)
-        return EmbodimentContext.load(self._path(embodiment, version), fingerprint=fingerprint)
+        return EmbodimentContext.load(self.path(embodiment, version), fingerprint=fingerprint)
 
     def rollback(self, embodiment: str, version: int | None = None) -> int:
         """Puts an older version into use, bit for bit as it was saved, and returns its number. Nothing is deleted.
@@ -158,18 +158,19 @@ class ContextStore:
         best = min(losses, key=losses.__getitem__)
         return Nearest(best, losses[best], losses)
 
-    def _folder(self, embodiment: str) -> Path:
-        """A folder for any name: what a file name cannot hold is percent-encoded."""
+    def folder(self, embodiment: str) -> Path:
+        """Of a body, whatever its name: what a file name cannot hold is percent-encoded."""
         if not embodiment:
             raise ValueError("a context needs the name of its body: give `embodiment`")
         encoded = quote(embodiment, safe=" +@=,")
         return self.root / (encoded if not encoded.startswith(".") else "%2E" + encoded[1:])
 
-    def _path(self, embodiment: str, version: int) -> Path:
-        return self._folder(embodiment) / f"{version:04d}.safetensors"
+    def path(self, embodiment: str, version: int) -> Path:
+        """The file of a version, whether it is there or not."""
+        return self.folder(embodiment) / f"{version:04d}.safetensors"
 
     def _require(self, embodiment: str, version: int) -> None:
-        if not self._path(embodiment, version).is_file():
+        if not self.path(embodiment, version).is_file():
             raise LookupError(f"{embodiment!r} has no version {version}; it has {self.versions(embodiment) or 'none'}")
 
     def _use(self, embodiment: str, version: int) -> None:
@@ -177,8 +178,8 @@ class ContextStore:
             path.write_text(f"{version}\n")
             _flush(path)
 
-        write_atomically(self._folder(embodiment) / "current", write)
-        _flush(self._folder(embodiment))
+        write_atomically(self.folder(embodiment) / "current", write)
+        _flush(self.folder(embodiment))
 
 
 def _flush(path: Path) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selfalign.data.checksums import Checksums
-from selfalign.data.episodes import Episode
+from selfalign.data.episodes import Episode, SparseEpisode
 from selfalign.data.normalize import RunningStats
 from selfalign.data.png import encode_frames
 from selfalign.data.schema import (
@@ -127,9 +127,11 @@ class LeRobotWriter:
         """Appends an episode and returns its index.
 
         Raises:
-            ValueError: its columns, shapes or rate differ from the first episode's, or it names an embodiment that
-                was not declared.
+            ValueError: its columns, shapes or rate differ from the first episode's, it names an embodiment that
+                was not declared, or it was not seen at every frame.
         """
+        if isinstance(episode, SparseEpisode):
+            raise ValueError("an episode that was seen at some of its frames only cannot be written as a data set")
         if not self._features:
             inferred = infer_features(episode, video=self._codec is not None)
             self._features = {

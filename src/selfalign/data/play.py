@@ -106,7 +106,7 @@ class Play:
 
     def num_transitions(self, horizon: int) -> int:
         """Transitions (o_t, a_{t:t+H}, o_{t+H}) that lie within an episode."""
-        return sum(max(0, len(episode) - horizon) for episode in self.episodes)
+        return sum(len(episode.pairs(horizon)) for episode in self.episodes)
 
     def require(
         self,
@@ -155,7 +155,7 @@ class Play:
             cut = round(len(self.episodes[0]) * (1 - holdout))
             if not 0 < cut < len(self.episodes[0]):
                 raise ValueError(f"{self.name} has one episode of {len(self.episodes[0])} frames, too few to split")
-            return self._with([_part(self.episodes[0], 0, cut)]), self._with([_part(self.episodes[0], cut, None)])
+            return self._with([self.episodes[0].part(0, cut)]), self._with([self.episodes[0].part(cut, None)])
         order = np.random.default_rng(seed).permutation(len(self))
         held = set(order[: min(len(self) - 1, max(1, round(len(self) * holdout)))].tolist())
         kept = [episode for i, episode in enumerate(self.episodes) if i not in held]
@@ -167,19 +167,6 @@ class Play:
 
     def _with(self, episodes: Sequence[Episode]) -> Self:
         return type(self)(tuple(episodes), self.embodiment, self.name)
-
-
-def _part(episode: Episode, start: int, stop: int | None) -> Episode:
-    return Episode(
-        images={camera: frames[start:stop] for camera, frames in episode.images.items()},
-        state=episode.state[start:stop],
-        action=episode.action[start:stop],
-        task=episode.task,
-        fps=episode.fps,
-        embodiment_index=episode.embodiment_index,
-        is_play=episode.is_play,
-        extra={name: values[start:stop] for name, values in episode.extra.items()},
-    )
 
 
 def _check_alike(first: Episode, episode: Episode, index: int, name: str) -> None:

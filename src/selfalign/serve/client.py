@@ -284,8 +284,29 @@ class AskedAsync(Protocol):
     def reset(self) -> Awaitable[None]: ...
 
 
+class _Executed:
+    """What was carried out since the last request, for servers that learn from it."""
+
+    def __init__(self) -> None:
+        self._actions: list[np.ndarray] = []
+
+    def add(self, action: np.ndarray) -> np.ndarray:
+        self._actions.append(action)
+        return action
+
+    def told(self, client: object, observation: Observation) -> Observation:
+        """The observation, with the actions that led to it where the server wants to know; they are told once."""
+        actions, self._actions = self._actions, []
+        if not actions or "executed" in observation or not getattr(client, "metadata", {}).get("learns"):
+            return observation
+        return {**observation, "executed": np.stack(actions).astype(np.float32)}
+
+    def clear(self) -> None:
+        self._actions.clear()
+
+
 class ActionChunkBroker:
-    """One action a step: asks when the plan is used up.
+    """One action a step: asks when the plan is used up. A server that learns is told which actions were carried out.
 
     Args:
         client: whom to ask.
@@ -293,7 +314,7 @@ class ActionChunkBroker:
     """
 
     def __init__(self, client: Asked, execute: int | None = None, smoothing: float | None = None):
-        self._client, self._chunks = client, ActionChunks(execute, smoothing)
+        self._client, self._chunks, self._executed = client, ActionChunks(execute, smoothing), _Executed()
 
     @property
     def wants_observation(self) -> bool:
@@ -303,12 +324,13 @@ class ActionChunkBroker:
     def act(self, observation: Observation) -> Float[np.ndarray, " A"]:
         """The action of this step, in the robot's units."""
         if self._chunks.wants_chunk:
-            self._chunks.push(self._client.infer(observation)["actions"])
-        return self._chunks.next()
+            self._chunks.push(self._client.infer(self._executed.told(self._client, observation))["actions"])
+        return self._executed.add(self._chunks.next())
 
     def reset(self) -> None:
         """A new episode begins."""
         self._chunks.clear()
+        self._executed.clear()
         self._client.reset()
 
 
@@ -316,15 +338,17 @@ class AsyncActionChunkBroker:
     """`ActionChunkBroker` for asyncio."""
 
     def __init__(self, client: AskedAsync, execute: int | None = None, smoothing: float | None = None):
-        self._client, self._chunks = client, ActionChunks(execute, smoothing)
+        self._client, self._chunks, self._executed = client, ActionChunks(execute, smoothing), _Executed()
 
     async def act(self, observation: Observation) -> Float[np.ndarray, " A"]:
         """The action of this step, in the robot's units."""
         if self._chunks.wants_chunk:
-            self._chunks.push((await self._client.infer(observation))["actions"])
-        return self._chunks.next()
+            told = self._executed.told(self._client, observation)
+            self._chunks.push((await self._client.infer(told))["actions"])
+        return self._executed.add(self._chunks.next())
 
     async def reset(self) -> None:
         """A new episode begins."""
         self._chunks.clear()
+        self._executed.clear()
         await self._client.reset()

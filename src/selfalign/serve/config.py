@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from selfalign.online.config import LearnConfig
+
 MEGABYTE = 2**20
 
 
@@ -76,6 +78,10 @@ class ServeConfig:
     rename: dict[str, str] = field(default_factory=dict)
     """Names that robots send, and what the model calls them: `--rename observation/image
     observation.images.base_0_rgb`."""
+    learn: Path | None = None
+    """Folder for online alignment: what robots do is kept there, and contexts are fitted to it while they act. None:
+    nothing is learned."""
+    learning: LearnConfig = field(default_factory=LearnConfig)
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """`ContextTable`: which context each embodiment acts with, in memory, swapped between two inferences."""
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +35,20 @@ class ContextTable:
     Args:
         policy: contexts must be of its model.
         folder: `NAME.safetensors` files, a `ContextStore`, or both; None: only the checkpoint's own robot.
+        adopt: what an embodiment acts with instead of the context that was given (`Learner.adopt`); None: with that.
 
     Raises:
         ValueError: there is nothing to serve.
     """
 
-    def __init__(self, policy: Policy, folder: str | Path | None = None):
-        self._policy, self._folder = policy, None if folder is None else Path(folder)
+    def __init__(
+        self,
+        policy: Policy,
+        folder: str | Path | None = None,
+        adopt: Callable[[str, EmbodimentContext], EmbodimentContext] | None = None,
+    ):
+        self._policy, self._folder, self._adopt = policy, None if folder is None else Path(folder), adopt
+        self._writing, self._swaps = threading.Lock(), 0
         self._usable: dict[str, Embodiment] = {}
         self._broken: dict[str, str] = {}
         self.refresh()
@@ -79,19 +87,31 @@ class ContextTable:
         Raises:
             ValueError: a context of another model, or without statistics; the old one stays.
         """
-        self._usable = {**self._usable, name: self._embodiment(name, context)}
-        self._broken.pop(name, None)
+        embodiment = self._embodiment(name, context)
+        with self._writing:
+            self._swaps += 1
+            self._usable = {**self._usable, name: embodiment}
+            self._broken.pop(name, None)
 
     def refresh(self) -> None:
         """Reads the folder again; an embodiment whose file is gone is no longer served."""
+        while True:
+            swaps = self._swaps
+            usable, broken = self._read()
+            with self._writing:
+                if swaps == self._swaps:  # else a swap came in between, and what was read is old
+                    self._usable, self._broken = usable, broken
+                    return
+
+    def _read(self) -> tuple[dict[str, Embodiment], dict[str, str]]:
         usable, broken = {}, {}
         for name, read in self._sources().items():
             try:
-                usable[name] = self._embodiment(name, read())
+                usable[name] = self._adopted(self._embodiment(name, read()))
             except (ValueError, TypeError, OSError, LookupError) as error:
                 broken[name] = str(error)
                 log.warning("embodiment %r cannot be served: %s", name, error)
-        self._usable, self._broken = usable, broken
+        return usable, broken
 
     def _sources(self) -> dict[str, Callable[[], EmbodimentContext]]:
         """How each context is read."""
@@ -124,6 +144,12 @@ class ContextTable:
                 f"{config.state_dim} and {config.action_dim}"
             )
         return Embodiment(name, context.detach().to(self._policy.device), stats)
+
+    def _adopted(self, given: Embodiment) -> Embodiment:
+        """Only what can be served is offered for adoption."""
+        if self._adopt is None:
+            return given
+        return self._embodiment(given.name, self._adopt(given.name, given.context))
 
     def _known(self) -> str:
         return ", ".join(self.names[:20]) + (f" and {len(self._usable) - 20} more" if len(self._usable) > 20 else "")

@@ -8,6 +8,8 @@ A request is a flat map: an observation in LeRobot's names, and what the server 
     embodiment                    str, optional: whose context to act with
     reset                         True, optional: a new episode begins; alone, it is only acknowledged
     seed                          int, optional, with reset: the noise of the episode repeats
+    executed                      int n, or float [n, A], optional, where the server learns: the actions carried out
+                                  since the request before, as the first n of its chunk or one by one
 
 Names may be written with / for ., as openpi's robots do.
 """
@@ -23,7 +25,8 @@ from selfalign.data.normalize import NormStats
 from selfalign.policy import STATE, TASK
 from selfalign.serve.config import Limits
 
-EMBODIMENT, RESET, SEED = "embodiment", "reset", "seed"
+EMBODIMENT, RESET, SEED, EXECUTED = "embodiment", "reset", "seed", "executed"
+MAX_EXECUTED = 1000
 PROMPT = "prompt"
 OBSERVATION = f"{IMAGE_PREFIX}<camera> (uint8 [H, W, 3]), {STATE} (float [S]) and {TASK} (text)"
 
@@ -41,6 +44,8 @@ class Request:
     embodiment: str | None = None
     reset: bool = False
     seed: int | None = None
+    executed: int | np.ndarray | None = None
+    """Actions carried out since the request before: how many of its chunk, or float [n, A]."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,12 @@ class RequestReader:
     Args:
         limits: sizes that are accepted.
         rename: names that robots send, and what they mean.
+        learns: whether robots may say what they executed.
     """
 
     limits: Limits
     rename: Mapping[str, str]
+    learns: bool = False
 
     def read(self, message: Any) -> Request:
         """Raises `RequestError` unless every field is known, complete and well-formed."""
@@ -65,9 +72,10 @@ class RequestReader:
             raise RequestError(f"{RESET} must be True or False, got {_told(reset)}")
         if seed is not None and not (reset and type(seed) is int and 0 <= seed < 2**63):
             raise RequestError(f"{SEED} must be an integer from 0 to 2**63 - 1, sent with {RESET}; got {_told(seed)}")
+        executed = _executed(fields.pop(EXECUTED, None)) if self.learns else None
         if not fields and reset:
             return Request(None, embodiment, True, seed)
-        return Request(self._observation(fields), embodiment, bool(reset), seed)
+        return Request(self._observation(fields), embodiment, bool(reset), seed, executed)
 
     def _fields(self, message: Any) -> dict[str, Any]:
         """The message under the names that are used here."""
@@ -120,6 +128,19 @@ class RequestReader:
                 f"{TASK} must say what to do in 1 to {longest} printable characters, for example 'reach the red cube'; "
                 f"got {_told(task)}"
             )
+
+
+def _executed(value: Any) -> int | np.ndarray | None:
+    if isinstance(value, np.ndarray):
+        right = value.dtype.kind == "f" and value.ndim == 2 and 0 < len(value) <= MAX_EXECUTED
+        if right and np.isfinite(value).all():
+            return value
+    elif value is None or (type(value) is int and 0 < value <= MAX_EXECUTED):
+        return value
+    raise RequestError(
+        f"{EXECUTED} must be the number of actions of the last chunk that were carried out, or those actions as floats "
+        f"[n, A] without NaN, n from 1 to {MAX_EXECUTED}; got {_told(value)}"
+    )
 
 
 def check_range(state: np.ndarray, stats: NormStats, deviation: float) -> None:

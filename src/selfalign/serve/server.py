@@ -2,6 +2,7 @@
 
 GET /healthz     200 OK, for whoever asks whether the process lives
 GET /metrics     Prometheus's text, with a key where keys are configured
+/dashboard, /learn...   where the server learns; see `selfalign.serve.learning`
 anything else    WebSocket; `?embodiment=NAME` in the address chooses the context of the connection
 """
 
@@ -27,6 +28,7 @@ from selfalign.serve.access import ApiKeys, RateLimit, check_exposure, is_loopba
 from selfalign.serve.batching import Batcher, Query, infer
 from selfalign.serve.config import ServeConfig
 from selfalign.serve.contexts import ContextTable
+from selfalign.serve.learning import PAGE, Learning, forged, page
 from selfalign.serve.metrics import Metrics
 from selfalign.serve.protocol import pack
 from selfalign.serve.requests import RequestReader
@@ -44,15 +46,16 @@ class PolicyServer:
     Args:
         policy: what answers.
         contexts: of the robots that may ask.
-        config: address, access, batching and limits. (`checkpoint` and `contexts` are not read here.)
+        config: address, access, batching and limits. (`checkpoint`, `contexts` and `learn` are not read here.)
+        learning: starts and stops with the server; None: nothing is learned.
 
     Raises:
         ValueError: an address beyond this machine without keys, or keys or certificates that cannot be used.
     """
 
-    def __init__(self, policy: Policy, contexts: ContextTable, config: ServeConfig):
+    def __init__(self, policy: Policy, contexts: ContextTable, config: ServeConfig, learning: Learning | None = None):
         check_exposure(config)
-        self.policy, self.contexts, self.config = policy, contexts, config
+        self.policy, self.contexts, self.config, self.learning = policy, contexts, config, learning
         self.metrics = Metrics()
         self._keys = ApiKeys(()) if config.api_keys is None else ApiKeys.read(config.api_keys)
         self._tls = tls_context(config)
@@ -71,8 +74,10 @@ class PolicyServer:
             max_wait=config.max_wait_ms / 1000,
             askers=lambda: len(self._open),
         )
-        reader = RequestReader(limits, config.rename)
-        self._desk = Desk(self.policy, self.contexts, reader, self._batcher.ask, self.metrics, self._threads)
+        reader = RequestReader(limits, config.rename, learns=self.learning is not None)
+        self._desk = Desk(
+            self.policy, self.contexts, reader, self._batcher.ask, self.metrics, self._threads, self.learning
+        )
         self._server: Server = await serve(
             self._converse,
             config.host,
@@ -91,6 +96,8 @@ class PolicyServer:
             logger=_quiet,
         )
         self._batcher.start()
+        if self.learning is not None:
+            self.learning.learner.start(self.contexts.swap)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -105,6 +112,8 @@ class PolicyServer:
         await self._server.wait_closed()
         await self._batcher.stop()
         self._threads.shutdown()
+        if self.learning is not None:
+            await asyncio.to_thread(self.learning.learner.stop)
 
     async def finished(self) -> None:
         """Returns once somebody has asked the server to stop."""
@@ -125,11 +134,13 @@ class PolicyServer:
 
     # ---- HTTP ------------------------------------------------------------------------------------------------------
 
-    def _on_http(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def _on_http(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answers plain HTTP and refuses who may not come in; None opens the WebSocket."""
         path = urlsplit(request.path).path
         if path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if self.learning is not None and path == PAGE:
+            return _response(*page())
         authorization = request.headers.get_all("Authorization")
         if not self._keys.admit(authorization[0] if len(authorization) == 1 else None):
             self.metrics.refused.labels("key").inc()
@@ -139,9 +150,13 @@ class PolicyServer:
             response.headers["WWW-Authenticate"] = "Api-Key"
             return response
         if path == "/metrics":
-            body = self.metrics.render()
-            headers = Headers({"Content-Type": self.metrics.content_type, "Content-Length": str(len(body))})
-            return Response(200, "OK", Headers([*headers.raw_items(), ("Connection", "close")]), body)
+            if self.learning is not None:
+                self.metrics.learn(await asyncio.to_thread(self.learning.learner.status))
+            return _response(http.HTTPStatus.OK, self.metrics.content_type, self.metrics.render())
+        if self.learning is not None and self.learning.handles(path):
+            if forged(request.headers, keyed=bool(self._keys) or self.config.allow_unprotected):
+                return connection.respond(http.HTTPStatus.FORBIDDEN, "Pages from elsewhere have no business here.\n")
+            return _response(*await self.learning.answer(request, len(self._open)))
         if len(self._open) >= self.config.limits.connections:
             self.metrics.refused.labels("connections").inc()
             return connection.respond(
@@ -159,7 +174,8 @@ class PolicyServer:
         self.metrics.connections.set(len(self._open))
         try:
             embodiment = _embodiment_in(connection)
-            await self._send(connection, pack(describe(self.policy, self.contexts, embodiment)))
+            told = describe(self.policy, self.contexts, embodiment, learns=self.learning is not None)
+            await self._send(connection, pack(told))
             await self._answer_all(connection, Session(self._desk, embodiment))
         except ReplyError as error:
             log.info("%s: %s", connection.remote_address, error)
@@ -198,6 +214,12 @@ class PolicyServer:
             await connection.send(frame)
 
 
+def _response(status: http.HTTPStatus, content_type: str, body: str | bytes) -> Response:
+    data = body.encode() if isinstance(body, str) else body
+    headers = {"Content-Type": content_type, "Content-Length": str(len(data)), "Connection": "close"}
+    return Response(status.value, status.phrase, Headers(headers), data)
+
+
 def _embodiment_in(connection: ServerConnection) -> str | None:
     """What the address says, as in ws://host:8000/?embodiment=my_robot."""
     query = urlsplit(connection.request.path).query if connection.request else ""
@@ -218,11 +240,13 @@ def run(config: ServeConfig) -> None:
         torch.set_num_threads(config.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     policy = load(config.checkpoint, config.device, tokenizer=config.tokenizer)
-    asyncio.run(_run(policy, ContextTable(policy, config.contexts), config))
+    learning = None if config.learn is None else Learning.build(policy, config)
+    contexts = ContextTable(policy, config.contexts, None if learning is None else learning.learner.adopt)
+    asyncio.run(_run(policy, contexts, config, learning))
 
 
-async def _run(policy: Policy, contexts: ContextTable, config: ServeConfig) -> None:
-    async with PolicyServer(policy, contexts, config) as server:
+async def _run(policy: Policy, contexts: ContextTable, config: ServeConfig, learning: Learning | None) -> None:
+    async with PolicyServer(policy, contexts, config, learning) as server:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, server.stop)
@@ -235,12 +259,14 @@ async def _run(policy: Policy, contexts: ContextTable, config: ServeConfig) -> N
 
 
 @contextlib.contextmanager
-def in_background(policy: Policy, contexts: ContextTable, config: ServeConfig) -> Iterator[PolicyServer]:
+def in_background(
+    policy: Policy, contexts: ContextTable, config: ServeConfig, learning: Learning | None = None
+) -> Iterator[PolicyServer]:
     """A server in a thread of this process, for notebooks, tests and benchmarks."""
     ready, made = threading.Event(), []
 
     async def main() -> None:
-        async with PolicyServer(policy, contexts, config) as server:
+        async with PolicyServer(policy, contexts, config, learning) as server:
             made.append((server, asyncio.get_running_loop()))
             ready.set()
             await server.finished()

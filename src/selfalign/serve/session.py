@@ -17,6 +17,7 @@ from torch import Tensor
 from selfalign.policy import Policy
 from selfalign.serve.batching import Query, Timed
 from selfalign.serve.contexts import ContextTable, Embodiment
+from selfalign.serve.learning import Learning
 from selfalign.serve.metrics import Metrics
 from selfalign.serve.protocol import ProtocolError, pack, unpack
 from selfalign.serve.requests import Request, RequestError, RequestReader, check_range
@@ -44,6 +45,8 @@ class Desk:
     metrics: Metrics
     threads: Executor
     """Where requests are decoded and made ready, so that a large one delays nobody else's."""
+    learning: Learning | None = None
+    """None: nothing is learned."""
 
 
 class Session:
@@ -59,6 +62,7 @@ class Session:
         self._noise = torch.Generator()
         self._noise.seed()
         self._previous_total: float | None = None
+        self._trail = None if desk.learning is None else desk.learning.trail()
 
     async def reply(self, data: bytes | str) -> bytes:
         """Answers one request within the time limit.
@@ -81,6 +85,8 @@ class Session:
         self._previous_total = time.perf_counter() - began
         desk.metrics.requests.labels(name, "ok").inc()
         desk.metrics.latency.observe(self._previous_total)
+        if self._trail is not None and request.observation is not None:
+            self._trail.add(request, embodiment, answer["actions"], self._previous_total)
         return reply
 
     def _read(self, data: bytes | str) -> Request:
@@ -94,6 +100,10 @@ class Session:
     async def _answer(self, request: Request, embodiment: Embodiment) -> dict[str, Any]:
         if request.reset and request.seed is not None:
             self._noise.manual_seed(request.seed)
+        if self._trail is not None:
+            if request.reset:
+                self._trail.reset()
+            self._trail.check(request, embodiment)
         if request.observation is None:
             return {"reset": True, "embodiment": embodiment.name}
         desk = self._desk
@@ -138,7 +148,7 @@ def _failure(error: Exception, timeout: float) -> ReplyError:
     return ReplyError(f"the server failed to answer; its log has the reason under {number}", "failed")
 
 
-def describe(policy: Policy, contexts: ContextTable, embodiment: str | None) -> dict[str, Any]:
+def describe(policy: Policy, contexts: ContextTable, embodiment: str | None, *, learns: bool = False) -> dict[str, Any]:
     """The metadata frame: what a robot must know before it sends its first request."""
     config = policy.model.config
     dims = {name: contexts.get(name).stats for name in contexts.names}
@@ -150,4 +160,5 @@ def describe(policy: Policy, contexts: ContextTable, embodiment: str | None) -> 
         "action_horizon": config.action_horizon,
         "embodiments": {n: {"state_dim": s.state_dim, "action_dim": s.action_dim} for n, s in dims.items()},
         "embodiment": embodiment,
+        **({"learns": True} if learns else {}),
     }

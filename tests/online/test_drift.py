@@ -1,0 +1,70 @@
+"""The monitor on series of losses that were made up, with noise as a robot's own motion brings it."""
+
+import math
+
+import numpy as np
+import pytest
+
+from selfalign.online.drift import Drift, DriftConfig, DriftMonitor
+
+
+def states(losses, monitor: DriftMonitor | None = None) -> list[Drift]:
+    monitor = monitor or DriftMonitor()
+    return [monitor.update(loss) for loss in losses]
+
+
+def test_a_bump_is_seen_after_as_many_windows_as_patience_says():
+    seen = states([0.2, 0.22, 0.18, 0.21, 0.19, 0.5, 0.5, 0.5])
+    assert seen[:3] == [Drift.CALIBRATING, Drift.CALIBRATING, Drift.STEADY]
+    assert seen[3:] == [Drift.STEADY, Drift.STEADY, Drift.SUSPECTED, Drift.DRIFTED, Drift.DRIFTED]
+
+
+def test_one_high_window_is_no_drift():
+    assert Drift.DRIFTED not in states([0.2, 0.2, 0.2] + [0.5, 0.2] * 10)
+
+
+def test_a_drift_ends_below_the_lower_threshold_only():
+    monitor = DriftMonitor(DriftConfig(drift_margin=0.3, drift_calm=0.1, drift_patience=1))
+    states([1.0, 1.0, 1.0], monitor)
+    assert states([1.31, 1.29, 1.2, 1.11, 1.1], monitor) == [Drift.DRIFTED] * 5
+    assert states([1.09, 1.2, 1.29, 1.31], monitor) == [Drift.STEADY, Drift.STEADY, Drift.STEADY, Drift.DRIFTED]
+
+
+def test_what_is_usual_is_the_median_of_the_first_windows():
+    monitor = DriftMonitor(DriftConfig(drift_calibration=5))
+    states([0.1, 9.0, 0.2, math.nan, 0.3, 0.15], monitor)
+    assert monitor.reference == 0.2
+
+
+def test_a_loss_that_is_not_finite_is_a_high_one():
+    assert states([0.2] * 3 + [math.nan, math.inf])[-2:] == [Drift.SUSPECTED, Drift.DRIFTED]
+
+
+def test_a_reset_begins_anew():
+    monitor = DriftMonitor()
+    assert states([0.2] * 3 + [0.5] * 2, monitor)[-1] == Drift.DRIFTED
+    monitor.reset()
+    assert states([0.5] * 4, monitor)[-1] == Drift.STEADY
+    monitor.reset(0.2)
+    assert states([0.5] * 2, monitor)[-1] == Drift.DRIFTED
+
+
+def test_noise_alone_is_hardly_ever_a_drift_and_a_bump_hardly_ever_missed():
+    """Windows with a relative spread of 8 %: 60 robots of 100 windows; then the loss rises by a half."""
+    rng = np.random.default_rng(0)
+    false, missed = 0, 0
+    for _ in range(60):
+        monitor = DriftMonitor()
+        usual = rng.uniform(0.05, 1.0)
+        false += Drift.DRIFTED in states(usual * (1 + 0.08 * rng.normal(size=100)), monitor)
+        monitor.drifted = False
+        missed += Drift.DRIFTED not in states(1.5 * usual * (1 + 0.08 * rng.normal(size=6)), monitor)
+    assert false <= 2 and missed <= 2
+
+
+@pytest.mark.parametrize(
+    "changes", [{"drift_calm": 0.5}, {"drift_calm": -0.1}, {"drift_patience": 0}, {"drift_calibration": 0}]
+)
+def test_settings_that_make_no_sense_are_refused(changes):
+    with pytest.raises(ValueError, match="drift: needs 0 <= drift_calm <= drift_margin"):
+        DriftConfig(**changes)
