@@ -29,7 +29,7 @@ def test_play_is_in_the_bodys_numbers_and_named(story):
     assert len(play) == 3
     assert play.action_dim == body.action_dim
     assert play.name == body.name == play.embodiment["name"]
-    assert play.episodes[0].images["scene"].shape == (14, 64, 64, 3)
+    assert play.episodes[0].images["scene"].shape == (14, 96, 96, 3)
 
 
 def test_contexts_of_one_fit(story):

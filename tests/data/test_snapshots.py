@@ -17,7 +17,8 @@ def test_what_is_saved_is_read(tmp_path):
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path):
-    Snapshots(np.zeros((5, 8, 8, 3), np.uint8), np.zeros((4, 2, 4), np.float32)).save(tmp_path)
+    np.save(tmp_path / "images.npy", np.zeros((5, 8, 8, 3), np.uint8))
+    np.save(tmp_path / "points.npy", np.zeros((4, 2, 4), np.float32))
     with pytest.raises(ValueError, match="do not belong together"):
         Snapshots.open(tmp_path)
 

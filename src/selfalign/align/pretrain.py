@@ -110,6 +110,11 @@ def _labelled(snapshots: Path | None, cache: EpisodeCache, model: VLA) -> Snapsh
         return Snapshots.open(snapshots, model.config.image_size)
     if POINTS not in cache.column_names:
         return None
+    if len(model.config.cameras) > 1:
+        raise ValueError(
+            f"the model has the cameras {', '.join(model.config.cameras)} and the data has image points of one only: "
+            "record pictures with `selfalign snapshots` and give them with --snapshots"
+        )
     (camera,) = model.config.cameras
     return Snapshots(cache.images(camera), cache.column(POINTS))
 

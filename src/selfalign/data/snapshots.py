@@ -1,6 +1,7 @@
 """Labelled pictures: frames of no episode, with the places of what is in them. A vision tower learns on them.
 
-On disk a folder with `images.npy` [N, S, S, 3] uint8, `points.npy` [N, K, 4] float32 and `plan.json`, what they are.
+On disk a folder with `images.npy` [N, S, S, 3] uint8, `points.npy` [N, K, 3 or 4] float32 and `plan.json`, which says
+what they are.
 """
 
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ class Snapshots:
     """Pictures and the image points in them, memory-mapped."""
 
     images: UInt8[np.ndarray, "N S S 3"]
-    points: Float[np.ndarray, "N K 4"]
-    """(u, v, visible, depth): u, v in [0, 1] from the top left, the depth in metres."""
+    points: Float[np.ndarray, "N K columns"]
+    """(u, v, visible) or (u, v, visible, depth): u, v in [0, 1] from the top left, the depth in metres."""
 
     @classmethod
     def open(cls, path: str | Path, image_size: int | None = None) -> Self:
