@@ -49,10 +49,10 @@ $(BIN)/python:
 
 $(VENV)/.installed-sim: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV): about 1.5 GB, a few minutes."
-	$(PIP_INSTALL) -e ".[sim-lean,lerobot]"
+	$(PIP_INSTALL) -e ".[sim-lean,lerobot,serve]"
 	$(PIP_INSTALL) --no-deps robosuite
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-sim
-	$(PIP_INSTALL) -e ".[sim-lean,lerobot,dev]"
+	$(PIP_INSTALL) -e ".[sim-lean,lerobot,serve,dev]"
 	@touch $@

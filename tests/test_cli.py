@@ -131,6 +131,20 @@ def test_a_context_of_another_model_is_refused(checkpoint, tmp_path, capsys):
     assert "another model" in capsys.readouterr().err
 
 
+def test_stats_are_shown_written_and_refused(tmp_path, capsys):
+    play = write_play(tmp_path / "play")
+    assert main(["stats", "--data", str(play), "--out", str(tmp_path / "assets"), "--mode", "quantile"]) == 0
+    told = capsys.readouterr().out
+    assert "action, 120 vectors" in told and (tmp_path / "assets" / "norm_stats.json").is_file()
+    robot = ["--robot", "sim_panda", "--play-only", "--clip", "3"]
+    assert main(["stats", "--data", str(play), *robot]) == 0
+    assert "3 opening" in capsys.readouterr().out
+    assert main(["stats", "--data", str(play), "--robot", "aloha", "--horizon", "8"]) == 2
+    assert "has 4 dimensions in the data, aloha has 14" in capsys.readouterr().err
+    assert main(["stats", "--data", str(write_play(tmp_path / "bad", poison=True))]) == 2
+    assert "nan in episode 2 of those counted, frame 5, column 'action', dimension 1" in capsys.readouterr().err
+
+
 def test_inspect_tells_what_a_preset_costs(capsys):
     work = ["--prompt", "12", "--cameras", "2", "--steps", "5", "--batch", "2", "--tflops", "1e-3", "--gbps", "1"]
     assert main(["inspect", "--preset", "small", *work]) == 0

@@ -21,7 +21,7 @@ LEVELS = [
     {"sim", "serve"},
     {"bench"},
     {"presets"},
-    {"inspection", "convert"},
+    {"inspection", "statistics", "convert"},
     {"cli"},
 ]
 LEVEL = {part: index for index, parts in enumerate(LEVELS) for part in parts}
@@ -67,7 +67,11 @@ def test_relative_imports_are_resolved(tmp_path: Path, monkeypatch: pytest.Monke
     assert [part for _, part in imported_parts(path)] == ["align", "data", "types", "sim"]
 
 
-@pytest.mark.parametrize("package", ["mujoco", "robosuite", "gymnasium", "tensorboard", "sentencepiece"])
+OPTIONAL = ["mujoco", "robosuite", "gymnasium", "tensorboard", "sentencepiece"]
+OPTIONAL += ["websockets", "msgpack", "prometheus_client"]
+
+
+@pytest.mark.parametrize("package", OPTIONAL)
 def test_importing_selfalign_needs_no_optional_package(package: str):
     code = f"import sys, selfalign; sys.exit('{package}' in sys.modules and '{package} was imported')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

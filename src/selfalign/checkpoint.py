@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 import torch
 
+from selfalign import embodiments
 from selfalign.data.normalize import NormStats
 from selfalign.data.pretrained import kind_of, load_pretrained
+from selfalign.embodiments import Embodiment
 from selfalign.model.policy import VLA
 from selfalign.model.tokenizer import ByteTokenizer, MissingTokenizer, PaliGemmaTokenizer, find_paligemma
 from selfalign.model.weights import load_model, save_model, write_json
@@ -80,6 +82,7 @@ def load(
     *,
     tokenizer: str | Path | None = None,
     asset_id: str | None = None,
+    robot: str | Path | Embodiment | None = None,
     **settings: Any,
 ) -> Policy:
     """Opens a checkpoint directory of Selfalign, openpi (PyTorch) or LeRobot (pi0, pi0.5); its files say which it is.
@@ -90,6 +93,7 @@ def load(
         tokenizer: PaliGemma's sentencepiece model, or a directory that has it. Without it, the checkpoint's directory
             is searched; if it is not there either, the policy opens, and says what to do when it gets words to read.
         asset_id: which robot's statistics, where an openpi checkpoint has several.
+        robot: which robot acts: a name or a file (`selfalign.embodiments.get`), or the embodiment itself.
         settings: what the tensors of an openpi or LeRobot checkpoint do not tell, before what its `config.json` says:
             the fields of `selfalign.model.openpi.CheckpointSettings`.
 
@@ -98,7 +102,18 @@ def load(
         ValueError: a file is damaged, or the files are not of one checkpoint.
         TypeError: settings that such a checkpoint does not take.
     """
-    directory = Path(directory)
+    policy = _open(Path(directory), device, tokenizer, asset_id, settings)
+    return replace(policy, robot=embodiments.get(robot) if isinstance(robot, str | Path) else robot)
+
+
+def _open(
+    directory: Path,
+    device: str | torch.device,
+    tokenizer: str | Path | None,
+    asset_id: str | None,
+    settings: dict[str, Any],
+) -> Policy:
+    """`load`, without the robot."""
     if kind_of(directory) != "selfalign":
         model, stats = load_pretrained(directory, asset_id, **settings)
         words = _paligemma(model, directory, tokenizer)

@@ -23,8 +23,10 @@ from selfalign.bench.evaluate import EvalConfig
 from selfalign.convert import ConvertConfig
 from selfalign.inspection import InspectConfig
 from selfalign.model.policy import LossWeights
+from selfalign.serve.config import ServeConfig
 from selfalign.sim.regions import SOURCE_ARMS, Region, Scenario
 from selfalign.sim.tasks import COLOURS, Kind
+from selfalign.statistics import StatsConfig
 from selfalign.train.loop import LoopConfig
 from selfalign.train.pointing import PointingConfig
 from selfalign.train.step import OptimConfig
@@ -214,6 +216,8 @@ class Play:
     length: int = 50
     """Frames of each trajectory, at 20 Hz."""
     image_size: int = 96
+    video: bool = False
+    """Store the camera's frames as video, which is smaller and not exact."""
 
     def run(self) -> None:
         from selfalign.bench.evaluate import read_body
@@ -223,7 +227,7 @@ class Play:
 
         body = sample_bodies(1, self.seed, self.region, self.scenario)[0] if self.body is None else read_body(self.body)
         description = {"name": body.name, **body.to_dict()}
-        with LeRobotWriter(self.out, embodiments=[description], robot_type=body.robot.name) as writer:
+        with LeRobotWriter(self.out, embodiments=[description], robot_type=body.robot.name, video=self.video) as writer:
             for episode in record_play(body, self.trajectories, self.length, self.seed, image_size=self.image_size):
                 writer.add_episode(episode)
         print(f"{self.trajectories} trajectories of {body.name} in {self.out}")
@@ -240,6 +244,8 @@ class Align:
     checkpoint: Path = Path("checkpoints/tiny")
     embodiment_index: int | None = None
     """Which robot, where the data set has several."""
+    robot: str | None = None
+    """Name of the robot, or path of its file; None: the data set has the model's names and conventions."""
     steps: int | None = None
     """None: as the checkpoint says."""
     batch_size: int | None = None
@@ -252,7 +258,7 @@ class Align:
     def run(self) -> None:
         import selfalign as sa
 
-        policy = sa.load(self.checkpoint)
+        policy = sa.load(self.checkpoint, robot=self.robot)
         play = sa.Play.open(self.play, self.embodiment_index)
         config = sa.AlignConfig(
             steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed
@@ -274,6 +280,21 @@ class Eval:
 
     def run(self) -> None:
         from selfalign.bench.evaluate import run
+
+        run(self.config)
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answer robots over WebSocket (openpi's protocol): one model, a context for each robot."""
+
+    config: OmitSubcommandPrefixes[ServeConfig] = field(default_factory=ServeConfig)
+
+    def run(self) -> None:
+        try:
+            from selfalign.serve.server import run
+        except ModuleNotFoundError as error:
+            raise RuntimeError(f"serving needs {error.name}: pip install 'selfalign[serve]'") from error
 
         run(self.config)
 
@@ -331,6 +352,18 @@ class Inspect:
 
 
 @dataclass(frozen=True)
+class Stats:
+    """What states and actions are normalised with: computed from recordings, shown, written for openpi or LeRobot."""
+
+    config: OmitSubcommandPrefixes[StatsConfig]
+
+    def run(self) -> None:
+        from selfalign.statistics import run
+
+        run(self.config)
+
+
+@dataclass(frozen=True)
 class Convert:
     """Write a checkpoint of openpi, LeRobot or Selfalign as another one's, or make it self-aligning."""
 
@@ -349,9 +382,11 @@ Command = (
     | Annotated[Play, subcommand("play")]
     | Annotated[Align, subcommand("align")]
     | Annotated[Eval, subcommand("eval")]
+    | Annotated[Serve, subcommand("serve")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Demo, subcommand("demo")]
     | Annotated[Inspect, subcommand("inspect")]
+    | Annotated[Stats, subcommand("stats")]
     | Annotated[Convert, subcommand("convert")]
 )
 

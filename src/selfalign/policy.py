@@ -1,15 +1,18 @@
 """`Policy`: the model with what surrounds it on a robot: units, pixels, words, statistics, and its files.
 
-    raw observation --normalise, pad, tokenise--> Observation --model--> normalised chunk --unpad--> robot units
+    raw observation --1 repack--> --2 robot's steps--> --3 normalise--> --4 resize, pad, tokenise--> Observation
+    robot units <----------------- 2 undone <---------- 3 undone <------ 4 unpad ------------------- actions
 
-States and actions are normalised with the statistics of the robot's own play, which travel in its context.
+Stages 1 and 2 are the robot's (`selfalign.embodiments`); without one, observations come in LeRobot's names and in the
+model's conventions. States and actions are normalised with the statistics of the robot's own play, which travel in its
+context.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,15 +22,18 @@ from torch import Tensor
 from selfalign.data.episodes import IMAGE_PREFIX, Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
+from selfalign.data.statistics import norm_stats
 from selfalign.data.transforms import Tokenizer, dim_mask, pad_dims, pixels_to_model, resize_with_pad, unpad_dims
+from selfalign.embodiments import Embodiment
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.policy import VLA, LossWeights
 from selfalign.model.tokenizer import ByteTokenizer
-from selfalign.types import ActionChunk, Observation, Transition
+from selfalign.types import ActionChunk, Observation, TensorStruct, Transition
 
 STATE, TASK = "observation.state", "task"
 TOWER_BATCH = 64
 """Frames that the vision tower reads at once."""
+Sample = TypeVar("Sample", bound=TensorStruct)
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Policy:
 
     Raw observations are mappings in LeRobot's names: `observation.images.<camera>` uint8 [H, W, 3],
     `observation.state` float [S] and `task` str; or all of them with a leading batch axis (`task` then may be a list).
+    With a `robot`, they may be in the robot's own names, too.
     """
 
     model: VLA
@@ -84,6 +91,8 @@ class Policy:
     """How `selfalign.align` fits contexts to this model unless told otherwise."""
     stats: NormStats | None = None
     """Of the robot that the checkpoint was trained on, where it says so: what `act` uses without context."""
+    robot: Embodiment | None = None
+    """Names and conventions of the robot; None: LeRobot's names, and numbers that the model takes as they are."""
     _fingerprint: dict[tuple[tuple[int, int], ...], str] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -133,7 +142,8 @@ class Policy:
         contexts, single = self._contexts(context)
         own = [self.stats] if self.stats is not None else []
         statistics = [stats] if stats is not None else [_stats_of(c) for c in contexts] or own
-        batch, batched = self._observation(observation, statistics)
+        raw = self._repack(observation)
+        batch, batched = self._observation(raw, statistics)
         size = batch.batch_size
         if contexts and single is not None and single.batched and single.W1[0].shape[0] != size:
             raise ValueError(f"{single.W1[0].shape[0]} contexts for a batch of {size} observations; give one for each")
@@ -148,7 +158,9 @@ class Policy:
                 for s, row in zip(_each(statistics, size, "statistics"), rows, strict=True)
             ]
         ).astype(np.float32)
-        if not np.isfinite(result).all():
+        if self.robot is not None:
+            result = self.robot.inverse(np.atleast_2d(raw[STATE]), result).actions
+        if result is None or not np.isfinite(result).all():
             raise ValueError("the model gave NaN or infinite actions: are its weights and the context whole?")
         return result if batched else result[0]
 
@@ -159,7 +171,14 @@ class Policy:
             ValueError: a key is missing or unknown, or a value has the wrong type, shape or a NaN; the message names
                 the key.
         """
-        return self._observation(observation, [stats])[0]
+        return self._observation(self._repack(observation), [stats])[0]
+
+    def _repack(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """LeRobot's names, and states in the model's conventions."""
+        if self.robot is None:
+            return raw
+        named = self.robot.repack(raw)
+        return {**named, STATE: self.robot.forward(named[STATE]).state}
 
     def _observation(self, raw: Mapping[str, Any], stats: Sequence[NormStats]) -> tuple[Observation, bool]:
         state = _read_state(raw, stats)
@@ -258,6 +277,30 @@ class Policy:
 
     # ---- play ------------------------------------------------------------------------------------------------------
 
+    def repack_play(self, play: Play) -> Play:
+        """Play with the robot's cameras under the model's names; those that the model does not see are dropped.
+
+        Raises:
+            ValueError: a camera that the robot does not have.
+        """
+        if self.robot is None:
+            return play
+        picked = self.robot.pick_cameras(play.cameras)
+        episodes = (
+            dataclasses.replace(e, images={camera: e.images[name] for camera, name in picked.items()})
+            for e in play.episodes
+        )
+        return dataclasses.replace(play, episodes=tuple(episodes))
+
+    def play_stats(self, play: Play) -> NormStats:
+        """Statistics of play as this policy reads it: after the robot's steps, over the model's horizon."""
+        if self.robot is None:
+            return play.stats()
+        numbers = ((episode.state, episode.action) for episode in play.episodes)
+        stats = norm_stats(numbers, robot=self.robot, horizon=self.model.config.action_horizon)
+        stats.warn_near_constant(self.robot.state_names, self.robot.action_names)
+        return stats
+
     def transitions(self, play: Play | Iterable[Episode], stats: NormStats, *, stride: int = 1) -> Transition:
         """All (o_t, a_{t:t+H}, o_{t+H}) that lie within an episode, ready for the prefix.
 
@@ -265,8 +308,8 @@ class Policy:
         normalised summaries of o_{t+H} in `next_features`. The prompt is empty: alignment is state-free and task-free.
 
         Args:
-            play: episodes; those with H frames or fewer give nothing.
-            stats: of this robot.
+            play: episodes (see `repack_play`); those with H frames or fewer give nothing.
+            stats: of this robot (see `play_stats`).
             stride: keep every so many-th start.
 
         Raises:
@@ -307,9 +350,12 @@ class Policy:
         """States [B, S] and chunks [B, H, A] of an episode's transitions, normalised and padded."""
         config = self.model.config
         starts = np.arange(0, len(episode) - config.action_horizon, stride)
-        chunks = episode.action[starts[:, None] + np.arange(config.action_horizon)]
+        state, chunks = episode.state[starts], episode.action[starts[:, None] + np.arange(config.action_horizon)]
+        if self.robot is not None:
+            state, chunks = self.robot.forward(state, chunks)
+            assert chunks is not None
         return (
-            PaddedNumbers.of(stats.normalize_state(episode.state[starts]), config.state_dim),
+            PaddedNumbers.of(stats.normalize_state(state), config.state_dim),
             PaddedNumbers.of(stats.normalize_action(chunks), config.action_dim),
         )
 
@@ -344,8 +390,8 @@ class PaddedNumbers:
         return cls(padded, dim_mask(values.shape[-1], dim).expand(len(values), -1))
 
 
-def concatenate(parts: Sequence[Transition]) -> Transition:
-    """Batches of transitions, one after another; all must have the same optional fields."""
+def concatenate(parts: Sequence[Sample]) -> Sample:
+    """Batches of transitions or observations, one after another; all must have the same optional fields."""
     if len(parts) == 1:
         return parts[0]
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.factory import BODIES, assert_same, make_episode
-from selfalign.data import lerobot
+from selfalign.data import lerobot_writer
 from selfalign.data.lerobot import LeRobotReader, LeRobotWriter
 
 
@@ -24,6 +24,13 @@ def root(tmp_path, episodes):
         for episode in episodes:
             writer.add_episode(episode)
     return tmp_path / "set"
+
+
+@pytest.fixture
+def edited(root):
+    """The data set without its checksums, for tests that change files on purpose."""
+    (root / "meta/checksums.json").unlink()
+    return root
 
 
 def test_round_trip_is_exact(root, episodes):
@@ -106,13 +113,14 @@ def test_stats_file_equals_numpy(root, episodes):
 def test_many_files_and_shared_row_groups(tmp_path, episodes, monkeypatch):
     writer = LeRobotWriter(tmp_path / "set", embodiments=BODIES)
     monkeypatch.setattr(writer, "_file_bytes", 15_000)
-    monkeypatch.setattr(lerobot.DatasetInfo, "chunks_size", 2)
-    monkeypatch.setattr(lerobot, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(lerobot_writer.DatasetInfo, "chunks_size", 2)
+    monkeypatch.setattr(lerobot_writer, "_ROWS_AT_ONCE", 2)
     for episode in episodes:
         writer.add_episode(episode)
     root = writer.finalize()
     files = sorted(path.relative_to(root).as_posix() for path in root.glob("data/*/*"))
     assert "data/chunk-000/file-001.parquet" in files and "data/chunk-001/file-000.parquet" in files
+    (root / "meta/checksums.json").unlink()
     for path in root.glob("data/*/*"):  # as a writer with other row groups would have stored it
         pq.write_table(pq.read_table(path), path, row_group_size=7)
     reader = LeRobotReader(root)
@@ -121,8 +129,9 @@ def test_many_files_and_shared_row_groups(tmp_path, episodes, monkeypatch):
     np.testing.assert_array_equal(reader.columns(["action"])["action"], np.concatenate([e.action for e in episodes]))
 
 
-def test_data_recorded_by_lerobot_itself_is_one_robot_with_demonstrations(root, episodes):
+def test_data_recorded_by_lerobot_itself_is_one_robot_with_demonstrations(edited, episodes):
     """No columns and files of ours, a nameless task index, images by path."""
+    root = edited
     (root / "meta/embodiments.json").unlink()
     info = json.loads((root / "meta/info.json").read_text())
     del info["features"]["embodiment_index"], info["features"]["is_play"]
@@ -171,7 +180,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, episodes, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(lerobot.pq.ParquetWriter, "write_table", full)
+    monkeypatch.setattr(lerobot_writer.pq.ParquetWriter, "write_table", full)
     with (
         pytest.raises(OSError, match="No space left"),
         LeRobotWriter(tmp_path / "set", embodiments=BODIES) as writer,
@@ -210,7 +219,8 @@ def test_cut_off_files_are_named(root, file, keep):
         LeRobotReader(root)[0]
 
 
-def test_missing_and_contradicting_files_are_named(root, tmp_path):
+def test_missing_and_contradicting_files_are_named(edited, tmp_path):
+    root = edited
     with pytest.raises(FileNotFoundError, match="does not exist"):
         LeRobotReader(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="not a LeRobot data set"):
@@ -231,7 +241,7 @@ def test_missing_and_contradicting_files_are_named(root, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"codebase_version": "v2.1"}, "LeRobot v2.1, only v3.0"),
+        ({"codebase_version": "v1.6"}, "LeRobot v1.6; v2.0, v2.1 and v3.0 can be read"),
         ({"total_episodes": 7}, "says 7 episodes"),
         ({"features": {}}, "no 'observation.state' column"),
         ({"fps": None}, None),
@@ -249,7 +259,8 @@ def test_wrong_info_is_named(root, change, message):
         LeRobotReader(root)
 
 
-def test_a_damaged_image_is_named(root):
+def test_a_damaged_image_is_named(edited):
+    root = edited
     path = root / "data/chunk-000/file-000.parquet"
     table = pq.read_table(path)
     images = table["observation.images.scene"].to_pylist()
@@ -269,3 +280,107 @@ def test_the_fingerprint_follows_the_data(root, tmp_path, episodes):
         for episode in episodes:
             writer.add_episode(episode)
     assert LeRobotReader(tmp_path / "other").fingerprint != first
+
+
+def replace_column(root, name, values, file="data/chunk-000/file-000.parquet"):
+    table = pq.read_table(root / file)
+    column = table.schema.get_field_index(name)
+    pq.write_table(table.set_column(column, pa.field(name, values.type), values), root / file)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("timestamp", lambda v: [*v[:9], v[9] + 0.01, *v[10:]], r"row 9, column 'timestamp'.*episode 1: .*rate of 20"),
+        ("frame_index", lambda v: [*v[:9], 5, *v[10:]], r"row 9, column 'frame_index' contradicts.*episode 1"),
+        ("index", lambda v: [*v[:9], None, *v[10:]], r"column 'index': row 9 has no value"),
+        ("task_index", lambda v: [*v[:9], 7, *v[10:]], r"row 9, column 'task_index'.*7 names no task"),
+        ("action", lambda v: [*v[:9], v[9][:3], *v[10:]], r"column 'action': row 9 has 3 values instead of 4"),
+        ("action", lambda v: [*v[:9], [9.0] * 4, *v[10:]], r"rows 8 to 16, column 'action', dimension 0: the max"),
+        ("action", lambda v: [[int(x) for x in row] for row in v], "column 'action': holds int64 instead of float32"),
+        ("action", lambda v: [str(row) for row in v], "column 'action': holds string instead of float32"),
+    ],
+)
+def test_values_that_contradict_the_metadata_are_named(edited, name, change, message):
+    values = pq.read_table(edited / "data/chunk-000/file-000.parquet")[name].to_pylist()
+    replace_column(edited, name, pa.array(change(values)))
+    with pytest.raises(ValueError, match=message):
+        LeRobotReader(edited)[1]
+
+
+def test_swapped_columns_are_found_by_their_statistics(edited, episodes):
+    path = edited / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    swap = {"action": "observation.state", "observation.state": "action"}
+    pq.write_table(table.rename_columns([swap.get(name, name) for name in table.column_names]), path)
+    with pytest.raises(ValueError, match=r"column '(observation.state|action)', dimension 0.*columns are swapped"):
+        LeRobotReader(edited)[0]
+    unchecked = LeRobotReader(edited, check_stats=False)[0]
+    np.testing.assert_array_equal(unchecked.action, episodes[0].state)
+
+
+def test_wider_types_of_the_same_kind_are_read_exactly(edited, episodes):
+    values = pq.read_table(edited / "data/chunk-000/file-000.parquet")["action"].to_pylist()
+    replace_column(edited, "action", pa.array(values, pa.list_(pa.float64())))
+    np.testing.assert_array_equal(LeRobotReader(edited)[1].action, episodes[1].action)
+
+
+def test_words_and_depth_are_tolerated_and_unknown_keys_ignored(edited, episodes):
+    path = edited / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    language = pa.array([[{"role": "user", "content": "hello"}]] * len(table))
+    pq.write_table(table.append_column("language_events", language), path)
+    info = json.loads((edited / "meta/info.json").read_text())
+    info |= {"total_videos": 0, "tools": [{"name": "say"}]}
+    info["features"]["language_events"] = {"dtype": "language", "shape": [1], "names": None}
+    info["features"]["observation.images.depth"] = {
+        "dtype": "video",
+        "shape": [16, 24, 1],
+        "names": None,
+        "info": {"is_depth_map": True},
+    }
+    (edited / "meta/info.json").write_text(json.dumps(info))
+    reader = LeRobotReader(edited)
+    assert reader.info.ignored == ("language_events", "observation.images.depth")
+    assert_same(reader[2], episodes[2])
+
+
+def test_lenient_reading_leaves_out_reports_and_counts(edited, episodes):
+    values = pq.read_table(edited / "data/chunk-000/file-000.parquet")["action"].to_pylist()
+    replace_column(edited, "action", pa.array([*values[:9], None, *values[10:]], pa.list_(pa.float32())))
+    with pytest.raises(ValueError, match="row 9 has no value"):
+        list(LeRobotReader(edited).episodes())
+    with pytest.warns(UserWarning, match="1 of 5 episodes are broken and left out; the first: .*row 9 has no value"):
+        reader = LeRobotReader(edited, strict=False)
+    assert [problem.episode for problem in reader.problems] == [1]
+    assert [meta.index for meta in reader.metadata] == [0, 2, 3, 4] and reader.num_frames == 50 - 9
+    kept = [episodes[i] for i in (0, 2, 3, 4)]
+    for actual, expected in zip(reader.episodes(), kept, strict=True):
+        assert_same(actual, expected)
+    np.testing.assert_array_equal(reader.columns(["action"])["action"], np.concatenate([e.action for e in kept]))
+
+
+def test_any_changed_byte_of_what_we_wrote_is_noticed(root):
+    path = root / "data/chunk-000/file-000.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"file-000.parquet is damaged: it differs from what was written"):
+        LeRobotReader(root)[4]
+
+
+def test_statistics_over_all_but_the_last_axis_are_understood(edited, episodes):
+    """As LeRobot writes those of matrices."""
+    path = edited / "meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    for key in ("min", "max", "mean"):
+        name = f"stats/privileged.points/{key}"
+        values = [getattr(e.extra["privileged.points"].reshape(-1, 4).astype(float), key)(0).tolist() for e in episodes]
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+    pq.write_table(table, path)
+    assert_same(LeRobotReader(edited)[1], episodes[1])
+    values = pq.read_table(edited / "data/chunk-000/file-000.parquet")["privileged.points"].to_pylist()
+    values[9][3][2] = 99.0
+    replace_column(edited, "privileged.points", pa.array(values, pa.list_(pa.list_(pa.float32()))))
+    with pytest.raises(ValueError, match=r"'privileged.points', dimension 2: the max"):
+        LeRobotReader(edited)[1]

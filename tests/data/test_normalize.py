@@ -13,7 +13,7 @@ from selfalign.data.normalize import FieldStats, NormStats, RunningStats
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1e4]))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_streamed_statistics_equal_numpy(sizes, seed, mean):
     sizes = [*sizes, 2]
     rng = np.random.default_rng(seed)
@@ -27,8 +27,8 @@ def test_streamed_statistics_equal_numpy(sizes, seed, mean):
     np.testing.assert_allclose(stats.std, exact.std(axis=0), rtol=1e-9)
     np.testing.assert_array_equal(stats.min, exact.min(axis=0))
     np.testing.assert_array_equal(stats.max, exact.max(axis=0))
-    np.testing.assert_allclose(stats.q01, np.quantile(exact, 0.01, axis=0), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(stats.q99, np.quantile(exact, 0.99, axis=0), rtol=1e-6, atol=1e-6)
+    for name, level in (("q01", 0.01), ("q10", 0.1), ("q50", 0.5), ("q90", 0.9), ("q99", 0.99)):
+        np.testing.assert_allclose(getattr(stats, name), np.quantile(exact, level, axis=0), rtol=1e-6, atol=1e-6)
 
 
 @pytest.fixture
@@ -73,6 +73,28 @@ def test_near_constant_dimensions_are_named_and_not_blown_up(arrays, mode):
     moved[:, 2] += 0.1
     np.testing.assert_allclose(stats.normalize_state(moved)[:, 2], 0.1, atol=1e-5)
     np.testing.assert_allclose(stats.unnormalize_action(stats.normalize_action(action)), action, atol=1e-6)
+
+
+def test_near_constant_dimensions_go_by_their_names(arrays):
+    state, action = arrays
+    state[:, 2] = 0.7
+    stats = NormStats(FieldStats.from_array(state), FieldStats.from_array(action))
+    with pytest.warns(UserWarning, match=r"state\[2\] elbow \(always about 0\.7\)"):
+        assert len(stats.warn_near_constant(["pan", "lift", "elbow", "grip"], ["too", "few"])) == 1
+
+
+@pytest.mark.parametrize("mode", ["zscore", "quantile"])
+def test_clipping_bounds_what_the_model_sees_and_what_it_gives(arrays, mode):
+    plain, stats = NormStats.from_arrays(*arrays, mode), NormStats.from_arrays(*arrays, mode, clip=1.5)
+    normal = plain.normalize_state(arrays[0])
+    np.testing.assert_array_equal(stats.normalize_state(arrays[0]), np.clip(normal, -1.5, 1.5))
+    assert np.abs(normal).max() > 1.5 and stats.normalize_state(torch.from_numpy(arrays[0])).abs().max() == 1.5
+    given = np.array([[-9.0, -1.0, 0.0, 1.0, 9.0]])
+    np.testing.assert_allclose(stats.unnormalize_action(given), plain.unnormalize_action(np.clip(given, -1.5, 1.5)))
+    again = NormStats.from_dict(json.loads(json.dumps(stats.to_dict())))
+    assert again.clip == 1.5 and "clip" not in plain.to_dict()
+    with pytest.raises(ValueError, match="clip must be positive"):
+        NormStats.from_arrays(*arrays, clip=0.0)
 
 
 def test_small_but_real_motion_is_scaled():
@@ -176,3 +198,39 @@ def test_what_is_no_openpi_file_is_said(tmp_path):
     path.write_text(f'{{"norm_stats": {{"state": {field}, "actions": {field}}}}}')
     with pytest.raises(ValueError, match="must be finite lists of one length"):
         NormStats.read_openpi(path, "zscore")
+
+
+# ---- a LeRobot data set's statistics -------------------------------------------------------------------------------
+
+
+def test_lerobots_file_is_read_and_written(arrays, tmp_path):
+    state, action = arrays
+    stats = NormStats.from_arrays(state, action, "quantile")
+    file = tmp_path / "meta" / "stats.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"timestamp": {"mean": [1.0]}, "action": {"mean": [9.0], "q55": [1.0]}}))
+    assert stats.write_lerobot(tmp_path) == file
+    data = json.loads(file.read_text())
+    assert data["timestamp"] == {"mean": [1.0]}
+    assert set(data["action"]) == {"mean", "std", "min", "max", "q01", "q10", "q50", "q90", "q99", "count"}
+    assert data["action"]["count"] == [500] and np.shape(data["observation.state"]["q50"]) == (4,)
+    for path in (tmp_path, file):
+        again = NormStats.read_lerobot(path, "quantile")
+        np.testing.assert_array_equal(again.normalize_action(action), stats.normalize_action(action))
+        assert again.state.count == 500
+
+
+def test_lerobots_file_may_lack_quantiles_and_have_constant_dimensions(tmp_path):
+    entry = {"min": [0.0, 1.0], "max": [1.0, 1.0], "mean": [0.4, 1.0], "std": [0.2, 0.0], "count": [7]}
+    path = tmp_path / "stats.json"
+    path.write_text(json.dumps({"observation.state": entry, "action": entry}))
+    with pytest.warns(UserWarning, match=r"state\[1\].*action\[1\]"):
+        stats = NormStats.read_lerobot(path)
+    np.testing.assert_allclose(stats.normalize_state(np.array([0.6, 1.1])), [1.0, 0.1])
+    with pytest.raises(ValueError, match=r"observation\.state has no quantiles"):
+        NormStats.read_lerobot(path, "quantile")
+    with pytest.raises(FileNotFoundError, match="selfalign stats"):
+        NormStats.read_lerobot(tmp_path)
+    path.write_text('{"action": {}}')
+    with pytest.raises(ValueError, match=r"stats.json has no statistics of observation.state and action"):
+        NormStats.read_lerobot(path)

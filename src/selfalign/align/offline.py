@@ -157,8 +157,9 @@ def align(
     """
     plan = config.resolved(policy.settings)
     origin = _origin(policy, start)
+    play = policy.repack_play(play)
     parts = _split(policy, play, config)
-    stats = play.stats()
+    stats = policy.play_stats(play)
     began = time.perf_counter()
     with _frozen(policy.model), phases(progress, play.name) as phase:
         report = phase("watching play", len(play))

@@ -148,7 +148,9 @@ class ContextStore:
         ours = {name: c for name, c in contexts.items() if c.info.fingerprint == policy.fingerprint()}
         if not ours:
             raise ValueError(f"none of the {len(contexts)} contexts in {self.root} is of model {policy.fingerprint()}")
-        grid = EvalGrid.build(PlayBank.build(policy, play, play.stats()), samples=samples, times=times)
+        grid = EvalGrid.build(
+            PlayBank.build(policy, policy.repack_play(play), policy.play_stats(play)), samples=samples, times=times
+        )
         weights = policy.settings.weights
         losses = {
             name: grid.losses(policy.model, context.to(policy.device), weights).total for name, context in ours.items()

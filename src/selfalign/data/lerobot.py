@@ -1,360 +1,93 @@
-"""Writing and reading LeRobot v3.0 data sets on disk (images in parquet; the layout is in `selfalign.data.schema`).
+"""Reading LeRobot data sets (v2.0, v2.1, v3.0; images or video) from disk, and, from `lerobot_writer`, writing them."""
 
-One data set holds many bodies: each frame has an `embodiment_index`, which points into `meta/embodiments.json`, and an
-`is_play` flag. LeRobot's own tools read the result; the two columns are ordinary features to them.
-"""
-
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from selfalign.data.checksums import Checksums
 from selfalign.data.episodes import IMAGE_PREFIX, Episode
-from selfalign.data.normalize import RunningStats
-from selfalign.data.parquet import FrameFile, read_table
-from selfalign.data.png import decode_frame, encode_frames
-from selfalign.data.schema import (
-    ACTION,
-    BOOKKEEPING,
-    EMBODIMENT_INDEX,
-    EMBODIMENTS_PATH,
-    EPISODES_PATH,
-    INFO_PATH,
-    IS_PLAY,
-    STATE,
-    STATS_PATH,
-    TASKS_PATH,
-    DatasetInfo,
-    Feature,
-    arrow_schema,
-    from_arrow,
-    infer_features,
-    tasks_table,
-    to_arrow,
-)
+from selfalign.data.lerobot_index import EpisodeMeta, read_embodiments, read_episodes, read_tasks
+from selfalign.data.lerobot_writer import LeRobotWriter
+from selfalign.data.parquet import FrameFile
+from selfalign.data.png import decode_frame
+from selfalign.data.schema import ACTION, EMBODIMENT_INDEX, IS_PLAY, STATE, DatasetInfo, from_arrow
+from selfalign.data.video import DecoderCache
 
-_ROWS_AT_ONCE = 256
-"""Episodes whose metadata is held before it is written."""
+__all__ = ["EpisodeMeta", "LeRobotReader", "LeRobotWriter", "Problem"]
 
-_STATS_FRAMES = 4
-_STATS_GRID = 8
-"""Frames an episode, and pixels a side, that enter the image statistics (LeRobot samples frames, too)."""
+_STATS_TOLERANCE = 1e-3
+"""By how much statistics may miss the values, as part of their range; LeRobot computes them in float32."""
 
 
-class LeRobotWriter:
-    """Writes episodes to a new data set that appears at `root` only when it is complete.
+@dataclass(frozen=True)
+class Problem:
+    """An episode that was left out, and why."""
 
-    Frames go to a hidden folder beside `root`, which `finalize` renames. Use it as a context manager: leaving it
-    normally finalises, leaving it by an exception removes what was written.
+    episode: int
+    message: str
 
-        with LeRobotWriter("play", embodiments=[{"name": "my robot"}]) as writer:
-            writer.add_episode(episode)
 
-    The columns are those of the first episode; later ones must have the same.
+class LeRobotReader:
+    """A LeRobot data set on disk.
+
+    `len(reader)` is the number of episodes; `reader[i]` and `reader.episodes()` give them as `Episode`. What is read
+    is compared with what the metadata says of it: rows, time stamps, indices, statistics, and (for data sets of
+    `LeRobotWriter`) checksums.
+
+    Raises:
+        FileNotFoundError: no such path, no data set there, or one of its files is missing.
+        ValueError: an unknown version, a damaged file (named, with the row), or files that contradict each other.
     """
 
     def __init__(
         self,
         root: str | Path,
         *,
-        fps: float = 20.0,
-        embodiments: Sequence[Mapping[str, Any]] = ({"name": "robot"},),
-        robot_type: str | None = None,
-        names: Mapping[str, list[str]] | None = None,
-        data_file_mb: int = 100,
+        strict: bool = True,
+        tolerance_s: float = 1e-4,
+        check_stats: bool = True,
+        max_open_videos: int = 8,
     ) -> None:
-        """Starts a data set.
+        """Opens a data set.
 
         Args:
-            root: where it will be; must not exist (or be an empty folder).
-            fps: control rate of every episode, Hz.
-            embodiments: one JSON-serialisable description per `embodiment_index`.
-            robot_type: LeRobot's free text.
-            names: names of the dimensions of vector columns, by column.
-            data_file_mb: size at which a new parquet file is begun.
-
-        Raises:
-            ValueError: `root` holds something already.
+            root: its folder.
+            strict: stop at the first thing that is wrong. Otherwise every episode is read once now, the broken ones
+                are left out with a warning that counts them, and `problems` lists them; broken metadata stops both.
+            tolerance_s: by how much time stamps may miss the rate, and frames of a video their time stamps, seconds.
+            check_stats: compare each episode's values with its statistics, which finds columns that were swapped;
+                False is for data sets that were edited without computing them again.
+            max_open_videos: videos that are held open, at most.
         """
         self.root = Path(root)
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
-            raise ValueError(f"{self.root} exists already; choose another place or remove it first")
-        json.dumps(list(embodiments))  # fails now rather than after hours of recording
-        self.fps = fps
-        self.embodiments = [dict(body) for body in embodiments]
-        self._robot_type, self._names, self._file_bytes = robot_type, dict(names or {}), data_file_mb * 1024**2
-        self._partial = self.root.parent / f".{self.root.name}.partial-{os.getpid()}-{os.urandom(3).hex()}"
-        self._features: dict[str, Feature] = {}
-        self._tasks: dict[str, int] = {}
-        self._rows: list[dict[str, Any]] = []
-        self._stats: dict[str, RunningStats] = {}
-        self._episodes = self._frames = self._file_index = 0
-        self._parquet: pq.ParquetWriter | None = None
-        self._metadata: pq.ParquetWriter | None = None
-        (self._partial / "meta").mkdir(parents=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.finalize()
-        else:
-            self.abort()
-
-    def __len__(self) -> int:
-        """Episodes so far."""
-        return self._episodes
-
-    def add_episode(self, episode: Episode) -> int:
-        """Appends an episode and returns its index.
-
-        Raises:
-            ValueError: its columns, shapes or rate differ from the first episode's, or it names an embodiment that
-                was not declared.
-        """
-        if not self._features:
-            inferred = infer_features(episode)
-            self._features = {
-                name: Feature(feature.dtype, feature.shape, self._names.get(name, feature.names))
-                for name, feature in inferred.items()
-            }
-        self._check(episode)
-        index, length = self._episodes, len(episode)
-        task = self._tasks.setdefault(episode.task, len(self._tasks))
-        columns = episode.columns() | {
-            "timestamp": np.arange(length) / self.fps,
-            "frame_index": np.arange(length),
-            "episode_index": np.full(length, index),
-            "index": np.arange(self._frames, self._frames + length),
-            "task_index": np.full(length, task),
-            EMBODIMENT_INDEX: np.full(length, episode.embodiment_index),
-            IS_PLAY: np.full(length, int(episode.is_play)),
-        }
-        chunk_index, file_index = self._write_frames(columns)
-        self._rows.append(
-            {
-                "episode_index": index,
-                "tasks": [episode.task],
-                "length": length,
-                EMBODIMENT_INDEX: episode.embodiment_index,
-                IS_PLAY: int(episode.is_play),
-                "data/chunk_index": chunk_index,
-                "data/file_index": file_index,
-                "dataset_from_index": self._frames,
-                "dataset_to_index": self._frames + length,
-                "meta/episodes/chunk_index": 0,
-                "meta/episodes/file_index": 0,
-                **self._episode_stats(columns),
-            }
-        )
-        self._frames += length
-        self._episodes += 1
-        if len(self._rows) >= _ROWS_AT_ONCE:
-            self._flush_rows()
-        return index
-
-    def finalize(self) -> Path:
-        """Writes the metadata and moves the data set to `root`; returns `root`.
-
-        Raises:
-            ValueError: no episode was added, or `root` has come into being meanwhile.
-        """
-        if not self._episodes:
-            self.abort()
-            raise ValueError(f"no episode was added, so no data set was written to {self.root}")
-        try:
-            self._close_file()
-            self._write_metadata()
-            if self.root.is_dir():
-                self.root.rmdir()  # an empty folder; anything else was refused at the start
-            self._partial.rename(self.root)
-        except BaseException:
-            self.abort()
-            raise
-        return self.root
-
-    def abort(self) -> None:
-        """Removes everything written so far."""
-        # On a full disk closing fails, too, and the files go away anyway.
-        with contextlib.suppress(OSError):
-            self._close_file()
-        with contextlib.suppress(OSError):
-            self._close_metadata()
-        shutil.rmtree(self._partial, ignore_errors=True)
-
-    def _check(self, episode: Episode) -> None:
-        where = f"episode {self._episodes}"
-        if episode.fps != self.fps:
-            raise ValueError(f"{where} runs at {episode.fps} Hz, the data set at {self.fps} Hz")
-        if not 0 <= episode.embodiment_index < len(self.embodiments):
-            raise ValueError(
-                f"{where} is of embodiment {episode.embodiment_index}, "
-                f"but the data set declares {len(self.embodiments)} embodiments"
-            )
-        columns = episode.columns()
-        wanted = set(self._features) - set(BOOKKEEPING)
-        if set(columns) != wanted:
-            raise ValueError(
-                f"{where} has other columns than the first: "
-                f"missing {sorted(wanted - set(columns))}, unknown {sorted(set(columns) - wanted)}"
-            )
-        for name, values in columns.items():
-            shape = values.shape[1:] or (1,)
-            if shape != self._features[name].shape:
-                raise ValueError(
-                    f"{where}: column {name!r} has shape {list(shape)} a frame, "
-                    f"the first episode's has {list(self._features[name].shape)}"
-                )
-
-    def _write_frames(self, columns: Mapping[str, np.ndarray]) -> tuple[int, int]:
-        """Appends one row group; returns the (chunk, file) it is in."""
-        arrays = []
-        for name, feature in self._features.items():
-            if feature.is_image:
-                encoded = pa.array(encode_frames(columns[name]), pa.binary())
-                paths = pa.nulls(len(encoded), pa.string())
-                arrays.append(pa.StructArray.from_arrays([encoded, paths], fields=list(feature.arrow_type())))
-            else:
-                arrays.append(to_arrow(columns[name], feature))
-        schema = arrow_schema(self._features)
-        if self._parquet is not None and self._path(self._file_index).stat().st_size >= self._file_bytes:
-            self._close_file()
-            self._file_index += 1
-        path = self._path(self._file_index)
-        if self._parquet is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # PNG is compressed already and dictionaries of distinct values only cost time.
-            self._parquet = pq.ParquetWriter(path, schema, compression="snappy", use_dictionary=False)
-        self._parquet.write_table(pa.Table.from_arrays(arrays, schema=schema))
-        return divmod(self._file_index, DatasetInfo.chunks_size)
-
-    def _path(self, file_index: int) -> Path:
-        chunk, file = divmod(file_index, DatasetInfo.chunks_size)
-        return self._partial / DatasetInfo.data_path.format(chunk_index=chunk, file_index=file)
-
-    def _close_file(self) -> None:
-        writer, self._parquet = self._parquet, None
-        if writer is not None:
-            writer.close()
-
-    def _flush_rows(self) -> None:
-        """Appends the held rows to the episodes' metadata."""
-        if not self._rows:
-            return
-        table = pa.Table.from_pylist(self._rows, schema=self._metadata.schema if self._metadata else None)
-        if self._metadata is None:
-            path = self._partial / EPISODES_PATH.format(chunk_index=0, file_index=0)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._metadata = pq.ParquetWriter(path, table.schema, compression="snappy")
-        self._metadata.write_table(table)
-        self._rows.clear()
-
-    def _close_metadata(self) -> None:
-        writer, self._metadata = self._metadata, None
-        if writer is not None:
-            writer.close()
-
-    def _episode_stats(self, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """LeRobot's `stats/<feature>/<statistic>` of one episode; also feeds the data set's statistics."""
-        row: dict[str, Any] = {}
-        for name, feature in self._features.items():
-            values = columns[name]
-            if feature.is_image:
-                picks = np.unique(np.linspace(0, len(values) - 1, _STATS_FRAMES).astype(int))
-                down, across = (max(1, size // _STATS_GRID) for size in feature.shape[:2])
-                flat = values[picks, ::down, ::across].reshape(-1, 3).astype(np.float64) / 255.0
-                shape, count = (3, 1, 1), len(picks)
-            else:
-                flat = values.reshape(len(values), -1).astype(np.float64)
-                shape, count = feature.shape, len(values)
-            if np.isfinite(flat).all():  # a recording with NaN is stored as it is; its statistics are left out
-                self._stats.setdefault(name, RunningStats()).update(flat)
-            with np.errstate(invalid="ignore"):
-                for key in ("min", "max", "mean", "std"):
-                    row[f"stats/{name}/{key}"] = getattr(flat, key)(axis=0).reshape(shape).tolist()
-            row[f"stats/{name}/count"] = [count]
-        return row
-
-    def _write_metadata(self) -> None:
-        self._flush_rows()
-        self._close_metadata()
-        info = DatasetInfo(
-            fps=self.fps,
-            features=self._features,
-            total_episodes=self._episodes,
-            total_frames=self._frames,
-            total_tasks=len(self._tasks),
-            robot_type=self._robot_type,
-            splits={"train": f"0:{self._episodes}"},
-        )
-        pq.write_table(tasks_table(list(self._tasks)), self._partial / TASKS_PATH)
-        _write_json(self._partial / STATS_PATH, {name: self._dataset_stats(name) for name in self._stats})
-        _write_json(self._partial / EMBODIMENTS_PATH, self.embodiments)
-        _write_json(self._partial / INFO_PATH, info.to_dict())
-
-    def _dataset_stats(self, name: str) -> dict[str, Any]:
-        feature, running = self._features[name], self._stats[name]
-        stats = running.finish()
-        levels = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
-        values = {"min": stats.min, "max": stats.max, "mean": stats.mean, "std": stats.std}
-        values |= dict(zip(levels, running.quantile(*levels.values()), strict=True))
-        shape = (3, 1, 1) if feature.is_image else feature.shape
-        return {**{key: value.reshape(shape).tolist() for key, value in values.items()}, "count": [stats.count]}
-
-
-@dataclass(frozen=True)
-class EpisodeMeta:
-    """Where an episode is and what it is, without its frames."""
-
-    length: int
-    task: str
-    start: int
-    """Index of its first frame in the whole data set."""
-    embodiment_index: int
-    is_play: bool
-    file: str
-    """Its parquet file, relative to the root."""
-    row: int
-    """Its first row in that file."""
-
-
-class LeRobotReader:
-    """A LeRobot v3.0 data set on disk.
-
-    `len(reader)` is the number of episodes; `reader[i]` and `reader.episodes()` give them as `Episode`.
-
-    Raises:
-        FileNotFoundError: no such path, no data set there, or one of its files is missing.
-        ValueError: another version, a damaged file (named), or metadata that contradicts the files.
-    """
-
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.tolerance_s, self.check_stats = tolerance_s, check_stats
         self.info = DatasetInfo.read(self.root)
-        self.tasks = self._read_tasks()
-        self.embodiments = self._read_embodiments()
-        self.metadata = self._read_metadata()
+        self.checksums = Checksums.read(self.root)
+        self.tasks = read_tasks(self.root, self.info, self.checksums)
+        self.embodiments = read_embodiments(self.root, self.info, self.checksums)
+        self.metadata = read_episodes(self.root, self.info, self.checksums)
+        self.problems: tuple[Problem, ...] = ()
+        self.videos = DecoderCache(max_open_videos)
         self._open_file: FrameFile | None = None
+        if not strict:
+            self._leave_out_broken()
 
     def __len__(self) -> int:
         return len(self.metadata)
 
     def __getitem__(self, index: int) -> Episode:
         return next(self.episodes([index]))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_open_file": None}  # another process opens its own
 
     @property
     def num_frames(self) -> int:
@@ -363,21 +96,44 @@ class LeRobotReader:
     def episodes(self, indices: Iterable[int] | None = None) -> Iterator[Episode]:
         """Episodes in the order of `indices` (default: all); reads and decodes one at a time."""
         for index in range(len(self)) if indices is None else indices:
-            meta = self.metadata[index]
-            path = self.root / meta.file
-            if self._open_file is None or self._open_file.path != path:
-                self._open_file = FrameFile(path, list(self.info.features))
-            yield self._episode(meta, self._open_file.rows(meta.row, meta.length))
+            yield self._episode(self.metadata[index])
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Whole columns [N, ...] over all frames, without decoding images (which cannot be asked for)."""
+        features = self.info.columns
         for name in names:
-            if name not in self.info.features or self.info.features[name].is_image:
-                raise ValueError(f"no numeric column {name!r}; there are {', '.join(self.info.features)}")
-        files = dict.fromkeys(meta.file for meta in self.metadata)
-        tables = [FrameFile(self.root / file, names).all() for file in files]
-        table = pa.concat_tables(tables)
-        return {name: from_arrow(table[name], self.info.features[name]) for name in names}
+            if name not in features or features[name].is_camera:
+                raise ValueError(f"no numeric column {name!r}; there are {', '.join(features)}")
+        wanted = [*dict.fromkeys([*names, *self._bookkeeping])]
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        file: FrameFile | None = None
+        for meta in self.metadata:
+            if file is None or file.path != self.root / meta.file:
+                file = self._file(meta, wanted)
+            numbers = self._numbers(meta, file.rows(meta.row, meta.length), wanted)
+            for name in names:
+                parts[name].append(numbers[name])
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+    def frames(self, episode: int, camera: str, frames: Sequence[int]) -> np.ndarray:
+        """Some frames [K, H, W, 3] of a camera, in any order, without decoding the others (but a few before them).
+
+        Args:
+            episode: its index.
+            camera: bare name.
+            frames: indices within the episode.
+
+        Raises:
+            IndexError: a frame that the episode does not have.
+            ValueError, FileNotFoundError: see the class.
+        """
+        meta, rows = self.metadata[episode], np.asarray(frames, dtype=np.int64)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < meta.length):
+            raise IndexError(f"episode {episode} has {meta.length} frames; {frames} are not all among them")
+        table = self._rows(meta)
+        if self.info.features[IMAGE_PREFIX + camera].is_video:
+            return self._from_video(meta, camera, self._column(meta, table, "timestamp")[rows])
+        return self._decode(table[IMAGE_PREFIX + camera].take(pa.array(rows)), camera, meta, rows)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -386,93 +142,187 @@ class LeRobotReader:
         for path in sorted((self.root / "meta").rglob("*")):
             if path.is_file():
                 digest.update(path.relative_to(self.root).as_posix().encode() + path.read_bytes())
-        for file in dict.fromkeys(meta.file for meta in self.metadata):
+        videos = (span.file for meta in self.metadata for span in meta.videos.values())
+        for file in dict.fromkeys([*(meta.file for meta in self.metadata), *videos]):
             digest.update(f"{file}:{(self.root / file).stat().st_size}".encode())
+        if self.problems:
+            digest.update(json.dumps([meta.index for meta in self.metadata]).encode())
         return digest.hexdigest()[:16]
 
-    def _episode(self, meta: EpisodeMeta, table: pa.Table) -> Episode:
-        features, images = self.info.features, {}
+    def _leave_out_broken(self) -> None:
+        good, problems = [], []
+        for meta in self.metadata:
+            try:
+                self._episode(meta)
+                good.append(meta)
+            except (ValueError, OSError) as error:
+                problems.append(Problem(meta.index, str(error)))
+        if problems:
+            found = f"{self.root}: {len(problems)} of {len(self.metadata)} episodes are broken"
+            if not good:
+                raise ValueError(f"{found}; the first: {problems[0].message}")
+            warnings.warn(f"{found} and left out; the first: {problems[0].message}", stacklevel=3)
+        self.metadata, self.problems = good, tuple(problems)
+
+    @property
+    def _bookkeeping(self) -> list[str]:
+        names = ("timestamp", "frame_index", "episode_index", "index", "task_index", EMBODIMENT_INDEX, IS_PLAY)
+        return [name for name in names if name in self.info.columns]
+
+    def _file(self, meta: EpisodeMeta, names: Sequence[str]) -> FrameFile:
+        self.checksums.check(self.root / meta.file)
+        return FrameFile(self.root / meta.file, names)
+
+    def _rows(self, meta: EpisodeMeta) -> pa.Table:
+        if self._open_file is None or self._open_file.path != self.root / meta.file:
+            stored = [name for name, feature in self.info.columns.items() if not feature.is_video]
+            self._open_file = self._file(meta, stored)
+        return self._open_file.rows(meta.row, meta.length)
+
+    def _episode(self, meta: EpisodeMeta) -> Episode:
+        table = self._rows(meta)
+        names = [name for name, feature in self.info.columns.items() if not feature.is_camera]
+        numbers = self._numbers(meta, table, names)
+        images = {}
         for camera in self.info.cameras:
-            images[camera] = self._decode(table[IMAGE_PREFIX + camera], camera, meta)
-        state, action = (from_arrow(table[name], features[name]) for name in (STATE, ACTION))
+            if camera in meta.videos:
+                images[camera] = self._from_video(meta, camera, numbers["timestamp"])
+            else:
+                images[camera] = self._decode(table[IMAGE_PREFIX + camera], camera, meta, np.arange(meta.length))
         return Episode(
             images=images,
-            state=_as_matrix(state).astype(np.float32, copy=False),
-            action=_as_matrix(action).astype(np.float32, copy=False),
+            state=_as_matrix(numbers[STATE]).astype(np.float32, copy=False),
+            action=_as_matrix(numbers[ACTION]).astype(np.float32, copy=False),
             task=meta.task,
             fps=float(self.info.fps),
             embodiment_index=meta.embodiment_index,
             is_play=meta.is_play,
-            extra={name: from_arrow(table[name], features[name]) for name in self.info.extra},
+            extra={name: numbers[name] for name in self.info.extra},
         )
 
-    def _decode(self, column: pa.ChunkedArray, camera: str, meta: EpisodeMeta) -> np.ndarray:
+    def _numbers(self, meta: EpisodeMeta, table: pa.Table, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Columns of one episode, compared with the metadata."""
+        numbers = {name: self._column(meta, table, name) for name in names}
+        self._check_bookkeeping(meta, numbers)
+        if self.check_stats:
+            for name in (name for name in numbers if name in meta.bounds):
+                self._check_bounds(meta, name, numbers[name])
+        return numbers
+
+    def _column(self, meta: EpisodeMeta, table: pa.Table, name: str) -> np.ndarray:
+        try:
+            return from_arrow(table[name], self.info.features[name], meta.row)
+        except (ValueError, pa.ArrowException) as error:
+            raise ValueError(f"{self.root / meta.file}, column {name!r}: {error}") from error
+
+    def _check_bookkeeping(self, meta: EpisodeMeta, numbers: dict[str, np.ndarray]) -> None:
+        steps = np.arange(meta.length)
+        wanted = {
+            "episode_index": np.full(meta.length, meta.index),
+            "frame_index": steps,
+            "index": meta.start + steps,
+            EMBODIMENT_INDEX: np.full(meta.length, meta.embodiment_index),
+            IS_PLAY: np.full(meta.length, int(meta.is_play)),
+        }
+        for name in (name for name in wanted if name in numbers):
+            self._refuse(meta, name, numbers[name], numbers[name] != wanted[name], f"should be {wanted[name][0]} + ...")
+        if "task_index" in numbers:
+            known = np.isin(numbers["task_index"], np.fromiter(self.tasks, np.int64, len(self.tasks)))
+            self._refuse(meta, "task_index", numbers["task_index"], ~known, "names no task of the data set")
+            stated = meta.task or "" in self.tasks.values()
+            if (
+                stated
+                and self.tasks[int(numbers["task_index"][0])] != meta.task
+                and len(set(numbers["task_index"])) == 1
+            ):
+                found = self.tasks[int(numbers["task_index"][0])]
+                raise ValueError(
+                    f"{self.root / meta.file}, row {meta.row}: the task is {found!r}, the metadata of episode "
+                    f"{meta.index} says {meta.task!r}"
+                )
+        if "timestamp" in numbers:
+            times = numbers["timestamp"].astype(np.float64)
+            jump = np.abs(times - times[0] - steps / self.info.fps)
+            late = ~(jump <= self.tolerance_s + 1e-7 * np.abs(times))  # float32 stamps of long episodes are coarse
+            self._refuse(meta, "timestamp", times, late, f"is not at the rate of {self.info.fps} Hz (tolerance_s)")
+
+    def _refuse(self, meta: EpisodeMeta, name: str, values: np.ndarray, wrong: np.ndarray, why: str) -> None:
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise ValueError(
+                f"{self.root / meta.file}, row {meta.row + row}, column {name!r} contradicts the metadata of episode "
+                f"{meta.index}: {values[row]} {why}"
+            )
+
+    def _check_bounds(self, meta: EpisodeMeta, name: str, values: np.ndarray) -> None:
+        sizes = {array.size for array in meta.bounds[name].values()}
+        if len(sizes) > 1:
+            raise ValueError(f"{self.root}: the statistics of {name!r} in episode {meta.index} differ in shape")
+        flat = values.reshape(-1, *sizes).astype(np.float64)
+        if not np.isfinite(flat).all():
+            return  # a recording may hold NaN; see `Play`, which refuses it
+        found = {"min": flat.min(axis=0), "max": flat.max(axis=0), "mean": flat.mean(axis=0)}
+        spread = found["max"] - found["min"]
+        allowed = _STATS_TOLERANCE * spread + 1e-5 * np.abs(flat).max(axis=0) + 1e-9
+        for key, value in meta.bounds[name].items():
+            wrong = np.abs(found[key] - value) > allowed  # statistics that are NaN say nothing
+            if wrong.any():
+                dim = int(np.argmax(wrong))
+                raise ValueError(
+                    f"{self.root / meta.file}, rows {meta.row} to {meta.row + meta.length - 1}, column {name!r}, "
+                    f"dimension {dim}: the {key} is {found[key][dim]:g}, the metadata of episode {meta.index} says "
+                    f"{value[dim]:g}; columns are swapped or values damaged (if they were edited on purpose, open with "
+                    "`check_stats=False`)"
+                )
+
+    def _from_video(self, meta: EpisodeMeta, camera: str, timestamps: np.ndarray) -> np.ndarray:
+        span = meta.videos[camera]
+        path = self.root / span.file
+        self.checksums.check(path)
+        if not math.isfinite(span.start):
+            raise ValueError(f"{self.root}: episode {meta.index} starts at {span.start} s of {span.file}")
+        try:
+            found = len(self.videos.open(path).times)
+            if found != span.frames:
+                raise ValueError(f"{path} has {found} frames, the metadata needs {span.frames}; it is incomplete")
+            frames = self.videos.frames(path, span.start + timestamps.astype(np.float64), self.tolerance_s)
+        except ValueError as error:
+            raise ValueError(f"episode {meta.index}, camera {camera!r}: {error}") from error
+        self._check_image(frames[0], camera, f"{path}")
+        return frames
+
+    def _decode(self, column: pa.ChunkedArray, camera: str, meta: EpisodeMeta, rows: np.ndarray) -> np.ndarray:
         frames = []
-        for frame, image in enumerate(column.to_pylist()):
-            where = f"{self.root / meta.file}, row {meta.row + frame}, camera {camera!r}"
-            data = image["bytes"]
-            if data is None:
-                path = self.root / str(image["path"])
-                if not path.is_file():
-                    raise FileNotFoundError(f"{where}: the image file {path} is missing")
-                data = path.read_bytes()
+        if not pa.types.is_struct(column.type) or {"bytes", "path"} - {field.name for field in column.type}:
+            raise ValueError(f"{self.root / meta.file}, camera {camera!r}: holds {column.type} instead of images")
+        for row, image in zip(rows, column.to_pylist(), strict=True):
+            where = f"{self.root / meta.file}, row {meta.row + row}, camera {camera!r}"
             try:
-                frames.append(decode_frame(data))
+                frames.append(decode_frame(self._image_bytes(image)))
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{where}: {error}") from error
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
-            if frames[-1].shape != frames[0].shape:
-                raise ValueError(f"{where}: the image is {frames[-1].shape}, the first one is {frames[0].shape}")
+            self._check_image(frames[-1], camera, where)
         return np.stack(frames)
 
-    def _read_tasks(self) -> list[str]:
-        table = read_table(self.root / TASKS_PATH)
-        # LeRobot names the pandas index "task" or leaves it nameless, by version.
-        words = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
-        if words is None or "task_index" not in table.column_names:
-            raise ValueError(f"{self.root / TASKS_PATH} lacks the columns task and task_index")
-        pairs = zip(table["task_index"].to_pylist(), table[words].to_pylist(), strict=True)
-        return [task for _, task in sorted(pairs)]
+    def _image_bytes(self, image: dict[str, object] | None) -> bytes:
+        data = (image or {}).get("bytes")
+        if isinstance(data, bytes):
+            return data
+        file = (image or {}).get("path")
+        if not isinstance(file, str):
+            raise ValueError("there is no image")
+        path = self.root / file
+        if not path.is_file():
+            raise FileNotFoundError(f"the image file {path} is missing")
+        return path.read_bytes()
 
-    def _read_embodiments(self) -> list[dict[str, Any]]:
-        path = self.root / EMBODIMENTS_PATH
-        if not path.is_file():  # recorded by LeRobot itself: one robot
-            return [{"name": self.info.robot_type or self.root.name}]
-        return json.loads(path.read_text(encoding="utf-8"))
-
-    def _read_metadata(self) -> list[EpisodeMeta]:
-        folder = self.root / "meta" / "episodes"
-        paths = sorted(folder.glob("*/*.parquet"))
-        if not paths:
-            raise FileNotFoundError(f"{folder} holds no parquet file; the data set is incomplete")
-        rows = []
-        for path in paths:
-            table = read_table(path)
-            rows += table.select([name for name in table.column_names if not name.startswith("stats/")]).to_pylist()
-        rows.sort(key=lambda row: row["episode_index"])
-        if len(rows) != self.info.total_episodes:
-            raise ValueError(f"{self.root}: {INFO_PATH} says {self.info.total_episodes} episodes, {folder} {len(rows)}")
-        first: dict[str, int] = {}
-        result = []
-        for row in rows:
-            file = self.info.data_path.format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-            start = row["dataset_from_index"]
-            result.append(
-                EpisodeMeta(
-                    length=row["length"],
-                    task=row["tasks"][0] if row["tasks"] else "",
-                    start=start,
-                    embodiment_index=row.get(EMBODIMENT_INDEX, 0),
-                    is_play=bool(row.get(IS_PLAY, False)),
-                    file=file,
-                    row=start - first.setdefault(file, start),
-                )
-            )
-        return result
+    def _check_image(self, image: np.ndarray, camera: str, where: str) -> None:
+        promised = self.info.features[IMAGE_PREFIX + camera].image_shape
+        if image.shape != promised:
+            raise ValueError(f"{where}: the image is {image.shape}, the metadata promises {promised}")
 
 
 def _as_matrix(values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values), -1)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

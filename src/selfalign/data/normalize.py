@@ -1,12 +1,13 @@
 """Statistics of states and actions, and the normalisation that a model sees.
 
 Each embodiment is normalised with its own statistics (for a new body: those of its play). They travel as JSON with
-checkpoints and context files. openpi's `norm_stats.json` is read and written too.
+checkpoints and context files. openpi's `norm_stats.json` and a LeRobot data set's `meta/stats.json` are read and
+written too.
 """
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -16,7 +17,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from selfalign.model.weights import write_atomically
+from selfalign.data.quantiles import QuantileSketch
+from selfalign.model.weights import read_json, write_atomically, write_json
 
 Mode = Literal["zscore", "quantile"]
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -27,12 +29,17 @@ NEAR_CONSTANT = 1e-5
 OPENPI_EPS = 1e-6
 """What openpi adds to each spread before it divides by it."""
 
+LEVELS = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+"""The quantiles of `FieldStats`, which are LeRobot's."""
+
+LEROBOT_STATS = "meta/stats.json"
+
 
 @dataclass(frozen=True, eq=False)
 class FieldStats:
     """Statistics of one field over `count` frames; every array has shape [D], in the field's own units.
 
-    Statistics that came from elsewhere may lack some: NaN where `min`, `max`, `q01` or `q99` is not known, count 0.
+    Statistics that came from elsewhere may lack some: NaN where the extremes or a quantile are not known, count 0.
     """
 
     mean: Float[np.ndarray, " D"]
@@ -41,6 +48,10 @@ class FieldStats:
     min: Float[np.ndarray, " D"]
     max: Float[np.ndarray, " D"]
     q01: Float[np.ndarray, " D"]
+    """1 % of the frames are below; the other quantiles likewise."""
+    q10: Float[np.ndarray, " D"]
+    q50: Float[np.ndarray, " D"]
+    q90: Float[np.ndarray, " D"]
     q99: Float[np.ndarray, " D"]
     count: int
 
@@ -88,22 +99,22 @@ class FieldStats:
         mean, std = (np.asarray(data[name], dtype=np.float64) for name in ("mean", "std"))
         optional = {
             name: np.full_like(mean, np.nan) if data.get(name) is None else np.asarray(data[name], dtype=np.float64)
-            for name in ("min", "max", "q01", "q99")
+            for name in ("min", "max", *LEVELS)
         }
         return cls(mean, std, **optional, count=int(data.get("count", 0)))
 
 
 class RunningStats:
-    """Exact statistics of a stream, given in blocks of frames.
+    """Statistics of a stream, given in blocks of frames.
 
-    Mean and variance are merged block by block (Chan et al. 1979: no cancellation at large means). Quantiles of a
-    stream cannot be exact without its values, so those are kept in float32: 4 bytes a number.
+    Mean and deviation are exact, merged block by block (Chan et al. 1979: no cancellation at large means), and so are
+    the extremes. Quantiles are exact up to a million frames and a t-digest's beyond; see `QuantileSketch`.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self._mean = self._m2 = self._min = self._max = np.zeros(0)
-        self._values: list[np.ndarray] = []
+        self._sketch = QuantileSketch()
 
     def update(self, values: Float[np.ndarray, "N D"]) -> None:
         """Adds N frames.
@@ -130,11 +141,11 @@ class RunningStats:
             self._m2 = self._m2 + m2 + delta**2 * self.count * n / total
             self._min, self._max = np.minimum(self._min, block.min(axis=0)), np.maximum(self._max, block.max(axis=0))
         self.count += n
-        self._values.append(values.astype(np.float32))
+        self._sketch.update(values)
 
-    def quantile(self, *q: float) -> list[Float[np.ndarray, " D"]]:
+    def quantile(self, *levels: float) -> list[Float[np.ndarray, " D"]]:
         """Quantiles of all values so far, linearly interpolated."""
-        return list(np.quantile(np.concatenate(self._values), q, axis=0).astype(np.float64))
+        return self._sketch.quantile(*levels)
 
     def finish(self) -> FieldStats:
         """Statistics of all blocks so far.
@@ -144,9 +155,9 @@ class RunningStats:
         """
         if self.count == 0:
             raise ValueError("statistics of nothing: no frame has been added")
-        q01, q99 = self.quantile(0.01, 0.99)
+        quantiles = self.quantile(*LEVELS.values())
         std = np.sqrt(self._m2 / self.count)
-        return FieldStats(self._mean, std, self._min, self._max, q01, q99, self.count)
+        return FieldStats(self._mean, std, self._min, self._max, *quantiles, count=self.count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +166,9 @@ class NormStats:
 
     `zscore` gives mean 0 and standard deviation 1, `quantile` maps the 1 % and 99 % quantiles to -1 and +1. All four
     methods take numpy arrays or tensors [..., D] and return the same kind and float type.
+
+    Raises:
+        ValueError: `clip` is not positive.
     """
 
     state: FieldStats
@@ -162,14 +176,25 @@ class NormStats:
     mode: Mode = "zscore"
     eps: float = 0.0
     """Added to each spread, as openpi does; 0: near-constant dimensions are centred but not scaled."""
+    clip: float | None = None
+    """Normalised numbers are kept within [-clip, clip], on the way in and on the way out; None: they are not. What it
+    changes cannot be undone."""
     _cache: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be positive (None does not clip), got {self.clip}")
 
     @classmethod
     def from_arrays(
-        cls, state: Float[np.ndarray, "N S"], action: Float[np.ndarray, "N A"], mode: Mode = "zscore"
+        cls,
+        state: Float[np.ndarray, "N S"],
+        action: Float[np.ndarray, "N A"],
+        mode: Mode = "zscore",
+        clip: float | None = None,
     ) -> Self:
         """Statistics of one embodiment's frames; warns of near-constant dimensions by name."""
-        stats = cls(FieldStats.from_array(state), FieldStats.from_array(action), mode)
+        stats = cls(FieldStats.from_array(state), FieldStats.from_array(action), mode, clip=clip)
         stats.warn_near_constant()
         return stats
 
@@ -181,20 +206,25 @@ class NormStats:
     def action_dim(self) -> int:
         return self.action.dim
 
-    def warn_near_constant(self) -> list[str]:
-        """Names the near-constant dimensions (and warns if there are any)."""
-        names = [
-            f"{name}[{i}] (always about {stats.mean[i]:.4g})"
-            for name, stats in (("state", self.state), ("action", self.action))
-            for i in np.flatnonzero(stats.near_constant(self.mode))
-        ]
-        if names:
+    def warn_near_constant(self, state_names: Sequence[str] = (), action_names: Sequence[str] = ()) -> list[str]:
+        """Names the near-constant dimensions (and warns if there are any).
+
+        Args:
+            state_names: of the dimensions of the state, where they have names; so action_names.
+        """
+        found = []
+        for field_name, stats, told in (("state", self.state, state_names), ("action", self.action, action_names)):
+            for i in np.flatnonzero(stats.near_constant(self.mode)):
+                name = f"{field_name}[{i}]" + (f" {told[i]}" if len(told) == stats.dim else "")
+                found.append(f"{name} (always about {stats.mean[i]:.4g})")
+        if found:
+            what = "divided by their spread + eps, which blows them up" if self.eps else "centred but not scaled"
             warnings.warn(
-                f"near-constant dimensions are centred but not scaled: {', '.join(names)}. "
+                f"near-constant dimensions are {what}: {', '.join(found)}. "
                 "If the robot can move them, record data in which it does.",
                 stacklevel=3,
             )
-        return names
+        return found
 
     def normalize_state(self, values: Array) -> Array:
         """Robot units -> normalised."""
@@ -214,11 +244,14 @@ class NormStats:
 
     def _normalize(self, name: str, values: Array) -> Array:
         center, scale = self._affine(name, values)
-        return (values - center) / scale  # type: ignore[return-value]
+        return self._clip((values - center) / scale)  # type: ignore[arg-type, return-value]
 
     def _unnormalize(self, name: str, values: Array) -> Array:
         center, scale = self._affine(name, values)
-        return values * scale + center  # type: ignore[return-value]
+        return self._clip(values) * scale + center  # type: ignore[return-value]
+
+    def _clip(self, values: Array) -> Array:
+        return values if self.clip is None else values.clip(-self.clip, self.clip)  # type: ignore[return-value]
 
     def _affine(self, name: str, values: Array) -> tuple[Array, Array]:
         if name not in self._cache:
@@ -236,12 +269,13 @@ class NormStats:
 
     def to_dict(self) -> dict[str, Any]:
         data = {"state": self.state.to_dict(), "action": self.action.to_dict(), "mode": self.mode}
-        return {**data, "eps": self.eps} if self.eps else data
+        unusual = {name: getattr(self, name) for name in ("eps", "clip") if getattr(self, name)}
+        return {**data, **unusual}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         state, action = FieldStats.from_dict(data["state"]), FieldStats.from_dict(data["action"])
-        return cls(state, action, data["mode"], data.get("eps", 0.0))
+        return cls(state, action, data["mode"], data.get("eps", 0.0), data.get("clip"))
 
     # ---- openpi's file ---------------------------------------------------------------------------------------------
 
@@ -283,6 +317,66 @@ class NormStats:
         text = json.dumps({"norm_stats": kept}, indent=2)
         write_atomically(path, lambda target: target.write_text(text))
         return path
+
+    # ---- LeRobot's file --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def read_lerobot(cls, path: str | Path, mode: Mode = "zscore") -> Self:
+        """Reads the statistics of a LeRobot data set; near-constant dimensions are guarded and named.
+
+        LeRobot joins the quantiles of episodes to bounds of the whole data set's, which are wider than its quantiles;
+        `selfalign stats` computes true ones.
+
+        Args:
+            path: the data set, or its `meta/stats.json`.
+            mode: "quantile" wants q01 and q99, which older data sets lack.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not such a file, or no quantiles where they are needed.
+        """
+        path = _lerobot_file(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no LeRobot statistics at {path} (data sets of version 2.1 keep them by episode): compute them with "
+                "`selfalign stats`"
+            )
+        data = read_json(path)
+        try:
+            state, action = (FieldStats.from_dict(_flat(data[key])) for key in ("observation.state", "action"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} has no statistics of observation.state and action: {error!r}") from error
+        for name, stats in (("observation.state", state), ("action", action)):
+            check_field(f"{path}: {name}", stats, mode)
+        result = cls(state, action, mode)
+        result.warn_near_constant()
+        return result
+
+    def write_lerobot(self, path: str | Path) -> Path:
+        """Writes the state's and the action's entries of `meta/stats.json`; those of other columns stay.
+
+        Args:
+            path: the data set, or its `meta/stats.json`. Returns the file.
+        """
+        path = _lerobot_file(path)
+        data = read_json(path) if path.is_file() else {}
+        for key, stats in (("observation.state", self.state), ("action", self.action)):
+            known = {name: value for name, value in stats.to_dict().items() if value is not None}
+            data[key] = {**known, "count": [stats.count]}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, data)
+        return path
+
+
+def _lerobot_file(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".json" else path / LEROBOT_STATS
+
+
+def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """LeRobot's lists as vectors, its count as a number."""
+    values = {name: np.ravel(value) for name, value in entry.items()}
+    return {**values, "count": values["count"][0] if "count" in values else 0}
 
 
 def check_field(name: str, stats: FieldStats, mode: Mode, dim: int | None = None) -> None:

@@ -7,6 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+_DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, MemoryError, OverflowError)
+"""What pyarrow raises over a broken file."""
+
 
 class FrameFile:
     """Rows of one parquet file, read row group by row group.
@@ -22,7 +25,7 @@ class FrameFile:
         self.path, self.columns = path, list(columns)
         try:
             self._file = pq.ParquetFile(path, memory_map=True)
-        except (pa.ArrowException, OSError) as error:
+        except _DAMAGE as error:
             raise ValueError(f"{path} is damaged or cut off: {error}") from error
         missing = [name for name in self.columns if name not in self._file.schema_arrow.names]
         if missing:
@@ -37,23 +40,22 @@ class FrameFile:
         Raises:
             ValueError: the file has fewer rows, or is damaged.
         """
-        if not len(self._ends) or start + length > self._ends[-1]:
+        if not len(self._ends) or start < 0 or start + length > self._ends[-1]:
             total = self._ends[-1] if len(self._ends) else 0
             raise ValueError(f"{self.path} has {total} rows, the metadata needs {start + length}; it is incomplete")
         first, last = np.searchsorted(self._ends, (start, start + length - 1), side="right")
         if self._held[:2] != (first, last):  # episodes that share a row group are read once
             self._held = (first, last, self._read(range(first, last + 1)))
         offset = start - (self._ends[first - 1] if first else 0)
-        return self._held[2].slice(offset, length)
-
-    def all(self) -> pa.Table:
-        """Every row."""
-        return self._read(range(len(self._ends)))
+        table = self._held[2].slice(offset, length)
+        if len(table) != length:
+            raise ValueError(f"{self.path} is damaged: rows {start} to {start + length - 1} cannot be read")
+        return table
 
     def _read(self, groups: range) -> pa.Table:
         try:
             return self._file.read_row_groups(list(groups), columns=self.columns, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
+        except _DAMAGE as error:
             raise ValueError(f"{self.path} is damaged: {error}") from error
 
 
@@ -68,5 +70,5 @@ def read_table(path: Path) -> pa.Table:
         raise FileNotFoundError(f"{path} is missing; the data set is incomplete")
     try:
         return pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} is damaged or cut off: {error}") from error

@@ -27,18 +27,19 @@ class Play:
     """Where it comes from, for messages."""
 
     @classmethod
-    def open(cls, path: str | Path, embodiment_index: int | None = None) -> Self:
+    def open(cls, path: str | Path, embodiment_index: int | None = None, *, strict: bool = True) -> Self:
         """Reads play from a LeRobot data set (or a folder of them).
 
         Args:
             path: the data set.
             embodiment_index: which robot, where the data set has several.
+            strict: False leaves broken episodes out with a warning that counts them.
 
         Raises:
             FileNotFoundError: no data set at `path`.
             ValueError: a damaged file; several robots and none chosen; or what `from_episodes` refuses.
         """
-        source = SourceData.open(path)
+        source = SourceData.open(path, strict=strict)
         present = sorted({ref.embodiment_index for ref in source.refs})
         if embodiment_index is None and len(present) > 1:
             raise ValueError(f"{path} holds {len(present)} robots {present}; choose one with `embodiment_index`")

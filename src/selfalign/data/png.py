@@ -10,6 +10,16 @@ from PIL import Image, UnidentifiedImageError
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _UP_FILTER = 2
+_DAMAGE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What reading a broken image raises."""
 
 
 def encode_frames(frames: UInt8[np.ndarray, "T H W 3"]) -> list[bytes]:
@@ -39,13 +49,26 @@ def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
     """RGB pixels of an image file in any format that Pillow reads.
 
     Raises:
-        ValueError: the bytes are not a whole image.
+        ValueError: the bytes are not a whole image, or (PNG) not those that were written.
     """
     try:
+        if data.startswith(_SIGNATURE):
+            _check_sums(data)
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"not a readable image ({len(data)} bytes): {error}") from error
+
+
+def _check_sums(data: bytes) -> None:
+    """Checks every chunk's CRC, which Pillow does not do for the pixels."""
+    position = len(_SIGNATURE)
+    while position < len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        end = position + 8 + length
+        if zlib.crc32(data[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise ValueError(f"wrong checksum in its chunk {data[position + 4 : position + 8]!r}")
+        position = end + 4
 
 
 def _deflate(scanlines: UInt8[np.ndarray, "H row"]) -> bytes:

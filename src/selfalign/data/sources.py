@@ -52,15 +52,17 @@ class SourceData:
         ]
 
     @classmethod
-    def open(cls, paths: str | Path | Iterable[str | Path]) -> Self:
+    def open(cls, paths: str | Path | Iterable[str | Path], *, strict: bool = True) -> Self:
         """Opens data sets by path; a folder of data sets (`root/shard-00`, ...) stands for all of them in order.
+
+        `strict=False` leaves broken episodes out with a warning that counts them (see `LeRobotReader`).
 
         Raises:
             FileNotFoundError: a path is missing, or holds no data set.
             ValueError: see the class, and `LeRobotReader`.
         """
         given = [paths] if isinstance(paths, str | Path) else list(paths)
-        return cls([LeRobotReader(root) for path in given for root in _roots(Path(path))])
+        return cls([LeRobotReader(root, strict=strict) for path in given for root in _roots(Path(path))])
 
     def __len__(self) -> int:
         """Episodes."""
@@ -132,8 +134,7 @@ def _roots(path: Path) -> list[Path]:
 def _check_alike(first: LeRobotReader, other: LeRobotReader) -> None:
     if other.info.fps != first.info.fps:
         raise ValueError(f"{first.root} runs at {first.info.fps} Hz, {other.root} at {other.info.fps} Hz")
-    ours = {name: (feature.dtype, feature.shape) for name, feature in first.info.features.items()}
-    theirs = {name: (feature.dtype, feature.shape) for name, feature in other.info.features.items()}
+    ours, theirs = ({name: feature.kind for name, feature in r.info.columns.items()} for r in (first, other))
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if differing:
         raise ValueError(f"{first.root} and {other.root} differ in the columns {', '.join(differing)}")

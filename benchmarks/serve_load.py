@@ -1,0 +1,153 @@
+"""Load on the policy server over loopback: many clients at once, batched against unbatched, in one run.
+
+    python benchmarks/serve_load.py --clients 64 --seconds 60 --out benchmarks/results/serve_load.json
+
+Two servers share one model; one batches, the other does not. Load goes to them by turns, so that a busy machine slows
+both. Clients live in a process of their own, ask as soon as they are answered, and belong to several embodiments.
+"""
+
+import asyncio
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from selfalign import presets
+from selfalign.bench.provenance import Stopwatch, provenance, write_json
+from selfalign.checkpoint import load
+from selfalign.data.normalize import NormStats
+from selfalign.model.policy import VLA
+from selfalign.policy import Policy
+from selfalign.serve.client import AsyncClient
+from selfalign.serve.config import Limits, ServeConfig
+from selfalign.serve.contexts import ContextTable
+from selfalign.serve.server import PolicyServer, in_background
+
+
+@dataclass(frozen=True)
+class Config:
+    """How much load, and on what."""
+
+    clients: int = 64
+    seconds: float = 60.0
+    """Of load on each of the two servers, over all rounds."""
+    rounds: int = 3
+    """Turns of each server."""
+    embodiments: int = 8
+    """Contexts that the clients spread over."""
+    max_batch: int = 64
+    max_wait_ms: float = 5.0
+    num_steps: int = 10
+    checkpoint: Path | None = None
+    """None: the tiny preset with random weights, which takes as long."""
+    threads: int = 2
+    seed: int = 0
+    out: Path | None = None
+
+
+def make_policy(config: Config) -> Policy:
+    torch.manual_seed(config.seed)
+    if config.checkpoint is not None:
+        return load(config.checkpoint)
+    return Policy.from_model(VLA(presets.get("tiny")).eval())
+
+
+def make_contexts(policy: Policy, config: Config) -> ContextTable:
+    """So many bodies: contexts around the prior, each with statistics of its own."""
+    rng, sizes = np.random.default_rng(config.seed), policy.model.config
+    stats = NormStats.from_arrays(rng.normal(size=(100, sizes.state_dim)), rng.normal(size=(100, sizes.action_dim)))
+    prior = policy.model.prior().detach().with_info(fingerprint=policy.fingerprint(), norm_stats=stats.to_dict())
+    table = ContextTable(Policy(policy.model, policy.tokenizer, policy.settings, stats))
+    for number in range(config.embodiments):
+        table.swap(f"body{number}", prior.perturbed(1.0, generator=torch.Generator().manual_seed(number)))
+    return table
+
+
+async def ask_for(address: str, embodiment: str, seed: int, until: float) -> tuple[list[float], list[int], list[str]]:
+    """Asks until the time is over: (seconds of each answer, the size of its batch, errors)."""
+    seconds, batches, errors = [], [], []
+    rng = np.random.default_rng(seed)
+    async with AsyncClient(address, embodiment=embodiment) as client:
+        told = client.metadata
+        side, dim = told["image_size"], told["embodiments"][embodiment]["state_dim"]
+        image = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        observation: dict[str, Any] = {f"observation.images.{camera}": image for camera in told["cameras"]}
+        observation |= {"observation.state": rng.normal(size=dim).astype(np.float32), "task": "reach the red cube"}
+        while time.monotonic() < until:
+            began = time.perf_counter()
+            try:
+                answer = await client.infer(observation)
+            except (RuntimeError, OSError) as error:
+                errors.append(str(error))
+                continue
+            seconds.append(time.perf_counter() - began)
+            batches.append(answer["policy_timing"]["batch"])
+    return seconds, batches, errors
+
+
+def storm(address: str, clients: int, embodiments: int, duration: float) -> tuple[list[float], list[int], list[str]]:
+    """All clients at once, in this process."""
+
+    async def main() -> list:
+        until = time.monotonic() + duration
+        return await asyncio.gather(*(ask_for(address, f"body{n % embodiments}", n, until) for n in range(clients)))
+
+    parts = asyncio.run(main())
+    return tuple([x for part in parts for x in part[i]] for i in range(3))  # type: ignore[return-value]
+
+
+def summary(parts: list[tuple[list[float], list[int], list[str]]], duration: float) -> dict[str, Any]:
+    seconds, batches, errors = ([x for part in parts for x in part[i]] for i in range(3))
+    p50, p90, p99 = (round(1000 * float(q), 2) for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
+    return {
+        "requests": len(seconds),
+        "errors": len(errors),
+        "first_errors": errors[:3],
+        "per_second": round(len(seconds) / duration, 2),
+        "milliseconds": {"p50": p50, "p90": p90, "p99": p99, "max": round(1000 * max(seconds), 2)},
+        "mean_batch": round(float(np.mean(batches)), 2),
+    }
+
+
+def main(config: Config) -> dict[str, Any]:
+    torch.set_num_threads(config.threads)
+    watch, policy = Stopwatch(), make_policy(config)
+    table = make_contexts(policy, config)
+    limits = Limits(connections=2 * config.clients, request_timeout=120.0, ping_interval=120.0)
+
+    def serve(max_batch: int):
+        wait = config.max_wait_ms if max_batch > 1 else 0.0
+        settings = ServeConfig(port=0, max_batch=max_batch, max_wait_ms=wait, num_steps=config.num_steps, limits=limits)
+        return in_background(policy, table, settings)
+
+    results: dict[str, list] = {"unbatched": [], "batched": []}
+    turn = config.seconds / config.rounds
+    with serve(1) as single, serve(config.max_batch) as many:
+        servers: dict[str, PolicyServer] = {"unbatched": single, "batched": many}
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            for server in servers.values():  # warms up the model, the sockets and the other process
+                pool.submit(storm, server.address, 2, config.embodiments, 0.5).result()
+            for _ in range(config.rounds):
+                for name, server in servers.items():
+                    load_of = pool.submit(storm, server.address, config.clients, config.embodiments, turn)
+                    results[name].append(load_of.result())
+    report = {
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items() if k != "out"},
+        **{name: summary(parts, config.seconds) for name, parts in results.items()},
+        "provenance": provenance(watch.seconds),
+    }
+    for name in results:
+        print(name, report[name])
+    if config.out is not None:
+        print(f"Written to {write_json(config.out, report)}")
+    return report
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,77 @@
+"""Robots, one file each: what a robot calls things, and how its numbers become a model's.
+
+    robot = embodiments.get("droid")
+    policy = sa.load("checkpoints/pi05_droid", robot=robot)
+
+A file says `ROBOTS` (a tuple of `Embodiment`) and has `make_example()`. To add a robot, put a file here, or anywhere
+and name its path: `get("my_robot.py")`.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+from selfalign.embodiments.base import Embodiment, Part
+from selfalign.embodiments.steps import DeltaActions, DeltaPose, Numbers, Step, make_bool_mask
+
+__all__ = [
+    "Embodiment",
+    "Part",
+    "Step",
+    "Numbers",
+    "DeltaActions",
+    "DeltaPose",
+    "make_bool_mask",
+    "get",
+    "names",
+    "modules",
+]
+
+
+def get(name: str | Path) -> Embodiment:
+    """A robot by its name or by the path of a file with `ROBOTS`.
+
+    Args:
+        name: one of `names()`, or `my_robot.py`, or `my_robot.py:second` where the file has several.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown name, or a file without robots or with several of which none was chosen.
+    """
+    path, _, chosen = str(name).partition(".py")
+    if chosen or str(name).endswith(".py"):
+        return _from_file(Path(f"{path}.py"), chosen.removeprefix(":"))
+    known = {robot.name: robot for module in modules() for robot in module.ROBOTS}
+    if name not in known:
+        raise ValueError(
+            f"no robot {str(name)!r}; there are {', '.join(known)}. Of your own robot, give the path of its file "
+            "(docs/new_robot.md)"
+        )
+    return known[str(name)]
+
+
+def names() -> tuple[str, ...]:
+    """Every robot that `get` knows."""
+    return tuple(robot.name for module in modules() for robot in module.ROBOTS)
+
+
+def modules() -> list[ModuleType]:
+    """The robots' files."""
+    found = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    return [module for module in found if hasattr(module, "ROBOTS")]
+
+
+def _from_file(path: Path, chosen: str) -> Embodiment:
+    if not path.is_file():
+        raise FileNotFoundError(f"no robot file at {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    known = {robot.name: robot for robot in getattr(module, "ROBOTS", ())}
+    if chosen not in known and (chosen or len(known) != 1):
+        told = f"choose one as {path}:<name> of {', '.join(known)}" if known else "it defines no ROBOTS"
+        raise ValueError(f"{path}: {told}; see docs/new_robot.md")
+    return known[chosen] if chosen else next(iter(known.values()))

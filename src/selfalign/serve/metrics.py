@@ -1,0 +1,36 @@
+"""What `/metrics` tells Prometheus."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """The counters of one server. Labels take few values: nothing that a client can make up becomes one."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.connections = Gauge("selfalign_connections", "Open connections", registry=registry)
+        self.refused = Counter(
+            "selfalign_refused_total", "Connections that were refused", ["reason"], registry=registry
+        )
+        self.requests = Counter(
+            "selfalign_requests_total", "Requests by outcome", ["embodiment", "outcome"], registry=registry
+        )
+        self.latency = Histogram(
+            "selfalign_request_seconds", "From a request's arrival to its answer", registry=registry, buckets=SECONDS
+        )
+        self.forward = Histogram("selfalign_forward_seconds", "Of one forward", registry=registry, buckets=SECONDS)
+        self.batch = Histogram(
+            "selfalign_batch_size",
+            "Requests that shared a request's forward",
+            registry=registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+        )
+
+    def render(self) -> bytes:
+        """Everything, in Prometheus's text format."""
+        return generate_latest(self._registry)

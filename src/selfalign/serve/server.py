@@ -1,0 +1,265 @@
+"""`PolicyServer`: sockets, HTTP and the life of the process around `Session`.
+
+GET /healthz     200 OK, for whoever asks whether the process lives
+GET /metrics     Prometheus's text, with a key where keys are configured
+anything else    WebSocket; `?embodiment=NAME` in the address chooses the context of the connection
+"""
+
+import asyncio
+import contextlib
+import http
+import logging
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+from websockets.http11 import Request, Response
+
+from selfalign.policy import Policy
+from selfalign.serve.access import ApiKeys, RateLimit, check_exposure, is_loopback, tls_context
+from selfalign.serve.batching import Batcher, Query, infer
+from selfalign.serve.config import ServeConfig
+from selfalign.serve.contexts import ContextTable
+from selfalign.serve.metrics import Metrics
+from selfalign.serve.protocol import pack
+from selfalign.serve.requests import RequestReader
+from selfalign.serve.session import Desk, ReplyError, Session, describe
+
+log = logging.getLogger(__name__)
+# A refused handshake is somebody else's mistake; with its traceback it would fill the log.
+_quiet = logging.getLogger(f"{__name__}.websockets")
+_quiet.setLevel(logging.CRITICAL)
+
+
+class PolicyServer:
+    """Serves one policy to many robots: `async with PolicyServer(...) as server: await server.finished()`.
+
+    Args:
+        policy: what answers.
+        contexts: of the robots that may ask.
+        config: address, access, batching and limits. (`checkpoint` and `contexts` are not read here.)
+
+    Raises:
+        ValueError: an address beyond this machine without keys, or keys or certificates that cannot be used.
+    """
+
+    def __init__(self, policy: Policy, contexts: ContextTable, config: ServeConfig):
+        check_exposure(config)
+        self.policy, self.contexts, self.config = policy, contexts, config
+        self.metrics = Metrics()
+        self._keys = ApiKeys(()) if config.api_keys is None else ApiKeys.read(config.api_keys)
+        self._tls = tls_context(config)
+        self._open: set[ServerConnection] = set()
+        self._stopping = asyncio.Event()
+        self._busy = 0
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> "PolicyServer":
+        config, limits = self.config, self.config.limits
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="prepare")
+        self._batcher: Batcher[Query, np.ndarray] = Batcher(
+            self._infer,
+            max_batch=config.max_batch,
+            max_wait=config.max_wait_ms / 1000,
+            askers=lambda: len(self._open),
+        )
+        reader = RequestReader(limits, config.rename)
+        self._desk = Desk(self.policy, self.contexts, reader, self._batcher.ask, self.metrics, self._threads)
+        self._server: Server = await serve(
+            self._converse,
+            config.host,
+            config.port,
+            process_request=self._on_http,
+            origins=[None],  # browsers name the page that connects, robots do not: no web page gets in
+            compression=None,  # a small message cannot unfold to a large one
+            max_size=limits.message_bytes,
+            max_queue=1,
+            open_timeout=limits.handshake_timeout,
+            ping_interval=limits.ping_interval,
+            ping_timeout=limits.ping_interval,
+            close_timeout=limits.handshake_timeout,
+            ssl=self._tls,
+            ssl_handshake_timeout=limits.handshake_timeout if self._tls else None,
+            logger=_quiet,
+        )
+        self._batcher.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Lets requests under way finish, then closes all connections with 1001."""
+        self._stopping.set()
+        self._server.close(close_connections=False)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.limits.request_timeout):
+                while self._busy:
+                    await asyncio.sleep(0.005)
+        await asyncio.gather(*(c.close(CloseCode.GOING_AWAY) for c in set(self._open)))
+        await self._server.wait_closed()
+        await self._batcher.stop()
+        self._threads.shutdown()
+
+    async def finished(self) -> None:
+        """Returns once somebody has asked the server to stop."""
+        await self._stopping.wait()
+
+    def stop(self) -> None:
+        """Asks it; call it in the event loop."""
+        self._stopping.set()
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as a client names it."""
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return f"{'ws' if self._tls is None else 'wss'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def _infer(self, queries: Sequence[Query]) -> Sequence[np.ndarray | Exception]:
+        return infer(self.policy, queries, self.config.num_steps)
+
+    # ---- HTTP ------------------------------------------------------------------------------------------------------
+
+    def _on_http(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answers plain HTTP and refuses who may not come in; None opens the WebSocket."""
+        path = urlsplit(request.path).path
+        if path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        authorization = request.headers.get_all("Authorization")
+        if not self._keys.admit(authorization[0] if len(authorization) == 1 else None):
+            self.metrics.refused.labels("key").inc()
+            response = connection.respond(
+                http.HTTPStatus.UNAUTHORIZED, "This server wants a key: send the header 'Authorization: Api-Key KEY'.\n"
+            )
+            response.headers["WWW-Authenticate"] = "Api-Key"
+            return response
+        if path == "/metrics":
+            body = self.metrics.render()
+            headers = Headers({"Content-Type": self.metrics.content_type, "Content-Length": str(len(body))})
+            return Response(200, "OK", Headers([*headers.raw_items(), ("Connection", "close")]), body)
+        if len(self._open) >= self.config.limits.connections:
+            self.metrics.refused.labels("connections").inc()
+            return connection.respond(
+                http.HTTPStatus.SERVICE_UNAVAILABLE, "All connections of this server are taken; try again later.\n"
+            )
+        return None
+
+    # ---- WebSocket -------------------------------------------------------------------------------------------------
+
+    async def _converse(self, connection: ServerConnection) -> None:
+        """One connection from its metadata frame to its end."""
+        if len(self._open) >= self.config.limits.connections:  # many handshakes at once
+            return await connection.close(CloseCode.TRY_AGAIN_LATER, "all connections are taken")
+        self._open.add(connection)
+        self.metrics.connections.set(len(self._open))
+        try:
+            embodiment = _embodiment_in(connection)
+            await self._send(connection, pack(describe(self.policy, self.contexts, embodiment)))
+            await self._answer_all(connection, Session(self._desk, embodiment))
+        except ReplyError as error:
+            log.info("%s: %s", connection.remote_address, error)
+            await self._fail(connection, str(error))
+        except (ConnectionClosed, TimeoutError):
+            pass  # it left, or does not read what it asked for
+        finally:
+            self._open.discard(connection)
+            self.metrics.connections.set(len(self._open))
+
+    async def _answer_all(self, connection: ServerConnection, session: Session) -> None:
+        limits, rate = self.config.limits, RateLimit(self.config.limits.rate)
+        while not self._stopping.is_set():
+            await asyncio.sleep(rate.delay())
+            try:
+                async with asyncio.timeout(limits.idle_timeout):
+                    data = await connection.recv()
+            except TimeoutError as error:
+                raise ReplyError(f"no request came within {limits.idle_timeout:g} s; connect again", "idle") from error
+            self._busy += 1
+            try:
+                await self._send(connection, await session.reply(data))
+            finally:
+                self._busy -= 1
+        await connection.close(CloseCode.GOING_AWAY)
+
+    async def _fail(self, connection: ServerConnection, text: str) -> None:
+        """As openpi's server does it: the text, then the end."""
+        with contextlib.suppress(ConnectionClosed, TimeoutError):
+            await self._send(connection, text)
+            await connection.close(CloseCode.INTERNAL_ERROR, "the error is in the frame before")
+
+    async def _send(self, connection: ServerConnection, frame: bytes | str) -> None:
+        """Raises `TimeoutError` where the client does not read."""
+        async with asyncio.timeout(self.config.limits.request_timeout):
+            await connection.send(frame)
+
+
+def _embodiment_in(connection: ServerConnection) -> str | None:
+    """What the address says, as in ws://host:8000/?embodiment=my_robot."""
+    query = urlsplit(connection.request.path).query if connection.request else ""
+    return parse_qs(query).get("embodiment", [None])[0]
+
+
+# ---- running it ----------------------------------------------------------------------------------------------------
+
+
+def run(config: ServeConfig) -> None:
+    """`selfalign serve`: until SIGINT or SIGTERM; SIGHUP reads the contexts again."""
+    import torch
+
+    from selfalign.checkpoint import load
+
+    check_exposure(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    policy = load(config.checkpoint, config.device, tokenizer=config.tokenizer)
+    asyncio.run(_run(policy, ContextTable(policy, config.contexts), config))
+
+
+async def _run(policy: Policy, contexts: ContextTable, config: ServeConfig) -> None:
+    async with PolicyServer(policy, contexts, config) as server:
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, server.stop)
+        loop.add_signal_handler(signal.SIGHUP, contexts.refresh)
+        log.info("serving %s on %s", ", ".join(contexts.names), server.address)
+        if not is_loopback(config.host) and config.tls_certificate is None:
+            log.warning("without TLS, keys and pictures cross the network in clear text: give --tls-certificate")
+        await server.finished()
+        log.info("stopping")
+
+
+@contextlib.contextmanager
+def in_background(policy: Policy, contexts: ContextTable, config: ServeConfig) -> Iterator[PolicyServer]:
+    """A server in a thread of this process, for notebooks, tests and benchmarks."""
+    ready, made = threading.Event(), []
+
+    async def main() -> None:
+        async with PolicyServer(policy, contexts, config) as server:
+            made.append((server, asyncio.get_running_loop()))
+            ready.set()
+            await server.finished()
+
+    def target() -> None:
+        try:
+            asyncio.run(main())
+        except Exception as error:
+            made.append(error)
+            ready.set()
+
+    thread = threading.Thread(target=target, name="serve", daemon=True)
+    thread.start()
+    ready.wait()
+    if isinstance(made[0], Exception):
+        raise made[0]
+    server, loop = made[0]
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(server.stop)
+        thread.join()
