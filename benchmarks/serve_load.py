@@ -10,7 +10,7 @@ import asyncio
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,17 @@ class Config:
     out: Path | None = None
 
 
+@dataclass
+class Answers:
+    """What one client was told."""
+
+    seconds: list[float] = field(default_factory=list)
+    """Until each answer."""
+    batches: list[int] = field(default_factory=list)
+    """How many requests each answer was computed with."""
+    errors: list[str] = field(default_factory=list)
+
+
 def make_policy(config: Config) -> Policy:
     torch.manual_seed(config.seed)
     if config.checkpoint is not None:
@@ -69,9 +80,9 @@ def make_contexts(policy: Policy, config: Config) -> ContextTable:
     return table
 
 
-async def ask_for(address: str, embodiment: str, seed: int, until: float) -> tuple[list[float], list[int], list[str]]:
-    """Asks until the time is over: (seconds of each answer, the size of its batch, errors)."""
-    seconds, batches, errors = [], [], []
+async def ask_for(address: str, embodiment: str, seed: int, until: float) -> Answers:
+    """Asks until the time is over."""
+    answers = Answers()
     rng = np.random.default_rng(seed)
     async with AsyncClient(address, embodiment=embodiment) as client:
         told = client.metadata
@@ -84,26 +95,27 @@ async def ask_for(address: str, embodiment: str, seed: int, until: float) -> tup
             try:
                 answer = await client.infer(observation)
             except (RuntimeError, OSError) as error:
-                errors.append(str(error))
+                answers.errors.append(str(error))
                 continue
-            seconds.append(time.perf_counter() - began)
-            batches.append(answer["policy_timing"]["batch"])
-    return seconds, batches, errors
+            answers.seconds.append(time.perf_counter() - began)
+            answers.batches.append(answer["policy_timing"]["batch"])
+    return answers
 
 
-def storm(address: str, clients: int, embodiments: int, duration: float) -> tuple[list[float], list[int], list[str]]:
-    """All clients at once, in this process."""
+def storm(address: str, clients: int, embodiments: int, duration: float) -> list[Answers]:
+    """All clients at once, in this process; the answers of each."""
 
-    async def main() -> list:
+    async def main() -> list[Answers]:
         until = time.monotonic() + duration
         return await asyncio.gather(*(ask_for(address, f"body{n % embodiments}", n, until) for n in range(clients)))
 
-    parts = asyncio.run(main())
-    return tuple([x for part in parts for x in part[i]] for i in range(3))  # type: ignore[return-value]
+    return asyncio.run(main())
 
 
-def summary(parts: list[tuple[list[float], list[int], list[str]]], duration: float) -> dict[str, Any]:
-    seconds, batches, errors = ([x for part in parts for x in part[i]] for i in range(3))
+def summary(clients: list[Answers], duration: float) -> dict[str, Any]:
+    seconds = [second for answers in clients for second in answers.seconds]
+    batches = [size for answers in clients for size in answers.batches]
+    errors = [error for answers in clients for error in answers.errors]
     p50, p90, p99 = (round(1000 * float(q), 2) for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
     return {
         "requests": len(seconds),
@@ -126,7 +138,7 @@ def main(config: Config) -> dict[str, Any]:
         settings = ServeConfig(port=0, max_batch=max_batch, max_wait_ms=wait, num_steps=config.num_steps, limits=limits)
         return in_background(policy, table, settings)
 
-    results: dict[str, list] = {"unbatched": [], "batched": []}
+    results: dict[str, list[Answers]] = {"unbatched": [], "batched": []}
     turn = config.seconds / config.rounds
     with serve(1) as single, serve(config.max_batch) as many:
         servers: dict[str, PolicyServer] = {"unbatched": single, "batched": many}
@@ -136,10 +148,10 @@ def main(config: Config) -> dict[str, Any]:
             for _ in range(config.rounds):
                 for name, server in servers.items():
                     load_of = pool.submit(storm, server.address, config.clients, config.embodiments, turn)
-                    results[name].append(load_of.result())
+                    results[name] += load_of.result()
     report = {
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items() if k != "out"},
-        **{name: summary(parts, config.seconds) for name, parts in results.items()},
+        **{name: summary(clients, config.seconds) for name, clients in results.items()},
         "provenance": provenance(watch.seconds),
     }
     for name in results:

@@ -108,3 +108,12 @@ def test_snapshots_of_another_size_are_refused(data, tmp_path):
         run(data, tmp_path / "out", snapshots=tmp_path / "snapshots")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         run(data, tmp_path / "out", snapshots=tmp_path / "absent")
+
+
+def test_inputs_are_looked_at_before_anything_is_made(data, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(FileNotFoundError):
+        pretrain(config(), [tmp_path / "nowhere"], out, CONFIG, lambda *_: EmbodimentPerturbation())
+    with pytest.raises(FileNotFoundError, match="no snapshots"):
+        run(data, out, snapshots=tmp_path / "nowhere")
+    assert not out.exists()

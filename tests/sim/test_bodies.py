@@ -120,6 +120,8 @@ def test_rigs_take_turns_among_robots_and_refuse_the_unseen_arm():
     assert all(rig.action_space == ActionSpace() and rig.state_space == StateSpace() for rig in rigs)
     with pytest.raises(ValueError, match="ur5e"):
         sample_rigs(3, 0, (("ur5e", "panda"),))
+    with pytest.raises(ValueError, match="got none"):
+        sample_rigs(3, 0, ())
 
 
 def test_rigs_share_cameras_by_turns_and_differ_in_nothing_else():

@@ -160,7 +160,7 @@ def test_labels_point_at_cubes_of_their_colour(panda):
 def test_demonstrations_succeed_and_stop_soon_after(panda):
     for episode in record_demonstrations(BodySpec(), 4, seed=0, kinds=("reach",), image_size=16, sim=panda):
         assert Task.parse(episode.task).kind == "reach" and not episode.is_play
-        assert record.SETTLE_STEPS["reach"] <= len(episode) <= 50
+        assert record.SETTLING["reach"].steps <= len(episode) <= 50
         assert np.abs(episode.action[-1, :3]).max() < 0.1  # it stays
 
 

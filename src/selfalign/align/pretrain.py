@@ -70,15 +70,23 @@ def pretrain(
         out: receives checkpoints, logs, the tower and the features.
         draw: the bodies that rehearsal may make of a rig.
         on_save: called with every checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: data or snapshots are missing, damaged or do not suit the model; then `out` is
+            not touched.
     """
+    recordings = SourceData.open(data)
+    pictures = None if config.snapshots is None else Snapshots.open(config.snapshots, model_config.image_size)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.seed_everything(config.seed)
     model = VLA(model_config)
     if config.start is not None:
         load_tensors(model, unique_tensors(load_model(config.start)), str(config.start))
-    cache = EpisodeCache.build(SourceData.open(data), image_size=model_config.image_size, progress=True)
-    if config.snapshots is not None or config.start is None:
-        prepare_tower(model, _labelled(config.snapshots, cache, model), out, config.pointing)
+    cache = EpisodeCache.build(recordings, image_size=model_config.image_size, progress=True)
+    if pictures is None and config.start is None:
+        pictures = _labelled_frames(cache, model)
+    if pictures is not None or config.start is None:
+        prepare_tower(model, pictures, out, config.pointing)
     model.vision.eval().requires_grad_(False)
     features = frame_features(model, cache, out)
     tokenizer = ByteTokenizer(model_config.max_token_len, model_config.prompt_merges)
@@ -102,13 +110,9 @@ def pretrain(
     return model.eval()
 
 
-def _labelled(snapshots: Path | None, cache: EpisodeCache, model: VLA) -> Snapshots | None:
-    """What the vision tower is to learn on; None: it does not learn to point."""
-    if not isinstance(model.vision, KeypointTower):
-        return None
-    if snapshots is not None:
-        return Snapshots.open(snapshots, model.config.image_size)
-    if POINTS not in cache.column_names:
+def _labelled_frames(cache: EpisodeCache, model: VLA) -> Snapshots | None:
+    """The recorded frames, if it is known what is where in them."""
+    if not isinstance(model.vision, KeypointTower) or POINTS not in cache.column_names:
         return None
     if len(model.config.cameras) > 1:
         raise ValueError(

@@ -286,12 +286,13 @@ def sample_rigs(
         cameras: how many camera poses (and mounts) the rigs share, by turns; None: each has its own.
 
     Raises:
-        ValueError: a held-out arm among the robots, or no camera.
+        ValueError: a held-out arm among the robots, no robot or no camera.
     """
     if cameras is not None and cameras < 1:
         raise ValueError(f"rigs need at least one camera pose, got cameras={cameras}")
-    if any(arm not in regions.SOURCE_ARMS for arm, _ in robots):
-        raise ValueError(f"sources may have the arms {', '.join(regions.SOURCE_ARMS)}; got {robots}")
+    if not robots or any(arm not in regions.SOURCE_ARMS for arm, _ in robots):
+        found = ", ".join(arm for arm, _ in robots) or "none"
+        raise ValueError(f"sources have one or more of the arms {', '.join(regions.SOURCE_ARMS)}; got {found}")
     rng = np.random.default_rng([seed, 0])
     rigs = [
         BodySpec(

@@ -28,9 +28,19 @@ from selfalign.sim.render import IMAGE_SIZE, CameraPose, View
 from selfalign.sim.tasks import Kind, Scene, sample_scene, sample_task
 
 PLAY_STEPS = 50
-SETTLE_STEPS: dict[Kind, int] = {"reach": 20, "push": 10, "lift": 10}
-"""A demonstration goes on this long after its task is first done (push, lift: is done without a break), so that it also
-shows how to stay. Reaching is disturbed then too: coming back from near by is what precision is learned from."""
+
+
+@dataclass(frozen=True)
+class Settling:
+    """How a demonstration goes on after its task is done, so that it also shows how to stay."""
+
+    steps: int
+    disturbed: bool = False
+    """Disturbances go on: coming back from near by is what precision is learned from. The steps then count from the
+    first success on; otherwise they have to be successes without a break."""
+
+
+SETTLING: dict[Kind, Settling] = {"reach": Settling(20, disturbed=True), "push": Settling(10), "lift": Settling(10)}
 MAX_JOINTS = 7
 BABBLE_SHARE = 0.1
 """Part of the play in which the joints wander too; only where the body, or a body made of it, commands joints."""
@@ -97,6 +107,7 @@ class Recorder:
 
     def _try_demonstration(self, rng: np.random.Generator, scene: Scene, noise: float) -> Episode | None:
         task, sim, controller = scene.task, self._simulation, self._controller
+        settling = SETTLING[task.kind]
         self._begin(scene, rng)
         expert, start = make_expert(task, sim), sim.cube_position(task.colour)
         disturb: Callable = Noise(rng, scale=0.6 * noise) if noise > 0 else lambda action: action
@@ -104,12 +115,12 @@ class Recorder:
         for _ in range(task.steps):
             self._observe()
             label = expert(sim)
-            action = label if done and task.kind != "reach" else disturb(label)
+            action = disturb(label) if settling.disturbed or not done else label
             intended = None if action is label else self._intended(label)
             executed = controller.move_tip(action[:3], action[3])
             self._acted(intended or executed)
-            done = done + 1 if task.success(sim, start) or (done and task.kind == "reach") else 0
-            if done == SETTLE_STEPS[task.kind]:
+            done = done + 1 if task.success(sim, start) or (done and settling.disturbed) else 0
+            if done == settling.steps:
                 break
         return self._episode(task.instruction, is_play=False) if done else None
 

@@ -75,6 +75,7 @@ def generate_snapshots(
     out = Path(out)
     claim(out, json.dumps(asdict(plan), indent=1) + "\n", "*.npy")
     if (out / "images.npy").exists():
+        shutil.rmtree(out / "parts", ignore_errors=True)  # interrupted between the last two lines below
         return out
     sizes = plan.parts()
     folders = [out / "parts" / f"{i:04d}" for i in range(len(sizes))]
@@ -129,6 +130,8 @@ def arrange(sim: Simulation, rng: np.random.Generator) -> None:
             _tilt(sim, rng)
         if sim.tip[2] >= _FLOOR:
             break
+    else:
+        raise RuntimeError(f"{sim.robot.name} reached none of {_MAX_TRIES} drawn places: is its model damaged?")
     sim.pose_gripper(float(rng.random()), holding=scene.task.colour if held else None)
 
 
