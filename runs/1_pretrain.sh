@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Record the simulated sources and pretrain `tiny`: about two hours on two quiet cores; goes on where it stopped. The
-# shipped checkpoint was made with these commands when disguises still hid grippers: see its model card.
+# Record the simulated sources and pretrain `tiny`: about two and a half hours on two quiet cores; goes on where it stopped.
+# The shipped checkpoint was made with these commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # The tower learns on pictures of rigs that the policy does not see: it would trust a tower that knows its rigs too much.
-selfalign snapshots --out data/snapshots --count 100000 --image-size 96 --seed 5 --workers 2
+selfalign snapshots --out data/snapshots --count 120000 --arms panda panda panda iiwa kinova3 xarm7 jaco \
+    --image-size 96 --seed 5 --workers 2
 selfalign sources --out data/sources --rigs 300 --arms panda panda panda iiwa kinova3 xarm7 jaco \
     --demonstrations-per-rig 12 --image-size 96 --seed 0 --workers 2
 selfalign pretrain --preset tiny --data data/sources --snapshots data/snapshots --out runs/tiny --steps 10000 --seed 0 \
-    --learning-rate 2.5e-3 --pointing-steps 4500 --widen-steps 3000 --context-decay-steps 30 --play-per-slot 6 \
+    --learning-rate 2.5e-3 --pointing-steps 6000 --widen-steps 3000 --context-decay-steps 30 --play-per-slot 6 \
     --demonstrations-per-slot 10 --reach-weight 10 --lambda-grounding 20 --lambda-action 4 --compile

@@ -1,5 +1,7 @@
 """Vision towers against things that are known of them."""
 
+import math
+
 import pytest
 import torch
 
@@ -28,10 +30,10 @@ def test_a_depth_head_gives_named_keypoints_a_third_coordinate():
     sizes = {"image_size": SIZE, "channels": (8, 16, 16), "named": 2, "free": 1, "grid": 2}
     tower = KeypointTower(KeypointTowerConfig(**sizes, depth_width=8))
     images = torch.rand(3, 3, SIZE, SIZE) * 2 - 1
-    tower.depth_mean.fill_(0.8)
     tower.depth_std.fill_(0.1)
     tokens, pointing = tower(images), tower.point(tower.maps(images))
-    assert tokens.shape == (3, tower.num_tokens, tower.token_dim) == (3, 3 + 4, 5 + 16)
+    assert tokens.shape == (3, tower.num_tokens, tower.token_dim) == (3, 3 + 4, 6 + 16)
+    torch.testing.assert_close(tokens[:, :3, 3], pointing.doubt)
     assert tokens[:, :2, 2].all() and not tokens[:, 2:, 2].any()  # neither free keypoints nor grid cells have a depth
     torch.testing.assert_close(tokens[:, 2, :2], pointing.xy[:, 2])
     torch.testing.assert_close(tower.summary(tokens)[:, 0], tokens[:, :3, :3].flatten(1))
@@ -41,11 +43,12 @@ def test_a_depth_head_gives_named_keypoints_a_third_coordinate():
 
 def test_places_in_space_are_those_of_a_pinhole_camera():
     tower = KeypointTower(KeypointTowerConfig(channels=(8, 16, 16), named=2, free=0, depth_width=8))
-    tower.depth_mean.fill_(0.8)
+    tower.depth_mean.fill_(math.log(0.8))
     tower.depth_std.fill_(0.1)
     places = torch.tensor([[[0.1, -0.2, 0.9], [-0.05, 0.15, 0.6]]])  # metres to the right, down and away
     depth, half_field = places[..., 2:], 0.414
-    in_picture = torch.cat([places[..., :2] / (depth * half_field), (depth - 0.8) / 0.1], dim=-1)
+    in_picture = torch.cat([places[..., :2] / (depth * half_field), (depth / 0.8).log() / 0.1], dim=-1)
+    torch.testing.assert_close(tower.depths(in_picture), depth[..., 0])
     expected = (places - torch.tensor([0.0, 0.0, 0.8])) / (0.8 * half_field)
     torch.testing.assert_close(tower.in_space(in_picture), expected)
 

@@ -72,6 +72,8 @@ def test_heldout_cameras_are_apart_from_all_sources():
         assert least_gap(bearings(sources), bearings(heldout(scenario, 100))) > regions.CAMERA_GUARD
     # The other scenarios are not about cameras.
     assert all(regions.bearing_region(body.camera.azimuth) == "source" for body in heldout("action"))
+    assert all(regions.wrist_region(body.wrist.bearing) == "heldout" for body in heldout("camera"))
+    assert all(regions.wrist_region(body.wrist.bearing) == "source" for body in heldout("robot"))
 
 
 def test_heldout_frames_are_apart_from_all_sources():
@@ -125,7 +127,8 @@ def test_rigs_take_turns_among_robots_and_refuse_the_unseen_arm():
 def test_rigs_share_cameras_by_turns_and_differ_in_nothing_else():
     rigs, shared = sample_rigs(6, seed=3), sample_rigs(6, seed=3, cameras=2)
     assert [rig.camera for rig in shared] == [rigs[0].camera, rigs[1].camera] * 3
-    assert [replace(a, camera=b.camera) for a, b in zip(rigs, shared, strict=True)] == shared
+    assert [rig.wrist for rig in shared] == [rigs[0].wrist, rigs[1].wrist] * 3
+    assert [replace(a, camera=b.camera, wrist=b.wrist) for a, b in zip(rigs, shared, strict=True)] == shared
     with pytest.raises(ValueError, match="cameras=0"):
         sample_rigs(6, 3, cameras=0)
 

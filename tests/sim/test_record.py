@@ -29,8 +29,12 @@ def test_play_of_a_body_holds_nothing_but_its_own_numbers(panda):
     episodes = record_play(body, 3, length=20, seed=1, image_size=32, sim=panda)
     assert [len(episode) for episode in episodes] == [20, 20, 20]
     for episode in episodes:
-        assert set(episode.columns()) == {"observation.images.scene", "observation.state", "action"}
-        assert episode.is_play and episode.task == "" and episode.images["scene"].shape == (20, 32, 32, 3)
+        assert set(episode.columns()) == {
+            *("observation.images.scene", "observation.images.wrist"),
+            *("observation.state", "action"),
+        }
+        assert episode.is_play and episode.task == ""
+        assert all(pictures.shape == (20, 32, 32, 3) for pictures in episode.images.values())
         assert episode.state.dtype == episode.action.dtype == np.float32
     again = record_play(body, 1, length=20, seed=1, image_size=32, sim=panda)[0]
     assert np.array_equal(again.action, episodes[0].action)

@@ -11,7 +11,7 @@ import selfalign.sim.render as render_module
 from selfalign.sim.appearance import Appearance
 from selfalign.sim.engine import Simulation
 from selfalign.sim.prepare import VISUAL_GROUP
-from selfalign.sim.render import CameraPose
+from selfalign.sim.render import CameraPose, WristMount
 
 CAMERAS = [
     CameraPose(azimuth=0.0, elevation=40.0),
@@ -144,6 +144,35 @@ def test_disguises_change_the_robot_and_not_the_physics(sim: Simulation) -> None
     np.testing.assert_array_equal(sim.model.body_mass, masses)
 
 
+# --- the camera on the hand
+
+
+@pytest.mark.parametrize("bearing", [-30.0, 0.0, 30.0])
+def test_the_wrist_camera_looks_at_the_tip_from_its_bearing(sim: Simulation, bearing: float) -> None:
+    mount = WristMount(bearing=bearing, elevation=40.0, distance=0.17, fovy=75.0)
+    sim.mount_wrist(mount)
+    view, tip = sim.wrist_view, sim.tip
+    np.testing.assert_allclose(view.project(tip), [0.5, 0.5], atol=1e-6)
+    away = view.position - tip
+    assert np.linalg.norm(away) == pytest.approx(0.17)
+    # The tool is vertical and the robot's left is +y: bearing 0 is on the far side, +x.
+    assert np.degrees(np.arctan2(away[1], away[0])) == pytest.approx(bearing, abs=1.0)
+    assert np.degrees(np.arcsin(away[2] / 0.17)) == pytest.approx(40.0, abs=1.0)
+    above, left = view.project(tip + [0, 0, 0.02]), view.project(tip + [0, 0.02, 0])
+    assert above[1] < 0.5 and left[0] > 0.5  # upright; it looks back at the robot, whose left is on its right
+
+
+def test_the_wrist_camera_sees_a_cube_where_its_view_says(sim: Simulation) -> None:
+    sim.reset(np.array([0.0, 0.0, 0.12]), {"red": (0.05, 0.02, 0.0)})
+    for bearing in (-25.0, 25.0):
+        sim.mount_wrist(WristMount(bearing))
+        image = sim.render("wrist", 128).astype(int)
+        red = (image[..., 0] > 2 * image[..., 1]) & (image[..., 0] > 2 * image[..., 2])
+        seen = np.argwhere(red).mean(0)[::-1] / 128
+        np.testing.assert_allclose(sim.wrist_view.project(sim.cube_position("red")), seen, atol=0.03)
+    sim.mount_wrist(WristMount())
+
+
 def test_no_disguise_hides_the_gripper(sim: Simulation) -> None:
     hand = [i for i in range(sim.model.ngeom) if sim.model.geom(i).name.startswith("gripper0_")]
     hand = [i for i in hand if sim.model.geom_group[i] == VISUAL_GROUP]
@@ -170,7 +199,7 @@ def test_osmesa_stands_in_where_egl_finds_no_device() -> None:
     code = (
         "import numpy as np, os\n"
         "from selfalign.sim.engine import Simulation\n"
-        "from selfalign.sim.render import CameraPose\n"
+        "from selfalign.sim.render import CameraPose, WristMount\n"
         "print(os.environ.get('MUJOCO_GL'))\n"
         "image = Simulation('panda').render(CameraPose(), 64)\n"
         "print(os.environ['MUJOCO_GL'], image.mean() > 20)\n"

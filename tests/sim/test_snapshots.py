@@ -43,12 +43,13 @@ def test_recording_goes_on_where_it_stopped(small_parts, tmp_path, monkeypatch):
         generate_snapshots(tmp_path / "again", SnapshotPlan(10, 32, seed=4), workers=0)
 
 
-def test_no_two_pictures_share_a_camera_or_a_look(small_parts, tmp_path, monkeypatch):
+def test_no_two_scenes_share_a_camera_or_a_look(small_parts, tmp_path, monkeypatch):
     rigs = []
     spec = snapshots.BodySpec
     monkeypatch.setattr(snapshots, "BodySpec", lambda *a, **k: rigs.append(spec(*a, **k)) or rigs[-1])
     generate_snapshots(tmp_path, PLAN, workers=0)
-    assert len({rig.camera for rig in rigs}) == len({rig.appearance_seed for rig in rigs}) == 10
+    assert len({rig.camera for rig in rigs}) == len({rig.wrist for rig in rigs}) == 5
+    assert len({rig.appearance_seed for rig in rigs}) == 5
     assert {rig.arm for rig in rigs} == set(snapshots.SOURCE_ARMS)
 
 
@@ -64,11 +65,11 @@ def test_labels_lie_on_what_they_name(tmp_path):
     for image, points in zip(shots.images, shots.points, strict=True):
         for colour, (u, v, visible, depth) in zip(COLOURS, points[1:5], strict=True):
             if visible:
-                assert 0.2 < depth < 1.5
+                assert 0.03 < depth < 1.5
                 pixel = image[min(int(v * 64), 63), min(int(u * 64), 63)].astype(float)
                 hits.append(pixel.argmax() == np.argmax(CUBE_COLOURS[colour]) if colour != "yellow" else pixel[2] < 90)
     # What stands in front of a cube hides some.
-    assert len(hits) > 60 and np.mean(hits) > 0.7
+    assert len(hits) > 60 and np.mean(hits) > 0.6
 
 
 def test_arrangements_reach_everywhere_and_some_hold_a_cube():

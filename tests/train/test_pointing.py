@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from selfalign.model.vision import KeypointTower, KeypointTowerConfig
-from selfalign.train.pointing import PointingConfig, colour_jitter, pointing_error, pointing_loss, train_tower
+from selfalign.train.pointing import PointingConfig, _laplace, colour_jitter, pointing_error, pointing_loss, train_tower
 
 SIZE = 32
 
@@ -36,18 +36,19 @@ def depth_loss(*args) -> float:
 def test_the_loss_is_zero_in_distance_and_depth_where_the_tower_is_right():
     torch.manual_seed(0)
     tower = make_tower(depth_width=8)
-    tower.depth_mean.fill_(0.7)
+    tower.depth_mean.fill_(-0.3)
     tower.depth_std.fill_(0.2)
     images = torch.rand(3, 3, SIZE, SIZE) * 2 - 1
     xyz = tower.point(tower.maps(images)).xyz.detach()
-    points = torch.cat([xyz[..., :2] / 2 + 0.5, torch.ones(3, 2, 1), 0.2 * xyz[..., 2:] + 0.7], dim=-1)
+    depth = torch.exp(0.2 * xyz[..., 2:] - 0.3)
+    points = torch.cat([xyz[..., :2] / 2 + 0.5, torch.ones(3, 2, 1), depth], dim=-1)
     right = pointing_loss(tower, images, points, sigma=0.1)
     assert right["distance"] < 1e-6 and right["depth"] < 1e-5
-    # Everything 6 cm too far is wrong by 0.3 deviations; one thing alone is wrong against the other too, twice over.
-    points[..., 3] += 0.06
-    assert depth_loss(tower, images, points) == pytest.approx(0.3, abs=1e-5)
-    points[:, 0, 3] -= 0.06
-    assert depth_loss(tower, images, points) == pytest.approx((0.3 + 2 * 0.3) / 2, abs=1e-5)
+    # Everything too far by a factor e^0.03 is wrong by 0.3 tenths; one thing alone also against the other, twice over.
+    points[..., 3] *= np.exp(0.03)
+    assert depth_loss(tower, images, points) == pytest.approx(0.3, abs=1e-4)
+    points[:, 0, 3] /= np.exp(0.03)
+    assert depth_loss(tower, images, points) == pytest.approx((0.3 + 2 * 0.3) / 2, abs=1e-4)
     # What is not in view has no part.
     points[:, 1, 2] = 0.0
     assert depth_loss(tower, images, points) < 1e-5
@@ -73,7 +74,7 @@ def test_errors_are_those_of_the_plain_formula():
         xyz = tower.point(tower.maps(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)).xyz.numpy()
     seen = points[:, 1, 2] > 0
     pixels = np.hypot(*((xyz[:, 1, :2] + 1) / 2 * SIZE - points[:, 1, :2] * SIZE)[seen].T)
-    apart = (xyz[:, 1, 2] - xyz[:, 0, 2]) - (points[:, 1, 3] - points[:, 0, 3])
+    apart = (np.exp(xyz[:, 1, 2]) - np.exp(xyz[:, 0, 2])) - (points[:, 1, 3] - points[:, 0, 3])
     error = pointing_error(tower, images, points)
     assert error["median_error_px"][1] == pytest.approx(_lower_median(pixels), abs=1e-3)
     assert error["median_depth_error_cm"][1] == pytest.approx(_lower_median(np.abs(100 * apart[seen])), abs=1e-3)
@@ -97,3 +98,15 @@ def test_jitter_moves_no_point_and_is_drawn_per_picture():
     inside, outside = jittered[:, :, 8:12, 20:24].mean((1, 2, 3)), jittered[:, :, :8].mean((1, 2, 3))
     assert (inside > outside + 0.3).all()
     assert len(outside.unique()) == 4
+
+
+def test_doubts_are_learned_as_the_scale_of_errors():
+    rng = np.random.default_rng(0)
+    errors = torch.from_numpy(rng.laplace(scale=0.7, size=(4000, 2))).abs().float()
+    log_scale = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.Adam([log_scale], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        _laplace(errors, log_scale.expand_as(errors), torch.ones_like(errors)).backward()
+        optimizer.step()
+    np.testing.assert_allclose(log_scale.detach().exp(), 0.7, rtol=0.05)

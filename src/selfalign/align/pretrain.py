@@ -187,6 +187,11 @@ def _labelled_frames(cache: EpisodeCache, model: VLA) -> Snapshots | None:
     """The recorded frames, if it is known what is where in them."""
     if not isinstance(model.vision, KeypointTower) or POINTS not in cache.column_names:
         return None
+    if len(model.config.cameras) > 1:
+        raise ValueError(
+            f"the model has the cameras {', '.join(model.config.cameras)} and the data has image points of one only: "
+            "record pictures with `selfalign snapshots` and give them with --snapshots"
+        )
     (camera,) = model.config.cameras
     return Snapshots(cache.images(camera), cache.column(POINTS))
 

@@ -121,6 +121,7 @@ class Arena:
     def dress(self, body: BodySpec) -> None:
         """Gives every picture the looks of `body`."""
         self.simulations(1)[0].set_appearance(body.appearance)
+        self.simulations(1)[0].mount_wrist(body.wrist)
 
     def picture(self, sim: Simulation, camera: Any, size: int) -> UInt8[np.ndarray, "size size 3"]:
         """What a camera (a pose, or a name) sees of one of the simulations."""
@@ -225,7 +226,7 @@ def _ask(
     model = policy.model.config  # type: ignore[attr-defined]
     observation: dict[str, Any] = {
         f"observation.images.{camera}": np.stack(
-            [arena.picture(e.sim, body.camera if camera == "scene" else camera, model.image_size) for e in episodes]
+            [arena.picture(e.sim, body.cameras[camera], model.image_size) for e in episodes]
         )
         for camera in model.cameras
     }

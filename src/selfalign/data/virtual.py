@@ -194,11 +194,12 @@ class VirtualSources:
         return Transition(observation, chunk, following, referent=None if with_next else self._referent(frames))
 
     def _referent(self, frames: np.ndarray) -> Float[Tensor, "B 2"] | None:
-        """Where the frozen tower sees what the instruction names; None where the tasks name no keypoint."""
+        """Where the frozen tower sees, with the first camera, what the instruction names; None where the tasks name no
+        keypoint."""
         index = self.referent[self.cache.task_index[self.cache.episode_of_frame[frames]]]
         if (index < 0).any():
             return None
-        (tokens,) = self.features.tokens.values()
+        tokens = next(iter(self.features.tokens.values()))
         return torch.from_numpy(tokens[frames, index, :2]).float()
 
     def _seen(

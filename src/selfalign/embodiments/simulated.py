@@ -1,4 +1,4 @@
-"""The simulator's robots: one camera, the tip's position or the joints, displacements at 20 Hz.
+"""The simulator's robots: a scene and a wrist camera, the tip's position or the joints, displacements at 20 Hz.
 
 `sim_<robot>` sees the tip in metres and moves it; `sim_<robot>_joint` sees the joints in radians and moves those. An
 action of 1 is 3 cm or 0.1 rad; the gripper's opening is 1 open to 0 closed in the state, and -1 open, +1 close in the
@@ -38,7 +38,7 @@ def simulated(robot: str, joint: bool = False) -> Embodiment:
     moved = tuple(f"joint_{i}" for i in range(JOINTS[robot])) if joint else ("x", "y", "z")
     return Embodiment(
         f"sim_{robot}" + ("_joint" if joint else ""),
-        cameras={"scene": (f"{IMAGES}scene",)},
+        cameras={camera: (IMAGES + camera,) for camera in ("scene", "wrist")},
         state=(Part((*moved, "opening"), (STATE,)),),
         action=(Part((*moved, "gripper"), (ACTION,)),),
     )
@@ -51,7 +51,8 @@ def make_example(seed: int = 0) -> dict[str, Any]:
     """An observation as the simulator's environments give it in Cartesian space."""
     rng = np.random.default_rng(seed)
     return {
-        f"{IMAGES}scene": rng.integers(0, 256, (64, 64, 3), dtype=np.uint8),
+        f"{IMAGES}scene": rng.integers(0, 256, (96, 96, 3), dtype=np.uint8),
+        f"{IMAGES}wrist": rng.integers(0, 256, (96, 96, 3), dtype=np.uint8),
         STATE: rng.uniform(0, 0.1, 4).astype(np.float32),
         TASK: "reach the red cube",
     }

@@ -127,10 +127,14 @@ class Pointing(NamedTuple):
     """Where the keypoints are."""
 
     xyz: Float[Tensor, "B K axes"]
-    """x, y in [-1, 1] from the top left; with a depth head also the depth, standardised (0 of free keypoints)."""
+    """x, y in [-1, 1] from the top left; with a depth head also the logarithm of the depth, standardised (0 of free
+    keypoints)."""
     presence: Float[Tensor, "B K"]
     """Log of the odds of each one's presence."""
     log_heat: Float[Tensor, "B K h w"]
+    doubt: Float[Tensor, "B K"] | None = None
+    """With a depth head: log of the expected error of the depths, in tenths of them; the first one's own, the others'
+    relative to it. 0 of free keypoints."""
 
     @property
     def xy(self) -> Float[Tensor, "B K 2"]:
@@ -140,12 +144,14 @@ class Pointing(NamedTuple):
 class KeypointTower(nn.Module):
     """A small U-shaped convolution net with a spatial softmax.
 
-    A token is `[place..., presence, spread, appearance...]`; grid tokens have the place of their cell and no spread.
-    With a depth head, places are in space (`in_space`). One camera sees depth in the sizes and the places of things it
-    knows: the depth head reads the places and the surroundings of all named keypoints, and the picture as a whole.
+    A token is `[place..., (doubt,) presence, spread, appearance...]`; grid tokens have the place of their cell and
+    neither doubt nor spread. With a depth head, places are in space (`in_space`) and come with a doubt. One camera sees
+    depth in the sizes and the places of things it knows: the depth head reads the places and the surroundings of all
+    named keypoints, and the picture as a whole.
     """
 
     depth_mean: Float[Tensor, ""]
+    """Of the logarithm of depths in metres."""
     depth_std: Float[Tensor, ""]
 
     def __init__(self, config: KeypointTowerConfig):
@@ -155,8 +161,8 @@ class KeypointTower(nn.Module):
         self.stem = nn.Sequential(
             _conv(3, c1, 5, stride=2), _conv(c1, c1, 3), _conv(c1, c2, 3, stride=2), _conv(c2, c2, 3)
         )
-        self.deep = nn.Sequential(_conv(c2, c3, 3, stride=2), _conv(c3, c3, 3), _conv(c3, c3, 3), _conv(c3, c3, 3))
-        self.merge = _conv(c2 + c3, c2, 3)
+        self.deep = nn.Sequential(_conv(c2, c3, 3, stride=2), *(Residual(c3) for _ in range(3)))
+        self.merge = nn.Sequential(_conv(c2 + c3, c2, 1), _conv(c2, c2, 3))
         self.heat = nn.Conv2d(c2, config.keypoints, 1)
         self.presence = nn.Linear(c2, config.keypoints)
         self.appearance = nn.Conv2d(c2, config.feature_dim, 1)
@@ -165,9 +171,9 @@ class KeypointTower(nn.Module):
             self.depth = nn.Sequential(
                 *(nn.Linear(seen, hidden), nn.SiLU()),
                 *(nn.Linear(hidden, hidden), nn.SiLU()),
-                nn.Linear(hidden, config.named),
+                nn.Linear(hidden, 2 * config.named),
             )
-            self.register_buffer("depth_mean", torch.ones(()))
+            self.register_buffer("depth_mean", torch.zeros(()))
             self.register_buffer("depth_std", torch.ones(()))
 
     @property
@@ -176,7 +182,7 @@ class KeypointTower(nn.Module):
 
     @property
     def token_dim(self) -> int:
-        return self.config.axes + 2 + self.config.feature_dim
+        return self.config.axes + bool(self.config.depth_width) + 2 + self.config.feature_dim
 
     @property
     def num_tokens(self) -> int:
@@ -200,21 +206,26 @@ class KeypointTower(nn.Module):
         if not self.config.depth_width:
             return Pointing(xy, presence, log_heat)
         named = torch.cat([xy, pooled], dim=-1)[:, : self.config.named].flatten(1)
-        depth = self.depth(torch.cat([named, maps.mean((-2, -1))], dim=-1))
-        depth = F.pad(depth, (0, self.config.free))
-        return Pointing(torch.cat([xy, depth[..., None]], dim=-1), presence, log_heat)
+        told = self.depth(torch.cat([named, maps.mean((-2, -1))], dim=-1)).chunk(2, dim=-1)
+        depth, doubt = (F.pad(values, (0, self.config.free)) for values in told)
+        return Pointing(torch.cat([xy, depth[..., None]], dim=-1), presence, log_heat, doubt)
+
+    def depths(self, xyz: Float[Tensor, "B K 3"]) -> Float[Tensor, "B K"]:
+        """Depths in metres."""
+        return (xyz[..., 2] * self.depth_std + self.depth_mean).exp()
 
     def in_space(self, xyz: Float[Tensor, "B K axes"]) -> Float[Tensor, "B K axes"]:
-        """Where keypoints are in front of the camera, in units of half the picture's width at the mean depth.
+        """Where keypoints are in front of the camera: to the right, down, and further away than the mean depth.
 
-        To the right, down and away from the mean depth. A camera whose field of view is not the assumed one sees space
-        stretched: by a factor that is constant, and so one more thing that a context can tell. What an arm does is
-        linear in these coordinates, as it is not in those of a picture. Without depth, the picture's.
+        In units of half the picture's width at the (geometric) mean depth. A camera whose field of view is not the
+        assumed one sees space stretched: by a factor that is constant, and so one more thing that a context can tell.
+        What an arm does is linear in these coordinates, as it is not in those of a picture, which they are without a
+        depth head.
         """
         if not self.config.depth_width:
             return xyz
-        away = xyz[..., 2:] * self.depth_std / self.depth_mean
-        return torch.cat([xyz[..., :2] * (1.0 + away), away / self.config.half_field], dim=-1)
+        depth = (xyz[..., 2:] * self.depth_std).exp()
+        return torch.cat([xyz[..., :2] * depth, (depth - 1.0) / self.config.half_field], dim=-1)
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N D"]:
         maps = self.maps(images)
@@ -224,15 +235,17 @@ class KeypointTower(nn.Module):
         offset = grid[None, None] - pointing.xy[:, :, None, None]
         spread = (heat * offset.square().sum(-1)).sum((-2, -1)).sqrt()
         seen = torch.einsum("bkhw,bchw->bkc", heat, appearance)
-        places, presence = self.in_space(pointing.xyz), pointing.presence.sigmoid()
-        keypoints = torch.cat([places, presence[..., None], spread[..., None], seen], dim=-1)
+        flags = [pointing.presence.sigmoid(), spread]
+        if pointing.doubt is not None:
+            flags.insert(0, pointing.doubt)
+        keypoints = torch.cat([self.in_space(pointing.xyz), torch.stack(flags, dim=-1), seen], dim=-1)
         return torch.cat([keypoints, self._grid_tokens(appearance)], dim=1)
 
     def _grid_tokens(self, appearance: Tensor) -> Tensor:
         n = self.config.grid
         cells = F.adaptive_avg_pool2d(appearance, n).flatten(2).transpose(1, 2)
         centres = _cell_centres(n, n, like=cells).flatten(0, 1).expand(len(cells), -1, -1)
-        flags = cells.new_zeros(*cells.shape[:2], self.config.axes)
+        flags = cells.new_zeros(*cells.shape[:2], self.token_dim - 2 - self.config.feature_dim)
         flags[..., -2] = 1.0  # present, without spread
         return torch.cat([centres, flags, cells], dim=-1)
 
@@ -259,6 +272,17 @@ class KeypointConnector(nn.Module):
         angle = (tokens[..., : self.axes, None] * scale).flatten(-2)
         x = self.fc1(torch.cat([tokens, angle.sin(), angle.cos()], dim=-1))
         return self.fc2(F.gelu(x + self.identity))
+
+
+class Residual(nn.Module):
+    """Two convolutions beside an identity."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Sequential(_conv(channels, channels, 3), _conv(channels, channels, 3))
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        return x + self.body(x)
 
 
 def _conv(c_in: int, c_out: int, size: int, stride: int = 1) -> nn.Sequential:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,7 +14,7 @@ from selfalign.sim import regions
 from selfalign.sim.appearance import Appearance
 from selfalign.sim.control import Controller, Motion
 from selfalign.sim.regions import Region, Scenario
-from selfalign.sim.render import CameraPose
+from selfalign.sim.render import CameraPose, WristMount
 from selfalign.sim.robots import RobotSpec
 
 ActionKind = Literal["ee_delta", "ee_absolute", "joint_delta", "joint_absolute"]
@@ -162,6 +162,9 @@ class BodySpec:
     arm: str = "panda"
     gripper: str = "panda"
     camera: CameraPose = field(default_factory=CameraPose)
+    """The camera `scene`."""
+    wrist: WristMount = WristMount()
+    """Where the camera `wrist` is on the hand."""
     appearance_seed: int | None = None
     """None: the robot's own colours."""
     action_space: ActionSpace = ActionSpace()
@@ -182,6 +185,11 @@ class BodySpec:
     def robot(self) -> RobotSpec:
         """Arm and gripper."""
         return RobotSpec(self.arm, self.gripper)
+
+    @property
+    def cameras(self) -> dict[str, CameraPose | str]:
+        """What each of its cameras is to `Simulation.render`."""
+        return {"scene": self.camera, "wrist": "wrist"}
 
     @property
     def appearance(self) -> Appearance:
@@ -209,6 +217,7 @@ class BodySpec:
             "arm": self.arm,
             "gripper": self.gripper,
             "camera": self.camera.to_dict(),
+            "wrist": asdict(self.wrist),
             "appearance_seed": self.appearance_seed,
             "action_space": self.action_space.to_dict(),
             "state_space": self.state_space.to_dict(),
@@ -228,6 +237,7 @@ class BodySpec:
                 data["arm"],
                 data["gripper"],
                 CameraPose.from_dict(data["camera"]),
+                WristMount(**data["wrist"]),
                 data["appearance_seed"],
                 ActionSpace.from_dict(data["action_space"]),
                 StateSpace.from_dict(data["state_space"]),
@@ -246,6 +256,12 @@ def sample_camera(rng: np.random.Generator, region: Region) -> CameraPose:
     camera = CameraPose(azimuth, elevation, 1.0, tuple(lookat.tolist()), float(rng.uniform(*regions.FOVY)))
     distance = _tightest_distance(camera) * rng.uniform(*regions.DISTANCE_SLACK)
     return CameraPose(azimuth, elevation, float(distance), camera.lookat, camera.fovy)
+
+
+def sample_wrist(rng: np.random.Generator, region: Region) -> WristMount:
+    """A mount of the region for the camera on the hand."""
+    spans = regions.WRIST_ELEVATION, regions.WRIST_DISTANCE, regions.WRIST_FOVY
+    return WristMount(regions.sample_wrist_bearing(rng, region), *(float(rng.uniform(*span)) for span in spans))
 
 
 def _tightest_distance(camera: CameraPose) -> float:
@@ -267,7 +283,7 @@ def sample_rigs(
         n: how many.
         seed: other seeds give other rigs.
         robots: arms and grippers.
-        cameras: how many camera poses the rigs share, by turns; None: each has its own.
+        cameras: how many camera poses (and mounts) the rigs share, by turns; None: each has its own.
 
     Raises:
         ValueError: a held-out arm among the robots, no robot or no camera.
@@ -280,11 +296,17 @@ def sample_rigs(
     rng = np.random.default_rng([seed, 0])
     rigs = [
         BodySpec(
-            arm, gripper, sample_camera(rng, "source"), regions.sample_appearance(rng, "source"), disguised=i % 2 == 1
+            arm,
+            gripper,
+            sample_camera(rng, "source"),
+            sample_wrist(rng, "source"),
+            regions.sample_appearance(rng, "source"),
+            disguised=i % 2 == 1,
         )
         for i, (arm, gripper) in enumerate(robots[i % len(robots)] for i in range(n))
     ]
-    return [replace(rig, camera=rigs[i % (cameras or n)].camera) for i, rig in enumerate(rigs)]
+    shared = [rigs[i % (cameras or n)] for i in range(n)]
+    return [replace(rig, camera=other.camera, wrist=other.wrist) for rig, other in zip(rigs, shared, strict=True)]
 
 
 def sample_bodies(
@@ -296,8 +318,8 @@ def sample_bodies(
 ) -> list[BodySpec]:
     """Bodies of a scenario, `n` of them from a seed.
 
-    Held out is only what the scenario is about: `camera` the camera, `action` the action frame (and the state frame),
-    `joint` the joint order, `robot` the arm, `all` camera, frames and arm at once; the rest is drawn from the source
+    Held out is only what the scenario is about: `camera` both cameras, `action` the action frame (and the state frame),
+    `joint` the joint order, `robot` the arm, `all` cameras, frames and arm at once; the rest is drawn from the source
     region. Looks are unseen in all of them. With `region="source"` the same kinds of body, seen: what the oracle is
     measured on.
 
@@ -328,11 +350,11 @@ def _sample_body(
         return region if scenario in scenarios else "source"
 
     robot = RobotSpec(_sample_arm(rng, scenario, region), "panda")
-    camera = sample_camera(rng, of("camera", "all"))
+    camera, wrist = sample_camera(rng, of("camera", "all")), sample_wrist(rng, of("camera", "all"))
     kind = kinds[rng.integers(len(kinds))]
     action_space, state_space = sample_spaces(rng, of("action", "joint", "all"), kind, robot.num_joints)
     looks = regions.sample_appearance(rng, region)
-    return BodySpec(robot.arm, robot.gripper, camera, looks, action_space, state_space)
+    return BodySpec(robot.arm, robot.gripper, camera, wrist, looks, action_space, state_space)
 
 
 def _sample_arm(rng: np.random.Generator, scenario: Scenario, region: Region) -> str:

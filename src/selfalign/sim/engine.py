@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from selfalign.sim.appearance import Appearance
 from selfalign.sim.kinematics import InverseKinematics
 from selfalign.sim.prepare import CUBE_COLOURS, CUBE_HALF, PARKED_HEIGHT, prepare
-from selfalign.sim.render import IMAGE_SIZE, CameraPose, Renderer
+from selfalign.sim.render import IMAGE_SIZE, CameraPose, Renderer, View, WristMount
 from selfalign.sim.robots import ARMS, GRIPPERS, ROBOTS, RobotSpec
 
 CONTROL_HZ = 20.0
@@ -245,6 +245,24 @@ class Simulation:
         """Recolours the scene; costs microseconds."""
         self.appearance = appearance
         appearance.apply(self.model, _compiled(self.robot))
+
+    def mount_wrist(self, mount: WristMount) -> None:
+        """Puts the camera `wrist` elsewhere on the hand."""
+        camera, turn = self.model.camera("wrist").id, np.zeros(9)
+        mujoco.mju_quat2Mat(turn, self.model.site_quat[self._tip])
+        tip_to_hand = turn.reshape(3, 3)
+        self.model.cam_pos[camera] = self.model.site_pos[self._tip] + tip_to_hand @ mount.position
+        mujoco.mju_mat2Quat(self.model.cam_quat[camera], (tip_to_hand @ mount.axes).ravel())
+        self.model.cam_fovy[camera] = mount.fovy
+
+    @property
+    def wrist_view(self) -> View:
+        """Where the camera `wrist` is now."""
+        mujoco.mj_camlight(self.model, self.data)
+        camera = self.model.camera("wrist").id
+        right, up, backward = self.data.cam_xmat[camera].reshape(3, 3).T
+        axes = np.stack([right, -up, -backward])
+        return View(self.data.cam_xpos[camera].copy(), axes, float(self.model.cam_fovy[camera]))
 
     def render(self, camera: CameraPose | str, size: int | None = None) -> UInt8[np.ndarray, "size size 3"]:
         """A square picture from a camera pose, or from the camera `"wrist"`."""

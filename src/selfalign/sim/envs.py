@@ -25,11 +25,11 @@ from jaxtyping import Float, UInt8
 from selfalign.sim.bodies import ActionKind, ActionSpace, BodySpec, StateSpace
 from selfalign.sim.control import WORKSPACE_HIGH, WORKSPACE_LOW, Controller
 from selfalign.sim.engine import Simulation
-from selfalign.sim.render import IMAGE_SIZE, CameraPose
+from selfalign.sim.render import IMAGE_SIZE, CameraPose, WristMount
 from selfalign.sim.robots import ROBOTS, RobotSpec
 from selfalign.sim.tasks import EPISODE_STEPS, Kind, Scene, offered, sample_scene, sample_task
 
-IMAGE, STATE, TASK = "observation.images.scene", "observation.state", "task"
+IMAGE, WRIST, STATE, TASK = "observation.images.scene", "observation.images.wrist", "observation.state", "task"
 Observation = dict[str, Any]
 
 
@@ -67,11 +67,13 @@ class BodyEnv(gymnasium.Env[Observation, np.ndarray]):
         self.body, self.kinds, self.image_size = body, kinds, image_size
         self.render_mode, self.render_size = render_mode, render_size
         self.sim = Simulation(body.robot, appearance=body.appearance, max_image_size=max(image_size, 256))
+        self.sim.mount_wrist(body.wrist)
         self.controller = Controller(self.sim)
         self.scene: Scene | None = None
         self.observation_space = spaces.Dict(
             {
                 IMAGE: spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
+                WRIST: spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
                 STATE: spaces.Box(-np.inf, np.inf, (body.state_dim,), np.float32),
                 TASK: spaces.Text(64, charset=string.ascii_lowercase + " "),
             }
@@ -115,6 +117,7 @@ class BodyEnv(gymnasium.Env[Observation, np.ndarray]):
         sim = self.sim
         return {
             IMAGE: sim.render(self.body.camera, self.image_size),
+            WRIST: sim.render("wrist", self.image_size),
             STATE: self.body.state_space.encode(sim.tip, sim.joints, sim.gripper_opening),
             TASK: self.scene.task.instruction if self.scene else "",
         }
@@ -147,6 +150,7 @@ def make_body(
     action_space: ActionSpace | ActionKind = "ee_delta",
     state_space: StateSpace | None = None,
     appearance_seed: int | None = None,
+    wrist: WristMount | dict[str, Any] | None = None,
 ) -> BodySpec:
     """A body from what `gymnasium.make` takes.
 
@@ -156,6 +160,7 @@ def make_body(
         action_space: a kind, or a kind with a frame.
         state_space: None: canonical, the tip for end-effector control and the joints for joint control.
         appearance_seed: None: the robot's own colours.
+        wrist: where the camera on the hand is (`WristMount`, or its fields); None: on the side away from the robot.
     """
     if isinstance(robot, str):
         if robot not in ROBOTS:
@@ -164,7 +169,8 @@ def make_body(
     pose = camera if isinstance(camera, CameraPose) else CameraPose(**(camera or {}))
     actions = action_space if isinstance(action_space, ActionSpace) else ActionSpace(action_space)
     states = state_space or StateSpace("joint" if actions.is_joint else "ee")
-    return BodySpec(robot.arm, robot.gripper, pose, appearance_seed, actions, states)
+    mount = wrist if isinstance(wrist, WristMount) else WristMount(**(wrist or {}))
+    return BodySpec(robot.arm, robot.gripper, pose, mount, appearance_seed, actions, states)
 
 
 class TaskEnv(BodyEnv):
@@ -172,7 +178,7 @@ class TaskEnv(BodyEnv):
 
     Args:
         kind: the task kind.
-        robot, camera, action_space, state_space, appearance_seed: see `make_body`.
+        robot, camera, action_space, state_space, appearance_seed, wrist: see `make_body`.
         image_size, render_mode, render_size: see `BodyEnv`.
     """
 
@@ -184,11 +190,12 @@ class TaskEnv(BodyEnv):
         action_space: ActionSpace | ActionKind = "ee_delta",
         state_space: StateSpace | None = None,
         appearance_seed: int | None = None,
+        wrist: WristMount | dict[str, Any] | None = None,
         image_size: int = IMAGE_SIZE,
         render_mode: str | None = None,
         render_size: int = 256,
     ):
-        body = make_body(robot, camera, action_space, state_space, appearance_seed)
+        body = make_body(robot, camera, action_space, state_space, appearance_seed, wrist)
         super().__init__(body, (kind,), image_size=image_size, render_mode=render_mode, render_size=render_size)
 
 

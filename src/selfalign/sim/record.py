@@ -9,7 +9,7 @@ needs to make other bodies of them:
 | action.tip_target [3] | commanded tip, metres |
 | observation.joints [8] | measured joints in radians, padded to 7, then the gripper's opening |
 | action.joints [8] | joint displacement / 0.1 rad, padded to 7, then the gripper's command |
-| privileged.points [7, 4] | (u, v, visible, depth) of `Simulation.landmarks`: tip, cubes, ends of the hand |
+| privileged.points [7, 4] | (u, v, visible, depth) of `Simulation.landmarks` for the camera `scene` |
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from selfalign.sim.control import JOINT_STEP, TIP_STEP, Controller, Motion
 from selfalign.sim.engine import Simulation
 from selfalign.sim.experts import Noise, make_expert
 from selfalign.sim.play_motion import PlayMotion
-from selfalign.sim.render import IMAGE_SIZE, CameraPose
+from selfalign.sim.render import IMAGE_SIZE, CameraPose, View
 from selfalign.sim.tasks import Kind, Scene, sample_scene, sample_task
 
 PLAY_STEPS = 50
@@ -138,6 +138,7 @@ class Recorder:
 
     def _begin(self, scene: Scene, rng: np.random.Generator) -> None:
         self._simulation.set_appearance(self.body.appearance)
+        self._simulation.mount_wrist(self.body.wrist)
         self._simulation.reset(np.array(scene.tip), scene.cubes, rng)
         self._controller.reset()
         self._columns = {}
@@ -149,8 +150,9 @@ class Recorder:
     def _observe(self) -> None:
         sim = self._simulation
         tip, joints, opening = sim.tip, sim.joints, sim.gripper_opening
-        image = sim.render(self.body.camera, self.image_size)
-        self._add(image=image, state=self.body.state_space.encode(tip, joints, opening))
+        for name, camera in self.body.cameras.items():
+            self._add(**{name: sim.render(camera, self.image_size)})
+        self._add(state=self.body.state_space.encode(tip, joints, opening))
         if self.privileged:
             self._add(tip=tip, joints=_padded(joints, opening), points=sim.landmarks)
 
@@ -172,7 +174,7 @@ class Recorder:
             arrays["points"] = pixel_labels(self.body.camera, arrays["points"])
         extra = {column: arrays[name].astype(np.float32) for column, name in names.items() if name in arrays}
         return Episode(
-            images={"scene": arrays["image"]},
+            images={name: arrays[name] for name in self.body.cameras},
             state=arrays["state"],
             action=arrays["action"],
             task=task,
@@ -189,7 +191,7 @@ def _padded(joints: np.ndarray, gripper: float) -> np.ndarray:
     return padded
 
 
-def pixel_labels(camera: CameraPose, points: Float[np.ndarray, "*T K 3"]) -> Float[np.ndarray, "*T K 4"]:
+def pixel_labels(camera: CameraPose | View, points: Float[np.ndarray, "*T K 3"]) -> Float[np.ndarray, "*T K 4"]:
     """Where a camera sees points: (u, v, 1, depth) with u, v in [0, 1] and the depth in metres along the viewing
     direction; zeros outside of the picture and for NaN.
 

@@ -35,6 +35,14 @@ LOOKAT_JITTER = 0.02
 DISTANCE_SLACK = (1.0, 1.12)
 """Camera distance in units of the tightest one that keeps the whole workspace box in view."""
 
+# Cameras on the hand. Their bearing around the tool is cut in the same way; on the sides the hand would hide the view.
+WRIST_BEARING_LIMIT = 36.0
+WRIST_WEDGE_CENTRES = (-18.0, 18.0)
+WRIST_WEDGE_HALF_WIDTH = 6.0
+WRIST_ELEVATION = (35.0, 50.0)
+WRIST_DISTANCE = (0.15, 0.19)
+WRIST_FOVY = (70.0, 80.0)
+
 # Action and state frames: rotations and mirrorings of space, times a scale per axis. The cut is by where the canonical
 # x axis goes, seen from above in the body's own frame: it splits rotations and reflections alike.
 FRAME_WEDGE_CENTRES = (45.0, 135.0, -135.0, -45.0)
@@ -69,6 +77,14 @@ def bearing_region(bearing: float) -> Region | None:
     return "heldout" if distance == 0 else "source" if distance > CAMERA_GUARD else None
 
 
+def wrist_region(bearing: float) -> Region | None:
+    """The region of the bearing of a camera on the hand, degrees; None in the guard band and outside of the sector."""
+    if abs(bearing) > WRIST_BEARING_LIMIT:
+        return None
+    distance = _distance_to_wedges(bearing, WRIST_WEDGE_CENTRES, WRIST_WEDGE_HALF_WIDTH)
+    return "heldout" if distance == 0 else "source" if distance > CAMERA_GUARD else None
+
+
 def frame_region(frame: LinearFrame) -> Region | None:
     """The region of an end-effector frame; None in the guard band."""
     distance = _distance_to_wedges(frame.x_azimuth, FRAME_WEDGE_CENTRES, FRAME_WEDGE_HALF_WIDTH)
@@ -90,6 +106,14 @@ def sample_bearing(rng: np.random.Generator, region: Region) -> float:
     while True:
         bearing = float(rng.uniform(-BEARING_LIMIT, BEARING_LIMIT))
         if bearing_region(bearing) == region:
+            return bearing
+
+
+def sample_wrist_bearing(rng: np.random.Generator, region: Region) -> float:
+    """A bearing of a camera on the hand in degrees, uniform over the region."""
+    while True:
+        bearing = float(rng.uniform(-WRIST_BEARING_LIMIT, WRIST_BEARING_LIMIT))
+        if wrist_region(bearing) == region:
             return bearing
 
 

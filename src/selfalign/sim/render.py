@@ -29,6 +29,60 @@ _NO_BACKEND = (
 _EGL_PLATFORM_DEVICE = 0x313F
 
 
+@dataclass(frozen=True, eq=False)
+class View:
+    """A pinhole camera in the workspace frame."""
+
+    position: Float[np.ndarray, "3"]
+    """Its centre, metres."""
+    axes: Float[np.ndarray, "3 3"]
+    """Rows: the image's right, the image's down and the viewing direction."""
+    fovy: float
+    """Vertical field of view, degrees."""
+
+    def project(self, points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 2"]:
+        """Where points of the workspace appear in a square image: u to the right and v down, (0, 0) to (1, 1).
+
+        Points outside of the picture give values outside of [0, 1]; points behind the camera give NaN.
+        """
+        in_camera = (np.asarray(points, dtype=np.float64) - self.position) @ self.axes.T
+        depth = in_camera[..., 2:]
+        depth = np.where(depth > 1e-6, depth, np.nan)
+        return 0.5 + in_camera[..., :2] / (2.0 * np.tan(np.radians(self.fovy) / 2.0) * depth)
+
+
+@dataclass(frozen=True)
+class WristMount:
+    """Where on the hand the camera `wrist` sits: on a sphere around the tip, which it looks at. Degrees and metres.
+
+    It moves with the hand, and is upright while the tool is vertical.
+    """
+
+    bearing: float = 0.0
+    """Around the tool: 0 is the side that is away from the robot at home, 90 the robot's left."""
+    elevation: float = 40.0
+    """Above the plane through the tip, across the tool."""
+    distance: float = 0.17
+    """From the tip."""
+    fovy: float = 75.0
+    """Vertical field of view."""
+
+    @property
+    def position(self) -> Float[np.ndarray, "3"]:
+        """The camera's centre in the tip's frame (z along the tool, x to the robot's left at home)."""
+        bearing, elevation = np.radians([self.bearing, self.elevation])
+        across = np.cos(elevation)
+        return self.distance * np.array([across * np.sin(bearing), across * np.cos(bearing), -np.sin(elevation)])
+
+    @property
+    def axes(self) -> Float[np.ndarray, "3 3"]:
+        """Columns: the image's right and up and the direction backward, in the tip's frame."""
+        backward = self.position / self.distance
+        right = np.cross([0.0, 0.0, -1.0], backward)
+        right /= np.linalg.norm(right)
+        return np.stack([right, np.cross(backward, right), backward], axis=1)
+
+
 @dataclass(frozen=True)
 class CameraPose:
     """A camera on a sphere around the point that it looks at, upright. Angles in degrees, lengths in metres."""
@@ -61,14 +115,8 @@ class CameraPose:
         return np.stack([right, np.cross(self._forward, right), self._forward])
 
     def project(self, points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 2"]:
-        """Where points of the workspace appear in a square image: u to the right and v down, (0, 0) to (1, 1).
-
-        Points outside of the picture give values outside of [0, 1]; points behind the camera give NaN.
-        """
-        in_camera = (np.asarray(points, dtype=np.float64) - self.position) @ self.axes.T
-        depth = in_camera[..., 2:]
-        depth = np.where(depth > 1e-6, depth, np.nan)
-        return 0.5 + in_camera[..., :2] / (2.0 * np.tan(np.radians(self.fovy) / 2.0) * depth)
+        """Where points of the workspace appear; see `View.project`."""
+        return View(self.position, self.axes, self.fovy).project(points)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

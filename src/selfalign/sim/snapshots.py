@@ -1,7 +1,7 @@
-"""Snapshots: pictures of which no two share a camera, a look or a scene, for the vision tower to learn on.
+"""Snapshots: pictures of rigs and scenes of their own, from both cameras, for the vision tower to learn on.
 
 A tower that learns on recordings knows their few hundred cameras and looks better than any new one. Nothing has to move
-for it to learn where things are, so here every picture is of a rig of its own.
+for it to learn where things are, so here no two scenes share a camera or a look.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from selfalign.data.snapshots import Snapshots
-from selfalign.sim.bodies import BodySpec, sample_camera
+from selfalign.sim.bodies import BodySpec, sample_camera, sample_wrist
 from selfalign.sim.claim import claim
 from selfalign.sim.engine import Simulation
 from selfalign.sim.prepare import prepare
@@ -41,6 +41,7 @@ class SnapshotPlan:
     """What a set of snapshots holds; the same plan gives the same pictures, whatever the number of workers."""
 
     count: int = 100_000
+    """Pictures; the cameras `scene` and `wrist` by turns see the same."""
     image_size: int = IMAGE_SIZE
     seed: int = 0
     arms: tuple[str, ...] = SOURCE_ARMS
@@ -49,8 +50,8 @@ class SnapshotPlan:
     def __post_init__(self) -> None:
         if not self.arms or not set(self.arms) <= set(SOURCE_ARMS):
             raise ValueError(f"snapshots may show the arms {', '.join(SOURCE_ARMS)}; got {self.arms}")
-        if self.count < 1 or self.image_size < 1:
-            raise ValueError(f"snapshots need a positive count and image size, got {self}")
+        if self.count < 2 or self.count % 2 or self.image_size < 1:
+            raise ValueError(f"snapshots come in pairs: they need an even count and an image size; got {self}")
 
     def parts(self) -> list[int]:
         """How many snapshots each part has."""
@@ -107,19 +108,22 @@ def _record_part(part: _Part) -> None:
     robot = RobotSpec(plan.arms[part.index % len(plan.arms)], "panda")
     images, points = [], []
     with Simulation(robot) as sim:
-        for _ in range(part.count):
+        for _ in range(0, part.count, 2):
             rig = BodySpec(
                 robot.arm,
                 robot.gripper,
                 sample_camera(rng, "source"),
+                sample_wrist(rng, "source"),
                 sample_appearance(rng, "source"),
                 disguised=bool(rng.random() < 0.5),
             )
             sim.set_appearance(rig.appearance)
+            sim.mount_wrist(rig.wrist)
             arrange(sim, rng)
-            images.append(sim.render(rig.camera, plan.image_size))
-            points.append(pixel_labels(rig.camera, sim.landmarks).astype(np.float32))
-            count_one()
+            for camera, view in (rig.camera, rig.camera), ("wrist", sim.wrist_view):
+                images.append(sim.render(camera, plan.image_size))
+                points.append(pixel_labels(view, sim.landmarks).astype(np.float32))
+                count_one()
     Snapshots(np.stack(images), np.stack(points)).save(part.folder)
 
 

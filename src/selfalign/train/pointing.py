@@ -35,8 +35,8 @@ def pointing_loss(
 
     Args:
         points: (u, v, visible[, depth]) with u, v in [0, 1] from the top left and the depth in metres, which a tower
-            with a depth head needs. Depth errors are in the tower's standard deviations, the first keypoint's own and
-            the others' relative to it: what is between two things counts more than where both are.
+            with a depth head needs. Depth errors are in tenths of the depth, the first keypoint's own and the others'
+            relative to it: what is between two things counts more than where both are.
     """
     pointing = tower.point(tower.maps(images))
     visible = (points[..., 2] > 0.5) & (points[..., :2] > 0).all(-1) & (points[..., :2] < 1).all(-1)
@@ -54,10 +54,22 @@ def pointing_loss(
         "presence": F.binary_cross_entropy_with_logits(presence, weight),
     }
     if tower.config.depth_width:
-        off = pointing.xyz[:, :named, 2] - (points[..., 3] - tower.depth_mean) / tower.depth_std
+        assert pointing.doubt is not None
+        doubt = pointing.doubt[:, :named]
+        log_depth = torch.where(visible, points[..., 3], torch.ones_like(points[..., 3])).log()
+        off = 10 * (pointing.xyz[:, :named, 2] * tower.depth_std + tower.depth_mean - log_depth)
         apart = (off - off[:, :1]).abs() * weight * weight[:, :1]
         losses["depth"] = ((off.abs() * weight).sum() + 2 * apart.sum()) / count
+        losses["doubt"] = _laplace(torch.cat([off[:, :1].abs(), apart[:, 1:]], dim=1).detach(), doubt, weight)
     return losses
+
+
+def _laplace(
+    errors: Float[Tensor, "B K"], log_scale: Float[Tensor, "B K"], weight: Float[Tensor, "B K"]
+) -> Float[Tensor, ""]:
+    """Mean negative log-likelihood of absolute errors under Laplace distributions of those scales, less log 2."""
+    weight = weight * weight[:, :1]
+    return ((errors * (-log_scale).exp() + log_scale) * weight).sum() / weight.sum().clamp_min(1)
 
 
 def _measure_depth(tower: KeypointTower, points: np.ndarray) -> None:
@@ -67,7 +79,7 @@ def _measure_depth(tower: KeypointTower, points: np.ndarray) -> None:
             f"a tower with a depth head needs points (u, v, visible, depth), got {points.shape[-1]} columns; "
             "record again, or build the tower with depth_width=0"
         )
-    depth = points[..., 3][points[..., 2] > 0.5]
+    depth = np.log(points[..., 3][points[..., 2] > 0.5])
     tower.depth_mean.fill_(float(depth.mean()))
     tower.depth_std.fill_(float(depth.std()))
 
@@ -119,7 +131,7 @@ def train_tower(
         batch = colour_jitter(pixels_to_model(images[rows]), generator=generator)
         losses = pointing_loss(tower, batch, torch.from_numpy(points[rows]).float(), config.sigma)
         loss = 0.2 * losses["heat"] + 4 * losses["distance"] + 0.5 * losses["presence"]
-        loss = loss + 0.5 * losses.get("depth", 0.0)
+        loss = loss + 0.5 * losses.get("depth", 0.0) + 0.1 * losses.get("doubt", 0.0)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
@@ -128,7 +140,8 @@ def train_tower(
         recent.append(float(losses["distance"].detach()))
         if step % 200 == 199:
             pixels = np.mean(recent[-200:]) * tower.config.image_size / 2
-            rest = ", ".join(f"{name} {float(losses[name]):.3f}" for name in ("presence", "depth") if name in losses)
+            names = [name for name in ("presence", "depth", "doubt") if name in losses]
+            rest = ", ".join(f"{name} {float(losses[name]):.3f}" for name in names)
             print(f"pointing step {step + 1}: mean error {pixels:.2f} px, {rest}", flush=True)
     tower.eval()
     return {"pixels": float(np.mean(recent[-100:]) * tower.config.image_size / 2)}
@@ -151,7 +164,7 @@ def pointing_error(tower: KeypointTower, images: np.ndarray, points: np.ndarray)
     pixels = (xyz[..., :2] - (target[..., :2] * 2 - 1)).norm(dim=-1) * tower.config.image_size / 2
     errors = {"median_error_px": _medians(pixels, visible)}
     if tower.config.depth_width:
-        off = 100 * (xyz[..., 2] * tower.depth_std + tower.depth_mean - target[..., 3])
+        off = 100 * (tower.depths(xyz) - target[..., 3])
         off[:, 1:] -= off[:, :1]
         errors["median_depth_error_cm"] = _medians(off.abs(), visible & visible[:, :1])
     return errors
