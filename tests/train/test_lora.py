@@ -65,8 +65,8 @@ def test_what_is_shipped_is_the_plain_model_with_the_updates_in_it(small_sources
 
 def test_parts_without_blocks_are_refused():
     pytest.importorskip("peft")
-    with pytest.raises(ValueError, match="matrices of blocks, and prior has none"):
-        add_lora(tiny_model(), LoraSettings(rank=2, parts=("vlm", "prior")))
+    with pytest.raises(ValueError, match="blocks; prior, vision has none"):
+        add_lora(tiny_model(), LoraSettings(rank=2, parts=("vlm", "vision", "prior")))
 
 
 def test_without_peft_its_extra_is_named(monkeypatch):

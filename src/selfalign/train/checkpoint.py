@@ -123,14 +123,14 @@ def _restore_weights(state: TrainState, payload: Mapping[str, Any], path: Path) 
 
 
 def _save_shards(state: TrainState, rest: dict[str, Any], path: Path) -> None:
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
     world, partial = state.engine.world, path.with_name(f".{path.name}.partial")
     if world.main:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
     world.wait()
-    dcp.save(_shards(state), checkpoint_id=partial)
+    save_shards(_shards(state), checkpoint_id=partial)
     if world.main:
         torch.save(rest, partial / "rest.pt")
         shutil.rmtree(path, ignore_errors=True)
@@ -139,19 +139,20 @@ def _save_shards(state: TrainState, rest: dict[str, Any], path: Path) -> None:
 
 
 def _restore_shards(state: TrainState, path: Path) -> None:
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     shards = _shards(state)
     try:
-        found = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        found = FileSystemReader(path).read_metadata().state_dict_metadata
         wanted = [f"{kind}.{name}" for kind in ("model", "ema") for name in shards.get(kind, {})]
         missing = [name for name in wanted if name not in found]
         if missing:
             raise ValueError(f"it lacks {missing[0]} and {len(missing) - 1} others")
         # Parameters without a gradient have no moments in the checkpoint.
-        dcp.load(shards, checkpoint_id=path, planner=DefaultLoadPlanner(allow_partial_load=True))
+        load(shards, checkpoint_id=path, planner=DefaultLoadPlanner(allow_partial_load=True))
     except Exception as error:  # torch raises many kinds
         raise ValueError(f"{path} is damaged, or of another model ({error})") from error
     set_optimizer_state_dict(state.model, state.optimizer, shards["optimizer"])

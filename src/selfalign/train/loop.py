@@ -83,8 +83,12 @@ class _Reporter:
 
     def __init__(self, state: TrainState, directory: Path, config: LoopConfig):
         self._state, self._config, self._main = state, config, state.engine.world.main
-        sinks = {"tensorboard": config.tensorboard, "wandb": config.wandb} if self._main else {"tensorboard": False}
-        self._log = Log(directory, **sinks, about=state.about)
+        self._log = Log(
+            directory,
+            tensorboard=config.tensorboard and self._main,
+            wandb=config.wandb if self._main else None,
+            about=state.about,
+        )
         self._bar = _progress(self._main)
         self._started, self._first = time.monotonic(), state.step
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from selfalign.model.policy import VLA
 from selfalign.train.parts import Part, part_of
-from selfalign.train.recompute import blocks
 
 _ADAPTER = "default"
 
@@ -23,7 +23,7 @@ class LoraSettings:
     """The updates are scaled by alpha / rank."""
     dropout: float = 0.0
     parts: tuple[Part, ...] = ("vlm",)
-    """"vision", "vlm", "action" or "alignment"; the other parts train as usual."""
+    """Of "vlm", "action", "alignment" and "ttt"; the other parts train as usual."""
 
     def __post_init__(self) -> None:
         if self.rank < 0 or (self.rank and not self.parts):
@@ -42,11 +42,12 @@ def add_lora(model: VLA, settings: LoraSettings) -> VLA:
     except ImportError as error:
         raise ImportError("LoRA needs the extra `lora`: pip install 'selfalign[lora]'") from error
     names = {module: name for name, module in model.named_modules()}
-    inside = {linear for block in blocks(model) for linear in block.modules() if isinstance(linear, nn.Linear)}
+    streams = (block for stream in (model.mixture.vlm, *model.mixture.experts.values()) for block in stream.blocks)
+    inside = {linear for block in streams for linear in block.modules() if isinstance(linear, nn.Linear)}
     targets = [names[linear] for linear in inside if part_of(f"{names[linear]}.weight") in settings.parts]
     without = sorted(set(settings.parts) - {part_of(f"{name}.weight") for name in targets})
     if without:
-        raise ValueError(f"LoRA adapts the matrices of blocks, and {', '.join(without)} has none")
+        raise ValueError(f"LoRA adapts the matrices of the streams' blocks; {', '.join(without)} has none")
     trained = {name for name, p in model.named_parameters() if p.requires_grad and part_of(name) not in settings.parts}
     adapters = LoraConfig(
         r=settings.rank,
@@ -71,7 +72,8 @@ def merged(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     Args:
         tensors: by the names of `model`, adapters among them.
     """
-    scales = {name: m.scaling[_ADAPTER] for name, m in model.named_modules() if hasattr(m, "lora_A")}
+    adapted = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    scales = {name: cast(Mapping[str, float], module.scaling)[_ADAPTER] for name, module in adapted.items()}
     plain = {}
     for name, tensor in tensors.items():
         owner, _, rest = name.partition(".base_layer.")
