@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rich.progress import track
 
 from selfalign.align.rehearsal import RehearsalConfig, make_objective
 from selfalign.data.cache import EpisodeCache
+from selfalign.data.features import check_size, stored_features
 from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import pixels_to_model
@@ -56,7 +57,7 @@ class PretrainConfig:
 
 def pretrain(
     model_config: VLAConfig,
-    data: list[Path],
+    data: SourceData | Iterable[str | Path],
     out: Path,
     config: PretrainConfig,
     draw: DrawPerturbation,
@@ -66,7 +67,7 @@ def pretrain(
     """Train a model on source data sets; interrupted, the same call goes on where it stopped.
 
     Args:
-        data: LeRobot data sets with play and demonstrations of many rigs.
+        data: data sets with play and demonstrations of many rigs, or their names (see `SourceData.open`).
         out: receives checkpoints, logs, the tower and the features.
         draw: the bodies that rehearsal may make of a rig.
         on_save: called with every checkpoint.
@@ -76,7 +77,8 @@ def pretrain(
     model = VLA(model_config)
     if config.start is not None:
         load_tensors(model, unique_tensors(load_model(config.start)), str(config.start))
-    cache = EpisodeCache.build(SourceData.open(data), image_size=model_config.image_size, progress=True)
+    source = data if isinstance(data, SourceData) else SourceData.open(data)
+    cache = EpisodeCache.build(source, image_size=model_config.image_size, progress=True)
     if config.snapshots is not None or config.start is None:
         prepare_tower(model, _labelled(config.snapshots, cache, model), out, config.pointing)
     model.vision.eval().requires_grad_(False)
@@ -128,22 +130,32 @@ def prepare_tower(model: VLA, labelled: Snapshots | None, out: Path, config: Poi
 
 
 def frame_features(model: VLA, cache: EpisodeCache, out: Path, batch: int = 256) -> FrameFeatures:
-    """The tower's tokens of every frame, computed once and kept in `out`; sets the model's feature statistics."""
+    """The tower's tokens of every frame, computed once and kept in `out`; sets the model's feature statistics.
+
+    Where the data carry stored features, next observations are told by those.
+    """
     tower = _digest(model.vision)  # another tower, another file: `start` may bring one into a used folder
     tokens = {
         camera: _tower_tokens(model, cache, camera, out / f"tokens-{camera}-{tower}.npy", batch)
         for camera in model.config.cameras
     }
-    summaries = []
-    for start in range(0, cache.num_frames, 8192):
-        parts = [
-            model.vision.summary(torch.from_numpy(values[start : start + 8192]).float()) for values in tokens.values()
-        ]
-        summaries.append(torch.cat(parts, dim=1))
-    summary = torch.cat(summaries)
+    stored = stored_features({name: cache.column(name) for name in cache.column_names}, model.config.cameras)
+    summary = _summaries(model, tokens) if stored is None else torch.from_numpy(stored).float()
+    check_size(tuple(summary.shape[1:]), model)
     model.feature_mean.copy_(summary.mean(0))
     model.feature_std.copy_(summary.std(0).clamp_min(1e-3))
     return FrameFeatures(tokens, ((summary - model.feature_mean) / model.feature_std).numpy())
+
+
+def _summaries(model: VLA, tokens: Mapping[str, np.ndarray], block: int = 8192) -> torch.Tensor:
+    """The tower's own features [frames, n, F] of all cameras, not normalised."""
+    summaries = []
+    for start in range(0, len(next(iter(tokens.values()))), block):
+        parts = [
+            model.vision.summary(torch.from_numpy(values[start : start + block]).float()) for values in tokens.values()
+        ]
+        summaries.append(torch.cat(parts, dim=1))
+    return torch.cat(summaries)
 
 
 def _digest(module: torch.nn.Module) -> str:
