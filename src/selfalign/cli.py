@@ -15,12 +15,17 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from selfalign import presets
-from selfalign.align.pretrain import PretrainConfig, pretrain
+from selfalign.align.pretrain import POINTS, PretrainConfig, pretrain
 from selfalign.align.rehearsal import RehearsalConfig
 from selfalign.bench.adapt import AdaptConfig
 from selfalign.bench.demo import DemoConfig
 from selfalign.bench.evaluate import EvalConfig
 from selfalign.convert import ConvertConfig
+from selfalign.data.bodies import RecordedBodies
+from selfalign.data.sources import SourceData
+from selfalign.data.virtual import DrawPerturbation
+from selfalign.features import FeaturesConfig
+from selfalign.importing import ImportConfig
 from selfalign.inspection import InspectConfig
 from selfalign.model.policy import LossWeights
 from selfalign.serve.config import ServeConfig
@@ -50,6 +55,8 @@ class Sources:
     kinds: tuple[Kind, ...] = ("reach", "reach", "reach", "push", "lift")
     """Tasks to draw from; one that is named more often is drawn more often."""
     image_size: int = 96
+    plain: bool = False
+    """As a real robot would be recorded: cameras as video, named dimensions, nothing that only a simulator knows."""
     seed: int = 0
     workers: int = 2
 
@@ -65,6 +72,7 @@ class Sources:
             self.image_size,
             self.seed,
             rigs_per_shard=max(3, self.rigs // 100),
+            plain=self.plain,
         )
         generate_sources(self.out, plan, workers=self.workers)
 
@@ -93,8 +101,15 @@ class Snapshots:
 class Pretrain:
     """Train a policy on source data: the tower learns to point, then the policy rehearses alignment."""
 
-    data: tuple[Path, ...] = (Path("data/sources"),)
-    """LeRobot data sets, or folders of them."""
+    data: tuple[str, ...] = ("data/sources",)
+    """Data sets: lerobot:PATH[,PATH...], rlds:PATH@HZ, or paths alone; a folder of data sets stands for all of them."""
+    cameras: dict[str, str] = field(default_factory=dict)
+    """Pairs of a camera of the model and the data's camera that shows it, where they are called otherwise."""
+    features: Path | None = None
+    """Folder of `selfalign features` by which next observations are told; None: the vision tower's own."""
+    bodies: Literal["sim", "xyz", "joints", "none"] | None = None
+    """Which bodies rehearsal makes of a recorded one: of the simulator's regions (sim), with other frames of the first
+    three numbers (xyz), with other orders, signs and scales of joints (joints), or none. None: as the data says."""
     out: Path = Path("runs/tiny")
     """Training checkpoints and logs; the finished policy is in its folder `policy`. Goes on where it stopped."""
     preset: str = "tiny"
@@ -175,12 +190,14 @@ class Pretrain:
     def run(self) -> None:
         from selfalign.checkpoint import save_checkpoint
         from selfalign.policy import AlignSettings, Policy
-        from selfalign.sim.virtual import source_perturbation
 
         torch.set_num_threads(self.threads)
         config = self.config()
+        source = SourceData.open(self.data, cameras=self.cameras or None, features=self.features)
+        features = None if source.features is None else source.features.name
         if self.scheme == "rehearsal":
             settings = AlignSettings(
+                features=features,
                 learning_rate=config.rehearsal.learning_rate,
                 betas=config.rehearsal.betas,
                 clip_norm=config.rehearsal.clip_norm,
@@ -188,19 +205,33 @@ class Pretrain:
                 weights=config.rehearsal.weights,
             )
         else:
-            settings = AlignSettings(weights=config.rehearsal.weights, rehearsed=False)
+            settings = AlignSettings(weights=config.rehearsal.weights, rehearsed=False, features=features)
 
         def export(model, state=None) -> None:
             save_checkpoint(Policy.from_model(model, settings), self.out / "policy")
 
         preset = presets.get(self.preset)
         model_config = replace(preset, ttt=replace(preset.ttt, span=self.span))
-        model = pretrain(model_config, list(self.data), self.out, config, source_perturbation, on_save=export)
+        if self.start is None and self.snapshots is None and POINTS not in source.info.extra:
+            raise ValueError(
+                f"{', '.join(self.data)} does not say where things are in its pictures, as the simulator's sources "
+                "do: give a checkpoint whose tower has learned to see (--start), or pictures to learn on (--snapshots)"
+            )
+        model = pretrain(model_config, source, self.out, config, self.draw(source), on_save=export)
         export(model)
+
+    def draw(self, source: SourceData) -> DrawPerturbation:
+        """The bodies that rehearsal may make of what was recorded."""
+        rigs = all({"arm", "gripper", "action_space"} <= body.keys() for body in source.embodiments)
+        if self.bodies == "sim" or (self.bodies is None and rigs):
+            from selfalign.sim.virtual import source_perturbation
+
+            return source_perturbation
+        return RecordedBodies.of(source, self.bodies)
 
 
 @dataclass(frozen=True)
-class Play:
+class Record:
     """Let a simulated robot play: smooth random motion, no task, no labels. Writes a LeRobot data set."""
 
     out: Path
@@ -234,14 +265,33 @@ class Play:
 
 
 @dataclass(frozen=True)
+class Play:
+    """Unlabelled motion of one robot: recorded in the simulator, or imported from a robot's recordings."""
+
+    what: OmitSubcommandPrefixes[
+        Annotated[Record, subcommand("record")] | Annotated[ImportConfig, subcommand("import")]
+    ]
+
+    def run(self) -> None:
+        if isinstance(self.what, Record):
+            self.what.run()
+        else:
+            from selfalign.importing import run
+
+            run(self.what)
+
+
+@dataclass(frozen=True)
 class Align:
     """Fit a body's context to its play; everything else of the model stays as it is."""
 
-    play: Path
-    """LeRobot data set of the body's play."""
+    play: str
+    """Data set of the body's play: a path, lerobot:PATH or rlds:PATH@HZ."""
     out: Path
     """The context file to write."""
     checkpoint: Path = Path("checkpoints/tiny")
+    features: Path | None = None
+    """Folder of `selfalign features` for this play, where the checkpoint was pretrained with such features."""
     embodiment_index: int | None = None
     """Which robot, where the data set has several."""
     robot: str | None = None
@@ -259,7 +309,7 @@ class Align:
         import selfalign as sa
 
         policy = sa.load(self.checkpoint, robot=self.robot)
-        play = sa.Play.open(self.play, self.embodiment_index)
+        play = sa.Play.open(self.play, self.embodiment_index, features=self.features)
         config = sa.AlignConfig(
             steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed
         )
@@ -364,6 +414,18 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Features:
+    """Compute features of next observations once, by a frozen extractor, and store them."""
+
+    config: OmitSubcommandPrefixes[FeaturesConfig]
+
+    def run(self) -> None:
+        from selfalign.features import run
+
+        run(self.config)
+
+
+@dataclass(frozen=True)
 class Convert:
     """Write a checkpoint of openpi, LeRobot or Selfalign as another one's, or make it self-aligning."""
 
@@ -387,12 +449,16 @@ Command = (
     | Annotated[Demo, subcommand("demo")]
     | Annotated[Inspect, subcommand("inspect")]
     | Annotated[Stats, subcommand("stats")]
+    | Annotated[Features, subcommand("features")]
     | Annotated[Convert, subcommand("convert")]
 )
 
 
 def main(args: list[str] | None = None) -> int:
     """Run one command. Mistakes of the caller end with one line on standard error and exit status 2."""
+    args = sys.argv[1:] if args is None else list(args)
+    if args[:1] == ["play"] and args[1:2] and args[1].startswith("--") and args[1] != "--help":
+        args.insert(1, "record")  # what `selfalign play` alone does
     command = tyro.cli(
         Command,
         prog="selfalign",

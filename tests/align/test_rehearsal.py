@@ -248,3 +248,25 @@ def test_old_checkpoints_are_pruned(sources, tmp_path):
         state.step = step
         checkpoint.save(state, tmp_path, keep=2)
     assert [p.name for p in checkpoint.available(tmp_path)] == ["step-0000002.pt", "step-0000003.pt"]
+
+
+def test_demonstrations_serve_as_play_where_there_is_none(tmp_path):
+    """LeRobot's own data sets know no play: their transitions are as good."""
+    rng = np.random.default_rng(0)
+    with LeRobotWriter(tmp_path / "data") as writer:
+        for length in (8, 11, HORIZON):
+            numbers = {name: rng.normal(size=(length, 4)).astype(np.float32) for name in ("state", "action")}
+            images = {"scene": np.zeros((length, 16, 16, 3), np.uint8)}
+            writer.add_episode(Episode(images, **numbers, task="reach the red cube"))
+    cache = EpisodeCache.build(LeRobotReader(tmp_path / "data"), tmp_path / "cache")
+    model = tiny_model()
+    tokens = np.zeros((cache.num_frames, model.vision.num_tokens, model.vision.token_dim), np.float16)
+    features = FrameFeatures({"scene": tokens}, np.zeros((cache.num_frames, *model.feature_mean.shape), np.float32))
+    sources = VirtualSources(cache, features, ByteTokenizer(48), ModelShape(HORIZON, 8, 8), draw)
+    body = sources.embodiment(0, EmbodimentPerturbation())
+    starts = np.flatnonzero(np.isin(np.arange(cache.num_frames), cache.transitions(HORIZON)))
+    np.testing.assert_array_equal(body.frames[body.play], starts)
+    np.testing.assert_array_equal(np.sort(body.frames[body.demonstrations]), np.arange(cache.num_frames))
+    action = np.concatenate([np.asarray(cache.column("action"))])
+    np.testing.assert_allclose(body.stats.action.mean, action.mean(0), atol=1e-6)
+    assert sources.play_batch([body], 5, np.random.default_rng(0)).next_features is not None
