@@ -5,6 +5,8 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -143,6 +145,39 @@ def test_stats_are_shown_written_and_refused(tmp_path, capsys):
     assert "has 4 dimensions in the data, aloha has 14" in capsys.readouterr().err
     assert main(["stats", "--data", str(write_play(tmp_path / "bad", poison=True))]) == 2
     assert "nan in episode 2 of those counted, frame 5, column 'action', dimension 1" in capsys.readouterr().err
+
+
+def test_play_is_imported_inspected_and_aligned_to(checkpoint, tmp_path, capsys):
+    recordings, play = write_play(tmp_path / "recordings"), tmp_path / "play"
+    args = ["play", "import", "--source", f"lerobot:{recordings}", "--out", play, "--name", "other", "--seconds", "5"]
+    assert main([str(a) for a in args]) == 0
+    assert "4 episodes of other, 6 s" in capsys.readouterr().out
+    page = tmp_path / "plots" / "play.html"
+    assert main(["inspect", "--data", f"lerobot:{play}", "--plots", str(page)]) == 0
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("4 (4 of play)", "120 at 20 Hz", "scene 16x16, image", "action", "q99"))
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg") == 2 * 4 + 2 * 3 and text.count("data:image/jpeg") == 3
+    assert main(align_args(checkpoint, f"lerobot:{play}", tmp_path / "c.safetensors", "--force")) == 0
+    assert main(["inspect", "--data", "zarr:here"]) == 2
+    assert "unknown kind of data set 'zarr'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["inspect", "--preset", "tiny", "--plots", str(page)])
+
+
+def test_damaged_episodes_are_listed_by_inspect(tmp_path, capsys):
+    play = write_play(tmp_path / "play")
+    (play / "meta" / "checksums.json").unlink()
+    (file,) = (play / "data").rglob("*.parquet")
+    table = pq.read_table(file)
+    row = table.column_names.index("frame_index")
+    numbers = table["frame_index"].to_numpy().copy()
+    numbers[40] = 7
+    pq.write_table(table.set_column(row, "frame_index", pa.array(numbers)), file)
+    with pytest.warns(UserWarning, match="1 of 4 episodes are broken"):
+        assert main(["inspect", "--data", str(play), "--no-strict"]) == 0
+    told = capsys.readouterr().out
+    assert "90 at 20 Hz" in told and "row 40" in told.replace("\n", "")
 
 
 def test_inspect_tells_what_a_preset_costs(capsys):

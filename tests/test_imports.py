@@ -22,7 +22,8 @@ LEVELS = [
     {"sim", "serve"},
     {"bench"},
     {"presets"},
-    {"inspection", "statistics", "convert", "training"},
+    {"data_page"},
+    {"inspection", "statistics", "convert", "importing", "features", "training"},
     {"cli"},
 ]
 LEVEL = {part: index for index, parts in enumerate(LEVELS) for part in parts}
@@ -69,7 +70,7 @@ def test_relative_imports_are_resolved(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 OPTIONAL = ["mujoco", "robosuite", "gymnasium", "tensorboard", "sentencepiece"]
-OPTIONAL += ["websockets", "msgpack", "prometheus_client", "peft", "wandb"]
+OPTIONAL += ["websockets", "msgpack", "prometheus_client", "mink", "google_crc32c", "timm", "peft", "wandb"]
 
 
 @pytest.mark.parametrize("package", OPTIONAL)

@@ -43,9 +43,10 @@ def test_the_published_command_trains_what_it_trained():
         keypoint_words=("tip", "red", "green", "blue", "yellow"),
     )
     assert config.pretraining() == expected
-    assert config.preset == "tiny" and config.data == (Path("data/sources"),)
+    assert config.preset == "tiny" and config.recordings.data == ("data/sources",)
     assert config.settings().decay_steps == 30.0 and config.settings().rehearsed
     assert not parse("--scheme", "global").settings().rehearsed
+    assert config.settings().features is None and config.settings("dinov2").features == "dinov2"
 
 
 def test_the_debugging_preset_needs_no_data(tmp_path):

@@ -1,8 +1,10 @@
 """Checkpoint directories: opened whoever wrote them, and written.
 
-Selfalign's own holds `config.json` and `model.safetensors` (the model) and `settings.json` (everything else).
+Selfalign's own holds `config.json` and `model.safetensors` (the model) and `settings.json` (everything else, and sums
+of itself and of `config.json` by which damage shows; damaged weights show in the fingerprint).
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from selfalign.data.pretrained import kind_of, load_pretrained
 from selfalign.embodiments import Embodiment
 from selfalign.model.policy import VLA
 from selfalign.model.tokenizer import ByteTokenizer, MissingTokenizer, PaliGemmaTokenizer, find_paligemma
-from selfalign.model.weights import load_model, save_model, write_json
+from selfalign.model.weights import load_model, read_json, save_model, write_json
 from selfalign.policy import AlignSettings, Policy
 
 SETTINGS_FORMAT = "selfalign-settings-1"
@@ -40,7 +42,8 @@ class CheckpointInfo:
     def write(self, directory: Path) -> None:
         data = {"format": SETTINGS_FORMAT, "fingerprint": self.fingerprint, "tokenizer": self.tokenizer}
         stats = {} if self.stats is None else {"norm_stats": self.stats.to_dict()}
-        write_json(directory / "settings.json", {**data, "align": self.align.to_dict(), **stats})
+        data = {**data, "align": self.align.to_dict(), **stats}
+        write_json(directory / "settings.json", {**data, "sums": _sums(directory, data)})
 
     @classmethod
     def read(cls, directory: Path) -> "CheckpointInfo":
@@ -49,13 +52,33 @@ class CheckpointInfo:
         if not path.is_file():
             raise FileNotFoundError(f"{directory} is not a checkpoint: it has no settings.json")
         try:
-            data = json.loads(path.read_text())
+            data = read_json(path)
+            told = data.pop("sums", None)
             if data["format"] != SETTINGS_FORMAT or data["tokenizer"] not in TOKENIZERS:
                 raise ValueError(f"format {data['format']!r} with tokenizer {data['tokenizer']!r} is not known")
+            if told is not None:  # checkpoints from before have none
+                _check_sums(directory, told, _sums(directory, data))
             stats = NormStats.from_dict(data["norm_stats"]) if "norm_stats" in data else None
             return cls(data["fingerprint"], data["tokenizer"], AlignSettings.from_dict(data["align"]), stats)
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is damaged or of another version: {error!r}") from error
+
+
+def _sums(directory: Path, data: dict[str, Any]) -> dict[str, str]:
+    """Of what `settings.json` says, however it is laid out, and of the bytes of `config.json`."""
+    parts = {"settings.json": json.dumps(data, sort_keys=True).encode()}
+    if (directory / "config.json").is_file():
+        parts["config.json"] = (directory / "config.json").read_bytes()
+    return {name: hashlib.sha256(part).hexdigest()[:16] for name, part in parts.items()}
+
+
+def _check_sums(directory: Path, told: Any, found: dict[str, str]) -> None:
+    wrong = [name for name in ("settings.json", "config.json") if dict(told).get(name) != found.get(name)]
+    if wrong:
+        raise ValueError(
+            f"{' and '.join(str(directory / name) for name in wrong)} differs from what was written; restore it, or "
+            'delete "sums" from settings.json if it was changed on purpose'
+        )
 
 
 def save_checkpoint(policy: Policy, directory: str | Path) -> Path:
@@ -121,7 +144,8 @@ def _open(
     if settings or asset_id is not None:
         given = [*settings, *(["asset_id"] if asset_id is not None else [])]
         raise TypeError(f"{directory} is Selfalign's own checkpoint and takes no {', '.join(given)}")
-    model, info = load_model(directory), CheckpointInfo.read(directory)
+    info = CheckpointInfo.read(directory)  # before the model is built: a damaged config may ask for any size
+    model = load_model(directory)
     if info.fingerprint != model.fingerprint():
         raise ValueError(
             f"the files in {directory} do not belong together: the weights and config.json are of model "

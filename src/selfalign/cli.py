@@ -17,6 +17,8 @@ from selfalign.bench.adapt import AdaptConfig
 from selfalign.bench.demo import DemoConfig
 from selfalign.bench.evaluate import EvalConfig
 from selfalign.convert import ConvertConfig
+from selfalign.features import FeaturesConfig
+from selfalign.importing import ImportConfig
 from selfalign.inspection import InspectConfig
 from selfalign.serve.config import ServeConfig
 from selfalign.sim.regions import SOURCE_ARMS, Region, Scenario
@@ -43,6 +45,8 @@ class Sources:
     kinds: tuple[Kind, ...] = ("reach", "reach", "reach", "push", "lift")
     """Tasks to draw from; one that is named more often is drawn more often."""
     image_size: int = 96
+    plain: bool = False
+    """As a real robot would be recorded: cameras as video, named dimensions, nothing that only a simulator knows."""
     seed: int = 0
     workers: int = 2
 
@@ -58,6 +62,7 @@ class Sources:
             self.image_size,
             self.seed,
             rigs_per_shard=max(3, self.rigs // 100),
+            plain=self.plain,
         )
         generate_sources(self.out, plan, workers=self.workers)
 
@@ -95,7 +100,7 @@ class Pretrain:
 
 
 @dataclass(frozen=True)
-class Play:
+class Record:
     """Let a simulated robot play: smooth random motion, no task, no labels. Writes a LeRobot data set."""
 
     out: Path
@@ -129,14 +134,33 @@ class Play:
 
 
 @dataclass(frozen=True)
+class Play:
+    """Unlabelled motion of one robot: recorded in the simulator, or imported from a robot's recordings."""
+
+    what: OmitSubcommandPrefixes[
+        Annotated[Record, subcommand("record")] | Annotated[ImportConfig, subcommand("import")]
+    ]
+
+    def run(self) -> None:
+        if isinstance(self.what, Record):
+            self.what.run()
+        else:
+            from selfalign.importing import run
+
+            run(self.what)
+
+
+@dataclass(frozen=True)
 class Align:
     """Fit a body's context to its play; everything else of the model stays as it is."""
 
-    play: Path
-    """LeRobot data set of the body's play."""
+    play: str
+    """Data set of the body's play: a path, lerobot:PATH or rlds:PATH@HZ."""
     out: Path
     """The context file to write."""
     checkpoint: Path = Path("checkpoints/tiny")
+    features: Path | None = None
+    """Folder of `selfalign features` for this play, where the checkpoint was pretrained with such features."""
     embodiment_index: int | None = None
     """Which robot, where the data set has several."""
     robot: str | None = None
@@ -154,7 +178,7 @@ class Align:
         import selfalign as sa
 
         policy = sa.load(self.checkpoint, robot=self.robot)
-        play = sa.Play.open(self.play, self.embodiment_index)
+        play = sa.Play.open(self.play, self.embodiment_index, features=self.features)
         config = sa.AlignConfig(
             steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed
         )
@@ -259,6 +283,18 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Features:
+    """Compute features of next observations once, by a frozen extractor, and store them."""
+
+    config: OmitSubcommandPrefixes[FeaturesConfig]
+
+    def run(self) -> None:
+        from selfalign.features import run
+
+        run(self.config)
+
+
+@dataclass(frozen=True)
 class Convert:
     """Write a checkpoint of openpi, LeRobot or Selfalign as another one's, or make it self-aligning."""
 
@@ -282,12 +318,16 @@ Command = (
     | Annotated[Demo, subcommand("demo")]
     | Annotated[Inspect, subcommand("inspect")]
     | Annotated[Stats, subcommand("stats")]
+    | Annotated[Features, subcommand("features")]
     | Annotated[Convert, subcommand("convert")]
 )
 
 
 def main(args: list[str] | None = None) -> int:
     """Run one command. Mistakes of the caller end with one line on standard error and exit status 2."""
+    args = sys.argv[1:] if args is None else list(args)
+    if args[:1] == ["play"] and args[1:2] and args[1].startswith("--") and args[1] != "--help":
+        args.insert(1, "record")  # what `selfalign play` alone does
     command = tyro.cli(
         Command,
         prog="selfalign",

@@ -5,20 +5,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from selfalign import presets
 from selfalign.data.sources import SourceData
+from selfalign.data.summary import ColumnSummary, DataSummary, sparkline
+from selfalign.data_page import data_page
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.cost import DEVICES, Device, Phase, Workload, align_step, meta_model, sampling_phases
 from selfalign.model.openpi import CheckpointSettings, checkpoint_shapes, infer_config
 from selfalign.model.policy import VLA, VLAConfig
-from selfalign.model.weights import config_from_dict, load_model, unique_tensors
+from selfalign.model.weights import config_from_dict, load_model, unique_tensors, write_atomically
 
 HASHED = 1_000_000_000
 """Bytes of a checkpoint up to which its fingerprint, a hash of all of them, is told."""
+LISTED = 12
+"""Robots and tasks of a data set that are listed one by one."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,12 @@ class InspectConfig:
     """A checkpoint directory: selfalign's, openpi's or LeRobot's. Weights are not loaded."""
     context: Path | None = None
     """A context file."""
-    data: Path | None = None
-    """A LeRobot data set, or a folder of them."""
+    data: str | None = None
+    """Data sets: lerobot:PATH[,PATH...], rlds:PATH@HZ, or a path alone. Pictures are decoded for plots only."""
+    plots: Path | None = None
+    """With --data: an HTML page to write, with histograms, the course of some episodes, and their pictures."""
+    strict: bool = True
+    """With --data: otherwise every episode is read whole, and damaged ones are left out and listed."""
     preset: str | None = None
     """A preset, built without memory for its weights."""
     device: str = "h100"
@@ -54,6 +61,8 @@ class InspectConfig:
         given = [name for name in ("checkpoint", "context", "data", "preset") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"inspect takes one of --checkpoint, --context, --data, --preset; got {given or 'none'}")
+        if self.plots is not None and (self.data is None or self.plots.suffix != ".html"):
+            raise ValueError(f"--plots takes the .html file to write, and goes with --data; got {self.plots}")
 
     def peak(self) -> Device:
         """The device, with what is told of another."""
@@ -72,7 +81,7 @@ def run(config: InspectConfig) -> None:
     if config.context is not None:
         console.print(context_table(EmbodimentContext.load(config.context), str(config.context)))
     elif config.data is not None:
-        console.print(data_table(SourceData.open(config.data), str(config.data)))
+        print_data(console, SourceData.open(config.data, strict=config.strict), config.data, config.plots)
     elif config.checkpoint is not None:
         print_model(console, *read_config(config.checkpoint), config)
     elif config.preset is not None:
@@ -171,19 +180,59 @@ def context_table(context: EmbodimentContext, title: str) -> Table:
     return _table(title, ("", ""), rows)
 
 
-def data_table(source: SourceData, title: str) -> Table:
-    """Episodes, robots, tasks, columns, ranges of actions."""
-    action = np.concatenate([episode.action for episode in source.episodes(range(min(len(source), 50)))])
-    tasks = sorted({ref.task for ref in source.refs if ref.task})
+def print_data(console: Console, source: SourceData, title: str, plots: Path | None) -> None:
+    """The tables of a data set, and its page where one is wanted."""
+    summary = DataSummary.of(source)
+    console.print(data_table(summary, title))
+    if len(summary.bodies) > 1:
+        rows = [(b.name, f"{b.play:,}", f"{b.demonstrations:,}", f"{b.frames:,}") for b in summary.bodies[:LISTED]]
+        shown = f"{len(summary.bodies)} robots" + (f", the first {LISTED}" if len(summary.bodies) > LISTED else "")
+        console.print(_table(shown, ("robot", "play", "demonstrations", "frames"), rows))
+    for column in summary.columns:
+        console.print(range_table(column))
+    for reader in source.readers:
+        for problem in reader.problems:
+            console.print(f"left out: {reader.root}, episode {problem.episode}: {problem.message}", markup=False)
+    if plots is not None:
+        page = data_page(source, summary, title)
+        plots.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(plots, lambda path: path.write_text(page, encoding="utf-8"))
+        console.print(f"plots: {plots}")
+
+
+def data_table(summary: DataSummary, title: str) -> Table:
+    """Episodes, robots, tasks, cameras and columns of a data set."""
+    tasks, lengths = summary.tasks, summary.lengths
+    told = "; ".join(f"{task} ({count:,})" for task, count in tasks[:LISTED])
+    cameras = (f"{camera.name} {camera.width}x{camera.height}, {camera.stored}" for camera in summary.cameras)
     rows = [
-        ("episodes", f"{len(source):,} ({sum(ref.is_play for ref in source.refs):,} of play)"),
-        ("frames", f"{source.num_frames:,} at {source.info.fps:g} Hz"),
-        ("embodiments", str(len({ref.embodiment_index for ref in source.refs}))),
-        ("tasks", f"{len(tasks)}: {'; '.join(tasks[:4])}{'; ...' if len(tasks) > 4 else ''}"),
-        ("action, least (first episodes)", _numbers(action.min(0))),
-        ("action, greatest", _numbers(action.max(0))),
+        ("episodes", f"{len(lengths):,} ({summary.play:,} of play)"),
+        ("frames", f"{summary.frames:,} at {summary.fps:g} Hz, {summary.seconds / 60:.1f} minutes"),
+        ("frames an episode", f"{lengths.min()} to {lengths.max()}, median {sorted(lengths)[len(lengths) // 2]}"),
+        ("robots", str(len(summary.bodies)) + (f": {summary.bodies[0].name}" if len(summary.bodies) == 1 else "")),
+        ("tasks", f"{len(tasks)}{': ' if tasks else ''}{told}{'; ...' if len(tasks) > LISTED else ''}"),
+        ("cameras", "; ".join(cameras) or "none"),
+        ("further columns", ", ".join(summary.extra) or "none"),
     ]
+    if summary.ignored:
+        rows.append(("not read", ", ".join(summary.ignored)))
     return _table(title, ("", ""), rows)
+
+
+def range_table(column: ColumnSummary) -> Table:
+    """How far each dimension of a column goes."""
+    stats, broken = column.stats, f", {column.broken:,} frames with NaN left out" if column.broken else ""
+    heads = ("dimension", "min", "q01", "q99", "max", "min to max")
+    if stats is None:
+        return _table(f"{column.column}{broken}", heads, [])
+    values = (stats.min, stats.q01, stats.q99, stats.max)
+    rows = [
+        (name, *(f"{value[i]:.4g}" for value in values), sparkline(column.histogram[i]))
+        for i, name in enumerate(column.names)
+    ]
+    table = _table(f"{column.column}{broken}", heads, rows)
+    table.columns[-1].no_wrap = True
+    return table
 
 
 def _numbers(values: Iterable[float]) -> str:

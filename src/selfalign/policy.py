@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from selfalign.data.episodes import IMAGE_PREFIX, Episode, Pairs, SparseEpisode
+from selfalign.data.features import check_size, stored_features
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.data.statistics import norm_stats
@@ -50,6 +51,8 @@ class AlignSettings:
     """How fast the rate falls (see `FastAdam`); None: not at all."""
     weights: LossWeights = field(default_factory=LossWeights)
     rehearsed: bool = True
+    features: str | None = None
+    """Name of the stored features by which next observations were told in pretraining; None: the tower's own."""
 
     def __post_init__(self) -> None:
         positive = {name: getattr(self, name) for name in ("learning_rate", "batch_size", "steps")}
@@ -67,9 +70,9 @@ class AlignSettings:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "AlignSettings":
-        """The inverse of `to_dict`; every key must be there and no other."""
+        """The inverse of `to_dict`; every key but `features`, which is new, must be there and no other."""
         names = {f.name for f in dataclasses.fields(cls)}
-        if data.keys() != names:
+        if data.keys() | {"features"} != names:
             raise ValueError(
                 f"alignment settings lack {sorted(names - data.keys())} and have unknown {sorted(data.keys() - names)}"
             )
@@ -281,8 +284,17 @@ class Policy:
         """Play with the robot's cameras under the model's names; those that the model does not see are dropped.
 
         Raises:
-            ValueError: a camera that the robot does not have.
+            ValueError: a camera that the robot does not have, or other features than the model was trained with.
         """
+        if play.features != self.settings.features:
+            told = [
+                f"the stored features {name}" if name else "the tower's own"
+                for name in (self.settings.features, play.features)
+            ]
+            raise ValueError(
+                f"this model knows next observations by {told[0]}, {play.name} has {told[1]}: give features that "
+                "`selfalign features --like` made as those were, or none"
+            )
         if self.robot is None:
             return play
         picked = self.robot.pick_cameras(play.cameras)
@@ -332,8 +344,10 @@ class Policy:
         state, actions = self._numbers(episode, stats, pairs)
         tokens, token_mask = (x.expand(len(pairs), -1) for x in self.tokenizer.encode([""]))
         present = {c: torch.full((len(pairs),), c in episode.images) for c in self.model.config.cameras}
-        with torch.no_grad():
-            following = self.model.next_features({c: x[later.to(x.device)] for c, x in tower.items()})
+        following = self._stored_features(episode, pairs.step + self.model.config.action_horizon)
+        if following is None:
+            with torch.no_grad():
+                following = self.model.next_features({c: x[later.to(x.device)] for c, x in tower.items()})
         observation = Observation(
             images={},
             image_masks=present,
@@ -345,6 +359,15 @@ class Policy:
         ).to(self.device)
         chunk = ActionChunk(actions.values, dim_mask=actions.mask).to(self.device)
         return Transition(observation, chunk, following)
+
+    def _stored_features(self, episode: Episode, frames: np.ndarray) -> Tensor | None:
+        """Features of some frames that the episode carries, normalised; None where it carries none."""
+        stored = stored_features(episode.extra, self.model.config.cameras)
+        if stored is None:
+            return None
+        check_size(stored.shape[1:], self.model)
+        values = torch.from_numpy(stored[frames]).float().to(self.device)
+        return (values - self.model.feature_mean) / self.model.feature_std
 
     def _numbers(self, episode: Episode, stats: NormStats, pairs: Pairs) -> tuple["PaddedNumbers", "PaddedNumbers"]:
         """States [B, S] and chunks [B, H, A] of an episode's transitions, normalised and padded."""

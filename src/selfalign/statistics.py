@@ -23,7 +23,7 @@ class StatsConfig:
     """Of which recordings, and where to."""
 
     data: tuple[Path, ...]
-    """LeRobot data sets, or folders of them. Pictures and videos are not decoded."""
+    """Data sets: lerobot:PATH[,PATH...], rlds:PATH@HZ, or paths alone. Pictures and videos are not decoded."""
     out: Path | None = None
     """File or folder to write to; None: show only."""
     format: Format = "openpi"
@@ -53,7 +53,7 @@ def run(config: StatsConfig) -> NormStats:
     """
     source = SourceData.open(config.data)
     robot = None if config.robot is None else embodiments.get(config.robot)
-    chosen = _choose(source, config)
+    chosen = source.of_robot(config.embodiment_index, play_only=config.play_only)
     stats = norm_stats(trajectories(source, chosen), config.mode, robot=robot, horizon=config.horizon, clip=config.clip)
     names = {column: dim_names(source, column, robot) for column in (STATE, ACTION)}
     console = Console()
@@ -90,16 +90,3 @@ def stats_table(title: str, field: FieldStats, names: Sequence[str], mode: Mode)
         values = (getattr(field, column)[i] for column in columns)
         table.add_row(name + (" *" if constant[i] else ""), *(f"{value:.4g}" for value in values))
     return table
-
-
-def _choose(source: SourceData, config: StatsConfig) -> list[int]:
-    """Episodes of the one robot that was asked for."""
-    refs = [(i, ref) for i, ref in enumerate(source.refs) if ref.is_play or not config.play_only]
-    present = sorted({ref.embodiment_index for _, ref in refs})
-    told = f"{', '.join(map(str, config.data))} holds episodes of the robots {present}"
-    if config.embodiment_index is None and len(present) > 1:
-        raise ValueError(f"{told}: choose one with --embodiment-index; each body is normalised by its own statistics")
-    index = config.embodiment_index if config.embodiment_index is not None else next(iter(present), None)
-    if index not in present:
-        raise ValueError(f"{told}: nothing to count" + (", none of it play" if config.play_only else ""))
-    return [i for i, ref in refs if ref.embodiment_index == index]

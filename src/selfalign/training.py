@@ -1,6 +1,6 @@
 """`selfalign pretrain`: its flags, and what they mean for `align.pretrain`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,9 @@ from selfalign.align.heldout import HeldOutConfig
 from selfalign.align.pretrain import PretrainConfig, pretrain
 from selfalign.align.settings import ContrastiveConfig, RehearsalConfig
 from selfalign.checkpoint import save_checkpoint
-from selfalign.data.fake import fake_perturbation, write_fake
+from selfalign.data.bodies import RecordedBodies
+from selfalign.data.fake import write_fake
+from selfalign.data.sources import SourceData
 from selfalign.data.virtual import DrawPerturbation
 from selfalign.model.policy import VLA, LossWeights
 from selfalign.policy import AlignSettings, Policy
@@ -27,6 +29,24 @@ from selfalign.train.world import World, open_world
 
 DEBUG_STEPS = {"pi05_alignment_debug": 100}
 """Presets for trying out a training, on made-up recordings where no data is given, and how long they train."""
+
+
+@dataclass(frozen=True)
+class RecordingFlags:
+    """What is learned from."""
+
+    data: tuple[str, ...] | None = None
+    """Data sets: lerobot:PATH[,PATH...], rlds:PATH@HZ, or paths alone; a folder of data sets stands for all of them.
+    None: data/sources, or made-up recordings for a debugging preset."""
+    data_weights: tuple[float, ...] = ()
+    """How often bodies of each entry of `data` are drawn, relative to the others; none: every rig is drawn as often."""
+    cameras: dict[str, str] = field(default_factory=dict)
+    """Pairs of a camera of the model and the data's camera that shows it, where they are called otherwise."""
+    features: Path | None = None
+    """Folder of `selfalign features` by which next observations are told; None: the vision tower's own."""
+    bodies: Literal["sim", "xyz", "joints", "none"] | None = None
+    """Which bodies rehearsal makes of a recorded one: of the simulator's regions (sim), with other frames of the first
+    three numbers (xyz), with other orders, signs and scales of joints (joints), or none. None: as the data says."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +161,6 @@ class LogFlags:
 class TrainingConfig:
     """The flags of `selfalign pretrain`."""
 
-    data: tuple[Path, ...] | None = None
-    """LeRobot data sets, or folders of them; None: data/sources, or made-up recordings for a debugging preset."""
-    data_weights: tuple[float, ...] = ()
-    """How often bodies of each data set are drawn, relative to the others; none: every rig is drawn as often."""
     out: Path = Path("runs/tiny")
     """Training checkpoints and logs; the finished policy is in its folder `policy`. Goes on where it stopped."""
     preset: str = "tiny"
@@ -155,6 +171,7 @@ class TrainingConfig:
     steps: int | None = None
     """None: 6000, or 100 for a debugging preset."""
     seed: int = 0
+    recordings: RecordingFlags = field(default_factory=RecordingFlags)
     bodies: BodyFlags = field(default_factory=BodyFlags)
     losses: LossFlags = field(default_factory=LossFlags)
     optimiser: OptimiserFlags = field(default_factory=OptimiserFlags)
@@ -203,7 +220,7 @@ class TrainingConfig:
             compile=machine.compile,
             task_weights={"reach": bodies.reach_weight},
             keypoint_words=("tip", *COLOURS),
-            data_weights=self.data_weights,
+            data_weights=self.recordings.data_weights,
             held_out=HeldOutConfig(rigs=bodies.held_out_rigs),
             freeze=optimiser.freeze,
             lora=LoraSettings(optimiser.lora_rank, optimiser.lora_alpha, parts=optimiser.lora_parts),
@@ -211,17 +228,22 @@ class TrainingConfig:
             strategy=machine.strategy,
         )
 
-    def settings(self) -> AlignSettings:
-        """What the policy says of how it wants to be aligned."""
+    def settings(self, features: str | None = None) -> AlignSettings:
+        """What the policy says of how it wants to be aligned.
+
+        Args:
+            features: name of the stored features by which it knows next observations; None: the tower's own.
+        """
         rehearsal = self.pretraining().rehearsal
         if rehearsal.scheme != "rehearsal":
-            return AlignSettings(weights=rehearsal.weights, rehearsed=False)
+            return AlignSettings(weights=rehearsal.weights, rehearsed=False, features=features)
         return AlignSettings(
             learning_rate=rehearsal.learning_rate,
             betas=rehearsal.betas,
             clip_norm=rehearsal.clip_norm,
             decay_steps=rehearsal.decay_steps,
             weights=rehearsal.weights,
+            features=features,
         )
 
 
@@ -235,31 +257,47 @@ def run(config: TrainingConfig) -> None:
     torch.set_num_threads(config.machine.threads)
     preset = presets.get(config.preset)
     model_config = replace(preset, ttt=replace(preset.ttt, span=config.bodies.span))
-    export = _exporter(config)
     with open_world(config.machine.device) as world:
-        data, draw = _sources(config, world)
-        model = pretrain(model_config, data, config.out, config.pretraining(), draw, on_save=export, world=world)
+        source = _source(config, world)
+        draw, export = _draw(config, source), _exporter(config, source)
+        model = pretrain(model_config, source, config.out, config.pretraining(), draw, on_save=export, world=world)
         if model is not None:
             export(model)
 
 
-def _exporter(config: TrainingConfig) -> Callable[..., None]:
-    settings = config.settings()
+def _source(config: TrainingConfig, world: World) -> SourceData:
+    """The recordings that are learned from."""
+    recordings = config.recordings
+    data: Iterable[str | Path] = ("data/sources",) if recordings.data is None else recordings.data
+    with world.main_first():  # who opens RLDS data first, indexes them
+        if recordings.data is None and config.preset in DEBUG_STEPS:
+            fake = config.out / "fake_data"
+            if not fake.is_dir():
+                write_fake(fake, image_size=presets.get(config.preset).image_size, seed=config.seed)
+            data = (fake,)
+        return SourceData.open(data, cameras=recordings.cameras or None, features=recordings.features)
+
+
+def _draw(config: TrainingConfig, source: SourceData) -> DrawPerturbation:
+    """The bodies that rehearsal may make of what was recorded."""
+    bodies = config.recordings.bodies
+    if bodies == "none" and config.losses.lambda_contrastive:
+        raise ValueError(
+            "--lambda-contrastive tells a body from others that are made of it, and with --bodies none there are no "
+            "others; leave out one of the two"
+        )
+    simulated = all({"arm", "gripper", "action_space"} <= body.keys() for body in source.embodiments)
+    if bodies == "sim" or (bodies is None and simulated):
+        from selfalign.sim.virtual import source_perturbation
+
+        return source_perturbation
+    return RecordedBodies.of(source, bodies)
+
+
+def _exporter(config: TrainingConfig, source: SourceData) -> Callable[..., None]:
+    settings = config.settings(None if source.features is None else source.features.name)
 
     def export(model: VLA, state: TrainState | None = None) -> None:
         save_checkpoint(Policy.from_model(model, settings), config.out / "policy")
 
     return export
-
-
-def _sources(config: TrainingConfig, world: World) -> tuple[list[Path], DrawPerturbation]:
-    """The data, and the bodies that rehearsal may make of it."""
-    if config.data is None and config.preset in DEBUG_STEPS:
-        fake = config.out / "fake_data"
-        with world.main_first():
-            if not fake.is_dir():
-                write_fake(fake, image_size=presets.get(config.preset).image_size, seed=config.seed)
-        return [fake], fake_perturbation
-    from selfalign.sim.virtual import source_perturbation
-
-    return list((Path("data/sources"),) if config.data is None else config.data), source_perturbation

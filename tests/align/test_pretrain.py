@@ -1,5 +1,7 @@
 """Pretraining as a whole: from a data set on disk to a model."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from selfalign.data.episodes import Episode
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.data.perturb import EmbodimentPerturbation
 from selfalign.data.snapshots import Snapshots
+from selfalign.data.sources import SourceData
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.weights import save_model, unique_tensors
 from selfalign.train.loop import LoopConfig
@@ -113,7 +116,16 @@ def test_snapshots_of_another_size_are_refused(data, tmp_path):
 def test_inputs_are_looked_at_before_anything_is_made(data, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(FileNotFoundError):
-        pretrain(config(), [tmp_path / "nowhere"], out, CONFIG, lambda *_: EmbodimentPerturbation())
+        run(tmp_path / "nowhere", out)
     with pytest.raises(FileNotFoundError, match="no snapshots"):
         run(data, out, snapshots=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="1 data sets were given and 2 weights"):
+        run(data, out, data_weights=(1.0, 2.0))
+    renamed = SourceData.open(data, cameras={"wrist": "scene"})
+    with pytest.raises(ValueError, match="lacks the model's cameras scene; use --cameras"):
+        pretrain(config(), renamed, out, CONFIG, lambda *_: EmbodimentPerturbation())
+    with LeRobotWriter(tmp_path / "plain") as writer:
+        writer.add_episode(dataclasses.replace(SourceData.open(data)[0], extra={}))
+    with pytest.raises(ValueError, match="does not say where things are in its pictures"):
+        run(tmp_path / "plain", out)
     assert not out.exists()

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from align.rehearsing import HORIZON, seeded_state, state_for
+from align.rehearsing import HORIZON, make_sources, seeded_state, state_for
 from selfalign.align.optim import FastAdam
-from selfalign.data.perturb import LinearFrame
+from selfalign.data.cache import EpisodeCache
+from selfalign.data.episodes import Episode
+from selfalign.data.lerobot import LeRobotReader, LeRobotWriter
+from selfalign.data.perturb import EmbodimentPerturbation, LinearFrame
 from selfalign.model.weights import unique_tensors
 from selfalign.train import checkpoint
 from selfalign.train.loop import LoopConfig, fit
@@ -185,3 +188,22 @@ def test_checkpoints_of_another_training_are_refused(small_sources, tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="damaged"):
         checkpoint.restore(state_for(small_sources), path)
+
+
+def test_demonstrations_serve_as_play_where_there_is_none(tmp_path):
+    """LeRobot's own data sets know no play: their transitions are as good."""
+    rng = np.random.default_rng(0)
+    with LeRobotWriter(tmp_path / "data") as writer:
+        for length in (8, 11, HORIZON):
+            numbers = {name: rng.normal(size=(length, 4)).astype(np.float32) for name in ("state", "action")}
+            images = {"scene": np.zeros((length, 16, 16, 3), np.uint8)}
+            writer.add_episode(Episode(images, **numbers, task="reach the red cube"))
+    cache = EpisodeCache.build(LeRobotReader(tmp_path / "data"), tmp_path / "cache")
+    sources = make_sources(cache)
+    body = sources.embodiment(0, EmbodimentPerturbation())
+    np.testing.assert_array_equal(body.frames[body.play], cache.transitions(HORIZON))
+    np.testing.assert_array_equal(np.sort(body.frames[body.demonstrations]), np.arange(cache.num_frames))
+    np.testing.assert_allclose(body.stats.action.mean, cache.column("action").mean(0), atol=1e-6)
+    drawn = sources.sample(rng)
+    assert 2 <= len(drawn.play_episodes) <= 3
+    assert sources.play_batch([body, drawn], 5, rng).next_features is not None

@@ -30,6 +30,12 @@ def test_every_data_set_has_its_share_and_its_bodies_share_it(tmp_path):
     assert odds == pytest.approx({"a": 1 / 12 + 3 / 8, "b": 1 / 12, "c": 1 / 12, "d": 3 / 8})
 
 
+def test_paths_of_one_name_are_one_data_set(tmp_path):
+    first, second, third = (write(tmp_path / name, [name]) for name in ("a", "b", "c"))
+    source = SourceData.open([f"lerobot:{first},{second}", third], cameras={"top": "scene"})
+    np.testing.assert_allclose(embodiment_odds(source, [3, 1]), [3 / 8, 3 / 8, 1 / 4])
+
+
 @pytest.mark.parametrize(("weights", "message"), [([1], "2 data sets were given and 1 weights"), ([1, 0], "positive")])
 def test_wrong_weights_are_named(tmp_path, weights, message):
     paths = [write(tmp_path / name, [name]) for name in ("a", "b")]

@@ -1,4 +1,5 @@
 import errno
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from data.factory import BODIES, assert_same, make_episode
 from selfalign.data import cache as cache_module
 from selfalign.data.cache import EpisodeCache
 from selfalign.data.lerobot import LeRobotReader, LeRobotWriter
-from selfalign.data.sources import SourceData
+from selfalign.data.sources import SourceData, split_name
 
 
 def write(root, episodes, embodiments=BODIES):
@@ -117,3 +118,42 @@ def test_a_reader_alone_can_be_cached(shards, tmp_path):
     cache = EpisodeCache.build(reader, tmp_path / "cache")
     assert_same(next(reader.episodes()), shards[1][0])
     assert cache.num_episodes == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "paths"),
+    [
+        ("data/a", ["lerobot data/a"]),
+        ("lerobot:data/a", ["lerobot data/a"]),
+        ("lerobot:/data/a,b", ["lerobot /data/a", "lerobot b"]),
+        ("rlds:a/1.0.0@5,b@10", ["rlds a/1.0.0@5", "rlds b@10"]),
+        (Path("data/2024:03/a"), ["lerobot data/2024:03/a"]),
+    ],
+)
+def test_names_stand_for_paths(name, paths):
+    assert [f"{kind} {path}" for kind, path in split_name(name)] == paths
+
+
+@pytest.mark.parametrize(("name", "message"), [("hdf5:a", "known: lerobot:, rlds:"), ("lerobot:,", "names no path")])
+def test_names_that_stand_for_nothing(name, message):
+    with pytest.raises(ValueError, match=message):
+        split_name(name)
+
+
+def test_a_path_that_has_a_colon_and_exists_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zarr:a").mkdir()
+    assert split_name("zarr:a") == [("lerobot", Path("zarr:a"))]
+
+
+def test_several_data_sets_by_one_name_with_cameras_renamed(shards):
+    roots = [shards[0] / "shard-00", shards[0] / "shard-01"]
+    plain = SourceData.open(roots)
+    joined = SourceData.open("lerobot:" + ",".join(map(str, roots)), cameras={"base": "scene"})
+    assert len(joined) == len(plain) and joined.fingerprint != plain.fingerprint
+    assert SourceData.open("lerobot:" + ",".join(map(str, roots))).fingerprint == plain.fingerprint
+    for found, expected in zip(joined.episodes(), plain.episodes(), strict=True):
+        assert list(found.images) == ["base"]
+        np.testing.assert_array_equal(found.images["base"], expected.images["scene"])
+    with pytest.raises(ValueError, match="has no camera wrist; it has scene"):
+        SourceData.open(roots, cameras={"base": "wrist"})

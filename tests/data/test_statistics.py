@@ -103,7 +103,7 @@ def test_the_command_shows_names_and_writes_what_others_read(root, tmp_path, cap
 def test_one_body_must_be_chosen(root):
     with pytest.raises(ValueError, match=r"robots \[0, 1\]: choose one with --embodiment-index"):
         run(StatsConfig((root,)))
-    with pytest.raises(ValueError, match="nothing to count"):
+    with pytest.raises(ValueError, match="hold no episode"):
         run(StatsConfig((root,), embodiment_index=7))
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from selfalign.align.heldout import HeldOut, HeldOutConfig, hold_out
 from selfalign.align.rehearsal import RehearsalConfig, make_objective
 from selfalign.data.cache import EpisodeCache
+from selfalign.data.features import check_size, stored_features
 from selfalign.data.mixture import embodiment_odds
 from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import SourceData
@@ -23,7 +24,7 @@ from selfalign.data.transforms import pixels_to_model
 from selfalign.data.virtual import DrawPerturbation, FrameFeatures, ModelShape, VirtualSources
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.tokenizer import ByteTokenizer
-from selfalign.model.vision import KeypointTower
+from selfalign.model.vision import KeypointTower, KeypointTowerConfig
 from selfalign.model.weights import config_to_dict, load_model, load_tensors, unique_tensors
 from selfalign.train import checkpoint
 from selfalign.train.autocast import keep_float32
@@ -86,7 +87,7 @@ class PretrainConfig:
 
 def pretrain(
     model_config: VLAConfig,
-    data: list[Path],
+    data: SourceData | Iterable[str | Path],
     out: Path,
     config: PretrainConfig,
     draw: DrawPerturbation,
@@ -97,7 +98,7 @@ def pretrain(
     """Train a model on source data sets; interrupted, the same call goes on where it stopped.
 
     Args:
-        data: LeRobot data sets with play and demonstrations of many rigs.
+        data: data sets with play and demonstrations of many rigs, or their names (see `SourceData.open`).
         out: receives checkpoints, logs, the tower and the features.
         draw: the bodies that rehearsal may make of a rig.
         on_save: called with every checkpoint, in the main process.
@@ -112,22 +113,23 @@ def pretrain(
             not touched.
     """
     config.check(world)
-    recordings = SourceData.open(data)
+    source = data if isinstance(data, SourceData) else SourceData.open(data)
     pictures = None if config.snapshots is None else Snapshots.open(config.snapshots, model_config.image_size)
+    _check_pictures(source, model_config, config)
+    odds = embodiment_odds(source, config.data_weights) if config.data_weights else None
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.seed_everything(config.seed)
     model = VLA(model_config)
     if config.start is not None:
         load_tensors(model, unique_tensors(load_model(config.start)), str(config.start))
     with world.main_first():
-        cache = EpisodeCache.build(recordings, image_size=model_config.image_size, progress=world.main)
+        cache = EpisodeCache.build(source, image_size=model_config.image_size, progress=world.main)
         if pictures is None and config.start is None:
             pictures = _labelled_frames(cache, model)
         if pictures is not None or config.start is None:
             prepare_tower(model, pictures, out, config.pointing)
         model.to(world.device).vision.eval().requires_grad_(False)
         features = frame_features(model, cache, out, recoloured=config.rehearsal.contrastive.weight > 0)
-    odds = embodiment_odds(recordings, config.data_weights) if config.data_weights else None
     rigs, held_out = hold_out(np.unique(cache.embodiment_index), config.held_out.rigs, config.seed)
     tokenizer = ByteTokenizer(model_config.max_token_len, model_config.prompt_merges)
     shape = ModelShape(model_config.action_horizon, model_config.action_dim, model_config.state_dim)
@@ -151,7 +153,7 @@ def pretrain(
     validate = HeldOut(model, sources(held_out), rehearsal, config.held_out, world) if len(held_out) else None
     _prepare(model, config, world)
     engine = make_engine(model, world, config.strategy)
-    about = _about(model_config, data, config)
+    about = _about(model_config, source, config)
     state = make_state(model.train(), objective, config.optim, config.steps, engine, about)
 
     def saved(state: TrainState) -> None:
@@ -177,15 +179,31 @@ def _prepare(model: VLA, config: PretrainConfig, world: World) -> None:
             setattr(model.mixture, run, torch.compile(getattr(model.mixture, run)))
 
 
-def _about(model_config: VLAConfig, data: list[Path], config: PretrainConfig) -> Mapping[str, Any]:
+def _about(model_config: VLAConfig, source: SourceData, config: PretrainConfig) -> Mapping[str, Any]:
     """What the training is, as JSON values."""
+    data = {
+        "paths": [reader.root for reader in source.readers],
+        "cameras": source.cameras,
+        "features": None if source.features is None else source.features.name,
+    }
     told = {"model": config_to_dict(model_config), "data": data, "training": dataclasses.asdict(config)}
     return json.loads(json.dumps(told, default=str))
 
 
+def _check_pictures(source: SourceData, model_config: VLAConfig, config: PretrainConfig) -> None:
+    """Raises `ValueError` unless the data have the model's cameras, and its tower something to learn on."""
+    source.require_cameras(model_config.cameras)
+    taught = config.start is not None or config.snapshots is not None
+    if isinstance(model_config.vision, KeypointTowerConfig) and not taught and POINTS not in source.info.extra:
+        raise ValueError(
+            f"{source.readers[0].root} does not say where things are in its pictures, as the simulator's sources do: "
+            "give a checkpoint whose tower has learned to see (--start), or pictures to learn on (--snapshots)"
+        )
+
+
 def _labelled_frames(cache: EpisodeCache, model: VLA) -> Snapshots | None:
-    """The recorded frames, if it is known what is where in them."""
-    if not isinstance(model.vision, KeypointTower) or POINTS not in cache.column_names:
+    """The recorded frames, where the tower learns from what is where in them."""
+    if not isinstance(model.vision, KeypointTower):
         return None
     if len(model.config.cameras) > 1:
         raise ValueError(
@@ -214,18 +232,27 @@ def frame_features(
 ) -> FrameFeatures:
     """The tower's tokens of every frame, computed once and kept in `out`; sets the model's feature statistics.
 
-    With `recoloured`, those of every frame in other colours too.
+    Where the data carry stored features, next observations are told by those. With `recoloured`, there are tokens of
+    every frame in other colours too; stored features stay those of the recorded colours.
+
+    Raises:
+        ValueError: stored features of some cameras only, or of another size than the model takes.
     """
+    stored = stored_features({name: cache.column(name) for name in cache.column_names}, model.config.cameras)
+    if stored is not None:
+        check_size(stored.shape[1:], model)
     tokens = _tokens(model, cache, out, batch)
-    summary = _summaries(model, tokens)
-    mean, std = summary.mean(0), summary.std(0).clamp_min(1e-3)
+    following = _summaries(model, tokens) if stored is None else torch.from_numpy(stored).float()
+    mean, std = following.mean(0), following.std(0).clamp_min(1e-3)
     model.feature_mean.copy_(mean)
     model.feature_std.copy_(std)
-    others = None
-    if recoloured:
-        other = _tokens(model, cache, out, batch, recolour=True)
-        others = FrameFeatures(other, ((_summaries(model, other) - mean) / std).numpy())
-    return FrameFeatures(tokens, ((summary - mean) / std).numpy(), others)
+    features = FrameFeatures(tokens, ((following - mean) / std).numpy())
+    if not recoloured:
+        return features
+    others = _tokens(model, cache, out, batch, recolour=True)
+    if stored is None:
+        following = _summaries(model, others)
+    return dataclasses.replace(features, recoloured=FrameFeatures(others, ((following - mean) / std).numpy()))
 
 
 def _tokens(model: VLA, cache: EpisodeCache, out: Path, batch: int, *, recolour: bool = False) -> dict[str, np.ndarray]:
@@ -237,12 +264,12 @@ def _tokens(model: VLA, cache: EpisodeCache, out: Path, batch: int, *, recolour:
     }
 
 
-def _summaries(model: VLA, tokens: Mapping[str, np.ndarray]) -> Tensor:
-    """Next-observation features of every frame, not normalised."""
-    count, summaries = len(next(iter(tokens.values()))), []
-    for start in range(0, count, 8192):
+def _summaries(model: VLA, tokens: Mapping[str, np.ndarray], block: int = 8192) -> Tensor:
+    """The tower's own features [frames, n, F] of all cameras, not normalised."""
+    summaries = []
+    for start in range(0, len(next(iter(tokens.values()))), block):
         parts = [
-            model.vision.summary(torch.from_numpy(values[start : start + 8192]).float()) for values in tokens.values()
+            model.vision.summary(torch.from_numpy(values[start : start + block]).float()) for values in tokens.values()
         ]
         summaries.append(torch.cat(parts, dim=1))
     return torch.cat(summaries)

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
+from selfalign.data.cache_dir import cache_dir as user_cache
 from selfalign.data.episodes import IMAGE_PREFIX, Episode
 from selfalign.data.lerobot import LeRobotReader
 from selfalign.data.sources import SourceData
@@ -26,13 +27,6 @@ _VERSION = 1
 
 _META = "cache.json"
 _PER_EPISODE = ("episode_lengths", "embodiment_index", "task_index", "is_play")
-
-
-def default_cache_dir() -> Path:
-    """`$SELFALIGN_CACHE/episodes`, or the same below the user's cache folder."""
-    home = os.environ.get("SELFALIGN_CACHE")
-    base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "selfalign"
-    return base / "episodes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +61,7 @@ class EpisodeCache:
 
         Args:
             source: the data set.
-            cache_dir: folder that holds the caches of all data sets; default `default_cache_dir()`.
+            cache_dir: folder that holds the caches of all data sets; default `selfalign.data.cache_dir`.
             image_size: side of the square that images are resized to (with padding); None keeps their size.
             progress: show a progress bar while decoding.
 
@@ -76,7 +70,7 @@ class EpisodeCache:
             OSError: no room on the disk; no cache is left behind.
         """
         source = SourceData([source]) if isinstance(source, LeRobotReader) else source
-        folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        folder = Path(cache_dir) if cache_dir is not None else user_cache("episodes")
         root = folder / f"{source.fingerprint}-{image_size or 'full'}-v{_VERSION}"
         if (root / _META).is_file():
             return cls.open(root)

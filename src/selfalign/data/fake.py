@@ -1,14 +1,12 @@
 """Made-up recordings: a square that moves in pictures, for trying out a training without data or a simulator."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from selfalign.data.episodes import Episode
 from selfalign.data.lerobot import LeRobotWriter
-from selfalign.data.perturb import EmbodimentPerturbation, LinearFrame
+from selfalign.data.schema import ACTION, STATE
 
 FRAMES = 24
 """Of each episode."""
@@ -26,7 +24,8 @@ def write_fake(root: str | Path, *, rigs: int = 4, episodes: int = 4, image_size
     """
     rng = np.random.default_rng(seed)
     bodies = [{"name": f"fake-{i}"} for i in range(rigs)]
-    with LeRobotWriter(root, embodiments=bodies, robot_type="fake") as writer:
+    names = {column: ["x", "y", "z", "gripper"] for column in (STATE, ACTION)}
+    with LeRobotWriter(root, embodiments=bodies, robot_type="fake", names=names) as writer:
         for rig in range(rigs):
             colour, look = rng.integers(100, 255, size=3), rng.uniform(-0.2, 0.2, size=2)
             for i in range(2 * episodes):
@@ -38,13 +37,6 @@ def write_fake(root: str | Path, *, rigs: int = 4, episodes: int = 4, image_size
                     Episode({"scene": images}, state, action, task, embodiment_index=rig, is_play=is_play)
                 )
     return Path(root)
-
-
-def fake_perturbation(rng: np.random.Generator, rig: Mapping[str, Any], width: float = 1.0) -> EmbodimentPerturbation:
-    """Any frames of actions and states: what rehearsal makes of a made-up rig."""
-    return EmbodimentPerturbation(
-        LinearFrame.sample(rng, width=width), LinearFrame.sample(rng, offset=0.1, width=width)
-    )
 
 
 def _play(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -98,6 +98,15 @@ class LeRobotReader:
         for index in range(len(self)) if indices is None else indices:
             yield self._episode(self.metadata[index])
 
+    def trajectories(self, indices: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """States [T, S] and actions [T, A] of episodes in the order of `indices`, and nothing else is read."""
+        file: FrameFile | None = None
+        for meta in (self.metadata[i] for i in indices):
+            if file is None or file.path != self.root / meta.file:
+                file = FrameFile(self.root / meta.file, [STATE, ACTION])
+            table = file.rows(meta.row, meta.length)
+            yield _as_matrix(self._column(meta, table, STATE)), _as_matrix(self._column(meta, table, ACTION))
+
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Whole columns [N, ...] over all frames, without decoding images (which cannot be asked for)."""
         features = self.info.columns

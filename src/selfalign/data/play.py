@@ -1,7 +1,7 @@
 """Play: unlabelled motion of one robot, checked before anything is fitted to it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,21 +25,31 @@ class Play:
     """Description of the robot, as its data set gives it."""
     name: str = "play"
     """Where it comes from, for messages."""
+    features: str | None = None
+    """Name of the stored features that its episodes carry, if they do (see `data.features`)."""
 
     @classmethod
-    def open(cls, path: str | Path, embodiment_index: int | None = None, *, strict: bool = True) -> Self:
-        """Reads play from a LeRobot data set (or a folder of them).
+    def open(
+        cls,
+        path: str | Path,
+        embodiment_index: int | None = None,
+        *,
+        strict: bool = True,
+        features: str | Path | None = None,
+    ) -> Self:
+        """Reads play from a data set.
 
         Args:
-            path: the data set.
+            path: the data set, as `SourceData.open` takes it: a path or `lerobot:PATH`.
             embodiment_index: which robot, where the data set has several.
             strict: False leaves broken episodes out with a warning that counts them.
+            features: folder that `selfalign features` wrote for these data.
 
         Raises:
             FileNotFoundError: no data set at `path`.
             ValueError: a damaged file; several robots and none chosen; or what `from_episodes` refuses.
         """
-        source = SourceData.open(path, strict=strict)
+        source = SourceData.open(path, strict=strict, features=features)
         present = sorted({ref.embodiment_index for ref in source.refs})
         if embodiment_index is None and len(present) > 1:
             raise ValueError(f"{path} holds {len(present)} robots {present}; choose one with `embodiment_index`")
@@ -47,7 +57,8 @@ class Play:
         if chosen not in present:
             raise ValueError(f"{path} holds no episode of robot {chosen}, only of {present}")
         picks = [i for i, ref in enumerate(source.refs) if ref.embodiment_index == chosen]
-        return cls.from_episodes(source.episodes(picks), source.embodiments[chosen], str(path))
+        play = cls.from_episodes(source.episodes(picks), source.embodiments[chosen], str(path))
+        return replace(play, features=None if source.features is None else source.features.name)
 
     @classmethod
     def from_episodes(
@@ -63,8 +74,8 @@ class Play:
         if not play.episodes:
             raise ValueError(f"{name} holds no episode")
         for index, episode in enumerate(play.episodes):
-            _check_alike(play.episodes[0], episode, index, name)
-            _check_finite(episode, index, name)
+            check_alike(play.episodes[0], episode, index, name)
+            check_finite(episode, index, name)
         return play
 
     def __len__(self) -> int:
@@ -166,10 +177,11 @@ class Play:
         return self._with(self.episodes[:episodes])
 
     def _with(self, episodes: Sequence[Episode]) -> Self:
-        return type(self)(tuple(episodes), self.embodiment, self.name)
+        return replace(self, episodes=tuple(episodes))
 
 
-def _check_alike(first: Episode, episode: Episode, index: int, name: str) -> None:
+def check_alike(first: Episode, episode: Episode, index: int, name: str) -> None:
+    """Raises `ValueError` unless episode `index` of what `name` says is of the first one's robot."""
     ours = {column: values.shape[1:] for column, values in first.columns().items()}
     theirs = {column: values.shape[1:] for column, values in episode.columns().items()}
     for column in ours.keys() | theirs.keys():
@@ -182,7 +194,8 @@ def _check_alike(first: Episode, episode: Episode, index: int, name: str) -> Non
         raise ValueError(f"{name}: episode {index} runs at {episode.fps} Hz, episode 0 at {first.fps} Hz")
 
 
-def _check_finite(episode: Episode, index: int, name: str) -> None:
+def check_finite(episode: Episode, index: int, name: str) -> None:
+    """Raises `ValueError` at a NaN or an infinity, and says where it is."""
     for column, values in (("observation.state", episode.state), ("action", episode.action)):
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):

@@ -1,13 +1,13 @@
 """Statistics of whole recordings, from their numbers alone: no picture and no video is decoded."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 from jaxtyping import Float
 
 from selfalign.data.normalize import Mode, NormStats, RunningStats
-from selfalign.data.parquet import FrameFile
-from selfalign.data.schema import ACTION, STATE, from_arrow
+from selfalign.data.schema import ACTION, STATE
 from selfalign.data.sources import SourceData
 from selfalign.embodiments import Embodiment
 
@@ -20,16 +20,9 @@ BLOCK = 1024
 
 def trajectories(source: SourceData, indices: Iterable[int]) -> Iterator[Trajectory]:
     """States and actions of episodes, read one at a time in the order of `indices`."""
-    file: FrameFile | None = None
-    for ref in (source.refs[i] for i in indices):
-        reader = source.readers[ref.reader]
-        meta = reader.metadata[ref.episode]
-        path = reader.root / meta.file
-        if file is None or file.path != path:
-            file = FrameFile(path, [STATE, ACTION])
-        table = file.rows(meta.row, meta.length)
-        state, action = (from_arrow(table[name], reader.info.features[name]) for name in (STATE, ACTION))
-        yield state.reshape(len(state), -1), action.reshape(len(action), -1)
+    chosen = [source.refs[i] for i in indices]
+    for number, refs in groupby(chosen, key=lambda ref: ref.reader):
+        yield from source.readers[number].trajectories(ref.episode for ref in refs)
 
 
 def norm_stats(

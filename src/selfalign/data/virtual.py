@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfalign.data.cache import EpisodeCache
 from selfalign.data.normalize import NormStats
-from selfalign.data.perturb import EmbodimentPerturbation, JointFrame
+from selfalign.data.perturb import EmbodimentPerturbation, JointFrame, LinearFrame
 from selfalign.data.transforms import Tokenizer, dim_mask, pad_dims, tokenize_tasks
 from selfalign.types import ActionChunk, Observation, Transition
 
@@ -102,26 +102,35 @@ class VirtualSources:
         self.odds = None if rig_odds is None else rig_odds[self.rigs] / rig_odds[self.rigs].sum()
         self.tokens, self.token_mask = tokenize_tasks(cache.tasks, tokenizer)
         for rig in self.rigs:
-            for is_play, kind in ((True, "play"), (False, "demonstration")):
-                if not len(cache.transitions(shape.horizon, cache.episodes_of(int(rig), is_play))):
+            for episodes, kind in (
+                (self._play_of(int(rig)), "play"),
+                (cache.episodes_of(int(rig), False), "demonstration"),
+            ):
+                if not len(cache.transitions(shape.horizon, episodes)):
                     raise ValueError(
                         f"rig {rig} of {cache.root} has no {kind} episode longer than the horizon of {shape.horizon} "
                         "frames; record more, or leave the rig out"
                     )
+
+    def _play_of(self, rig: int) -> Int[np.ndarray, " E"]:
+        """Episodes of play; of a rig without any, its demonstrations, whose transitions serve as well."""
+        play = self.cache.episodes_of(rig, True)
+        return play if len(play) else self.cache.episodes_of(rig, False)
 
     def embodiment(
         self, rig: int, perturbation: EmbodimentPerturbation, play_episodes: Int[np.ndarray, " E"] | None = None
     ) -> VirtualEmbodiment:
         """A rig's recordings in the terms of a perturbed body, normalised by (some of) its play."""
         cache, shape = self.cache, self.shape
-        play = cache.episodes_of(rig, True) if play_episodes is None else play_episodes
+        play = self._play_of(rig) if play_episodes is None else play_episodes
         episodes = np.concatenate([play, cache.episodes_of(rig, False)])
         spans = [cache.episode_starts[e] + np.arange(cache.episode_lengths[e]) for e in episodes]
         frames = np.concatenate(spans)
         lengths = np.array([len(span) for span in spans])
         ends = np.cumsum(lengths) - 1
         last, row = np.repeat(ends, lengths), np.arange(len(frames))
-        is_play = np.repeat(cache.is_play[episodes], lengths)
+        # By place and not by the cache's flag: demonstrations may stand in for play, and then are there twice.
+        is_play = np.repeat(np.arange(len(episodes)) < len(play), lengths)
 
         odds = self.task_weight[np.repeat(cache.task_index[episodes], lengths)[~is_play]]
         state, action = perturbation.apply(*self._canonical(frames, perturbation))
@@ -145,7 +154,7 @@ class VirtualSources:
     def sample(self, rng: np.random.Generator, rig: int | None = None, width: float = 1.0) -> VirtualEmbodiment:
         """A random rig (or the given one) under a random perturbation of a width, with a random share of its play."""
         rig = int(rng.choice(self.rigs, p=self.odds)) if rig is None else rig
-        play = self.cache.episodes_of(rig, True)
+        play = self._play_of(rig)
         count = int(rng.integers((len(play) + 1) // 2, len(play) + 1))
         chosen = np.sort(rng.choice(play, size=count, replace=False))
         return self.embodiment(rig, self.draw(rng, self.cache.embodiments[rig], width), chosen)
@@ -168,11 +177,14 @@ class VirtualSources:
         return self._batch(bodies[own], rows[own], with_next=False)
 
     def _canonical(self, frames: np.ndarray, perturbation: EmbodimentPerturbation) -> tuple[np.ndarray, np.ndarray]:
-        column = self.cache.column
-        state_name = "observation.joints" if isinstance(perturbation.state_frame, JointFrame) else "observation.state"
-        action_name = "action.joints" if isinstance(perturbation.action_frame, JointFrame) else "action"
-        state, action = np.asarray(column(state_name)[frames]), np.asarray(column(action_name)[frames])
-        return _real_joints(state, perturbation.state_frame), _real_joints(action, perturbation.action_frame)
+        state = self._column(frames, "observation.state", "observation.joints", perturbation.state_frame)
+        return state, self._column(frames, "action", "action.joints", perturbation.action_frame)
+
+    def _column(self, frames: np.ndarray, name: str, joints: str, frame: LinearFrame | JointFrame) -> np.ndarray:
+        """Numbers to be seen through a frame. Rigs that are recorded in both spaces have a column of joints."""
+        if isinstance(frame, JointFrame) and joints in self.cache.column_names:
+            return _real_joints(np.asarray(self.cache.column(joints)[frames]), frame.joints)
+        return np.asarray(self.cache.column(name)[frames])
 
     def _batch(self, bodies: list[VirtualEmbodiment], rows: list[np.ndarray], *, with_next: bool) -> Transition:
         horizon, steps = self.shape.horizon, np.arange(self.shape.horizon)
@@ -240,8 +252,6 @@ def _first_match(task: str, words: Sequence[str]) -> int:
     return next((i for i, word in enumerate(words) if word in task.split()), -1)
 
 
-def _real_joints(values: np.ndarray, frame: Any) -> np.ndarray:
+def _real_joints(values: np.ndarray, joints: int) -> np.ndarray:
     """Joint columns are padded to the longest arm with the gripper last: drop the padding between."""
-    if not isinstance(frame, JointFrame):
-        return values
-    return np.concatenate([values[..., : frame.joints], values[..., -1:]], axis=-1)
+    return np.concatenate([values[..., :joints], values[..., -1:]], axis=-1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.data.lerobot import LeRobotWriter
+from selfalign.data.schema import ACTION, STATE
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.claim import claim
 from selfalign.sim.engine import Simulation
@@ -32,6 +33,9 @@ class SourcePlan:
     image_size: int = IMAGE_SIZE
     seed: int = 0
     rigs_per_shard: int = 4
+    plain: bool = False
+    """As a real robot would be recorded: cameras as video, dimensions with names, robots told by name only, and no
+    column that a simulator alone can give."""
 
     def __post_init__(self) -> None:
         for rig in self.rigs:
@@ -61,6 +65,8 @@ class SourcePlan:
 
     def to_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if not self.plain:
+            del values["plain"]  # so that folders of plans from before go on
         return values | {"rigs": [rig.to_dict() for rig in self.rigs], "kinds": list(self.kinds)}
 
 
@@ -110,12 +116,16 @@ class _Shard:
 
 def _record_shard(shard: _Shard) -> None:
     plan, path, rigs = shard.plan, shard.path, shard.rigs
-    embodiments = [{"name": rig.name, **rig.to_dict()} for rig in plan.rigs]
+    embodiments = [{"name": rig.name} if plan.plain else {"name": rig.name, **rig.to_dict()} for rig in plan.rigs]
     robot = plan.rigs[rigs[0]].robot
+    names = {STATE: ["x", "y", "z", "opening"], ACTION: ["x", "y", "z", "gripper"]} if plan.plain else {}
     kinds: tuple[Kind, ...] = tuple(kind for kind in plan.kinds if offered(kind, robot.arm, robot.gripper))
-    with Simulation(robot) as sim, LeRobotWriter(path, embodiments=embodiments, robot_type=robot.name) as writer:
+    with (
+        Simulation(robot) as sim,
+        LeRobotWriter(path, embodiments=embodiments, robot_type=robot.name, names=names, video=plan.plain) as writer,
+    ):
         for index in rigs:
-            recorder = Recorder(plan.rigs[index], sim, plan.image_size, privileged=True, embodiment_index=index)
+            recorder = Recorder(plan.rigs[index], sim, plan.image_size, not plan.plain, embodiment_index=index)
             counts = plan.play_per_rig, plan.demonstrations_per_rig if kinds else 0
             for episode in rig_episodes(recorder, *counts, kinds, plan.seed):
                 writer.add_episode(episode)

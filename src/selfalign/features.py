@@ -1,0 +1,168 @@
+"""`selfalign features`: a frozen extractor runs over a data set once; what it saw of each frame is stored."""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from rich.progress import track
+
+from selfalign.data.features import (
+    STORE_FORMAT,
+    FeatureExtractor,
+    FeatureStore,
+    Projection,
+    TimmFeatures,
+    TowerFeatures,
+)
+from selfalign.data.sources import SourceData
+from selfalign.model.policy import VLA
+from selfalign.model.weights import load_model, read_json, write_json
+
+SAMPLED_EPISODES = 100
+"""Episodes from which principal components are fitted, at most."""
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """What to compute, for which model."""
+
+    data: tuple[str, ...]
+    """Data sets: lerobot:PATH[,PATH...], rlds:PATH@HZ, or paths alone."""
+    out: Path
+    """Folder of the features. An interrupted computation goes on where it stopped."""
+    checkpoint: Path
+    """Checkpoint of Selfalign's whose model (or one of its kind) will read them: it says their size and the cameras."""
+    extractor: str = "tower"
+    """The checkpoint's own vision tower, or the name of a vision transformer of timm, such as
+    vit_small_patch14_dinov2, whose features are brought to the model's size by principal components."""
+    weights: Path | None = None
+    """File with the weights of timm's model; nothing is downloaded."""
+    image_size: int = 224
+    """Pixels that timm's model reads."""
+    like: Path | None = None
+    """Features of other data with the same extractor whose principal components are used: those that a model was
+    pretrained with, where these are of the play that it is aligned to."""
+    cameras: dict[str, str] = field(default_factory=dict)
+    """Pairs of a camera of the model and the data's camera that shows it, where they are called otherwise."""
+    fit_frames: int = 4000
+    """Frames from which principal components are fitted."""
+    batch_size: int = 64
+    device: str = "cpu"
+
+
+def run(config: FeaturesConfig) -> FeatureStore:
+    """Computes and stores.
+
+    Raises:
+        FileNotFoundError: no data, checkpoint or weights there.
+        ValueError: something else is at `out`, a camera is missing, or extractor, weights and model do not fit.
+        ImportError: timm is not installed.
+    """
+    source = SourceData.open(config.data, cameras=config.cameras or None)
+    model = load_model(config.checkpoint)
+    cameras = model.config.cameras
+    source.require_cameras(cameras)
+    extractor = make_extractor(config, model)
+    projection = None if config.extractor == "tower" else _projection(config, source, extractor, model)
+    name = extractor.digest + ("" if projection is None else f"-{projection.digest}")
+    return compute(source, cameras, extractor, projection, name, config.out, config.batch_size)
+
+
+def make_extractor(config: FeaturesConfig, model: VLA) -> FeatureExtractor:
+    """The tower, or timm's model with the tokens of the model's."""
+    if config.extractor == "tower":
+        return TowerFeatures(model.to(config.device))
+    tokens, _ = model.vision.summary_shape
+    grid = round(tokens**0.5)
+    if grid * grid != tokens:
+        raise ValueError(f"the model takes {tokens} tokens of a camera, which are no square grid")
+    if config.weights is None:
+        raise ValueError(f"give the file with the weights of {config.extractor} (--weights); nothing is downloaded")
+    return TimmFeatures(config.extractor, config.weights, grid=grid, image_size=config.image_size, device=config.device)
+
+
+def compute(
+    source: SourceData,
+    cameras: tuple[str, ...],
+    extractor: FeatureExtractor,
+    projection: Projection | None,
+    name: str,
+    out: Path,
+    batch_size: int = 64,
+) -> FeatureStore:
+    """Runs over all frames; goes on where an interrupted run stopped."""
+    told = {
+        "format": STORE_FORMAT,
+        "name": name,
+        "fingerprint": source.fingerprint,
+        "cameras": list(cameras),
+        "lengths": [ref.length for ref in source.refs],
+    }
+    if out.exists():
+        store = FeatureStore.open(out)
+        if (store.name, store.fingerprint, store.cameras) != (name, source.fingerprint, cameras):
+            raise ValueError(f"{out} holds other features; choose another place or remove it first")
+        return store
+    partial = out.parent / f".{out.name}.partial"
+    done = _resume(partial, told)
+    starts = np.cumsum([0, *told["lengths"]])
+    rest = range(done, len(source))
+    for index, episode in zip(rest, track(source.episodes(rest), "computing features", total=len(rest)), strict=True):
+        for camera in cameras:
+            parts = np.array_split(episode.images[camera], -(-len(episode) // batch_size))
+            values = np.concatenate([_features(extractor, projection, frames) for frames in parts])
+            array = _array(partial / f"{camera}.npy", int(starts[-1]), values)
+            array[starts[index] : starts[index + 1]] = values
+            array.flush()
+        write_json(partial / "progress.json", {**told, "done": index + 1})
+    if projection is not None:
+        np.savez(partial / "projection.npz", mean=projection.mean, components=projection.components)
+    write_json(partial / "features.json", told)
+    (partial / "progress.json").unlink(missing_ok=True)
+    partial.rename(out)
+    return FeatureStore.open(out)
+
+
+def _features(
+    extractor: FeatureExtractor, projection: Projection | None, frames: np.ndarray
+) -> Float[np.ndarray, "B n F"]:
+    values = extractor(frames)
+    return values.astype(np.float32) if projection is None else projection(values)
+
+
+def _resume(partial: Path, told: dict) -> int:
+    """Episodes that are done; a partial folder of something else is emptied."""
+    path = partial / "progress.json"
+    if path.is_file():
+        progress = read_json(path)
+        if {**told, "done": progress.get("done")} == json.loads(json.dumps(progress)):
+            return int(progress["done"])
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return 0
+
+
+def _array(path: Path, frames: int, example: np.ndarray) -> np.memmap:
+    if path.is_file():
+        return np.lib.format.open_memmap(path, mode="r+")
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(frames, *example.shape[1:]))
+
+
+def _projection(config: FeaturesConfig, source: SourceData, extractor: FeatureExtractor, model: VLA) -> Projection:
+    _, size = model.vision.summary_shape
+    if config.like is not None:
+        other = FeatureStore.open(config.like)
+        if other.projection is None or not other.name.startswith(extractor.digest):
+            raise ValueError(f"{config.like} was made by {other.name}, not by {extractor.digest} with components")
+        return other.projection
+    picks = np.unique(np.linspace(0, len(source) - 1, SAMPLED_EPISODES).round().astype(int)).tolist()
+    each = -(-config.fit_frames // (len(picks) * len(model.config.cameras)))
+    parts = []
+    for episode in track(source.episodes(picks), "sampling frames", total=len(picks)):
+        rows = np.unique(np.linspace(0, len(episode) - 1, each).round().astype(int))
+        parts += [extractor(episode.images[camera][rows]) for camera in model.config.cameras]
+    samples = np.concatenate(parts)
+    return Projection.fit(samples.reshape(-1, samples.shape[-1]), size)

@@ -1,0 +1,203 @@
+"""Damaged checkpoints: a clear error that names the file, or the very same policy; never another exception."""
+
+import json
+import shutil
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import selfalign as sa
+from selfalign.checkpoint import save_checkpoint
+from selfalign.data.normalize import NormStats
+from selfalign.model.policy import VLA
+from selfalign.policy import Policy
+from small_model import randomise, small_config
+
+COUNT = 200
+FILES = ("config.json", "model.safetensors", "settings.json")
+
+
+def truncate(root: Path, rng: np.random.Generator) -> str:
+    path = root / FILES[rng.integers(3)]
+    data = path.read_bytes()
+    keep = int(rng.integers(len(data)))
+    path.write_bytes(data[:keep])
+    return f"{path.name} cut to {keep} of {len(data)} bytes"
+
+
+def flip_bits(root: Path, rng: np.random.Generator) -> str:
+    path, count = root / FILES[rng.integers(3)], int(rng.integers(1, 5))
+    data = bytearray(path.read_bytes())
+    for position in rng.integers(len(data), size=count):
+        data[position] ^= 1 << int(rng.integers(8))
+    path.write_bytes(data)
+    return f"{count} bits of {path.name}"
+
+
+def flip_header(root: Path, rng: np.random.Generator) -> str:
+    """Where the weights' names, types and places stand."""
+    path = root / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    position = int(rng.integers(8 + struct.unpack("<Q", data[:8])[0]))
+    data[position] ^= 1 << int(rng.integers(8))
+    path.write_bytes(data)
+    return f"a bit of byte {position} of the weights' header"
+
+
+def overwrite(root: Path, rng: np.random.Generator) -> str:
+    path = root / FILES[rng.integers(3)]
+    data = bytearray(path.read_bytes())
+    start = int(rng.integers(len(data)))
+    end = min(len(data), start + int(rng.integers(1, 200)))
+    data[start:end] = rng.bytes(end - start)
+    path.write_bytes(data)
+    return f"bytes {start} to {end} of {path.name}"
+
+
+def remove(root: Path, rng: np.random.Generator) -> str:
+    path = root / FILES[rng.integers(3)]
+    path.unlink()
+    return f"{path.name} removed"
+
+
+def exchange(root: Path, rng: np.random.Generator) -> str:
+    a, b = (root / FILES[i] for i in rng.choice(3, 2, replace=False))
+    first, second = a.read_bytes(), b.read_bytes()
+    a.write_bytes(second)
+    b.write_bytes(first)
+    return f"{a.name} and {b.name} exchanged"
+
+
+def _edit_header(root: Path, change: Callable[[dict], str]) -> str:
+    path = root / "model.safetensors"
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    what = change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    return what
+
+
+def swap_tensors(root: Path, rng: np.random.Generator) -> str:
+    """Two tensors of one shape (or any two) stand under each other's names."""
+
+    def change(header: dict) -> str:
+        names = [name for name in header if name != "__metadata__"]
+        first = names[rng.integers(len(names))]
+        alike = [n for n in names if header[n]["shape"] == header[first]["shape"] and n != first] or names
+        second = alike[rng.integers(len(alike))]
+        header[first], header[second] = header[second], header[first]
+        return f"{first} and {second} swapped"
+
+    return _edit_header(root, change)
+
+
+def change_type(root: Path, rng: np.random.Generator) -> str:
+    def change(header: dict) -> str:
+        names = [name for name in header if name != "__metadata__"]
+        name = names[rng.integers(len(names))]
+        header[name]["dtype"] = ("I32", "F16", "BF16", "F64", "U8", "X9", None)[rng.integers(7)]
+        return f"{name} as {header[name]['dtype']}"
+
+    return _edit_header(root, change)
+
+
+def drop_tensor(root: Path, rng: np.random.Generator) -> str:
+    def change(header: dict) -> str:
+        names = [name for name in header if name != "__metadata__"]
+        name = names[rng.integers(len(names))]
+        del header[name]
+        return f"without {name}"
+
+    return _edit_header(root, change)
+
+
+def change_json(root: Path, rng: np.random.Generator) -> str:
+    """One value becomes another kind of thing, or another number."""
+    path = root / ("config.json", "settings.json")[rng.integers(2)]
+    value, places = json.loads(path.read_text()), []
+
+    def walk(node) -> None:
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            places.append((node, key))
+            if isinstance(child, dict | list):
+                walk(child)
+
+    walk(value)
+    node, key = places[rng.integers(len(places))]
+    new = (None, -1, 1e300, "x", [], {}, 10**30, True, 10**6, 0.5)[rng.integers(10)]
+    node[key] = new
+    path.write_text(json.dumps(value))
+    return f"{path.name}: {key!r} becomes {new!r}"
+
+
+KINDS = (
+    truncate, flip_bits, flip_header, overwrite, remove, exchange, swap_tensors, change_type, drop_tensor, change_json,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(0)
+    model = randomise(VLA(small_config(action_dim=8, state_dim=8, vocab_size=258)))
+    stats = NormStats.from_arrays(rng.normal(size=(9, 4)), rng.normal(size=(9, 4)))
+    policy = Policy.from_model(model)
+    policy = Policy(policy.model, policy.tokenizer, policy.settings, stats)
+    return save_checkpoint(policy, tmp_path_factory.mktemp("checkpoint") / "clean")
+
+
+def reading(root: Path):
+    """Everything that acting and aligning would see of a checkpoint."""
+    policy = sa.load(root)
+    assert policy.stats is not None
+    return policy.fingerprint(), policy.settings, policy.stats.to_dict(), type(policy.tokenizer)
+
+
+def outcome(root: Path, expected) -> str:
+    began = time.process_time()
+    try:
+        found = reading(root)
+    except (ValueError, FileNotFoundError) as error:
+        result = "error" if str(root) in str(error) else f"the message names no file: {error}"
+    except BaseException as error:
+        result = f"{type(error).__name__} {error}"
+    else:
+        result = "exact" if found == expected else "a silently wrong policy"
+    return result if time.process_time() - began < 5 else "it took too long"
+
+
+def test_damage_is_an_error_or_harmless(clean, tmp_path):
+    expected, outcomes = reading(clean), {}
+    for seed in range(COUNT):
+        root = shutil.copytree(clean, tmp_path / str(seed))
+        what = KINDS[seed % len(KINDS)](root, np.random.default_rng(seed))
+        outcomes[f"seed {seed}, {what}"] = outcome(root, expected)
+        shutil.rmtree(root)
+    wrong = {what: result for what, result in outcomes.items() if result not in ("error", "exact")}
+    assert not wrong, "\n".join(f"{what}: {result}" for what, result in wrong.items())
+    assert list(outcomes.values()).count("error") > 0.8 * COUNT, outcomes  # the damage is real
+
+
+def test_a_changed_number_is_found(clean, tmp_path):
+    """Nothing but its sum tells a setting of 101 steps from one of 100."""
+    root = shutil.copytree(clean, tmp_path / "changed")
+    told = json.loads((root / "settings.json").read_text())
+    told["align"]["steps"] += 1
+    (root / "settings.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"settings\.json differs from what was written"):
+        sa.load(root)
+    del told["sums"]
+    (root / "settings.json").write_text(json.dumps(told))
+    assert sa.load(root).settings.steps == told["align"]["steps"], "changed on purpose, or from before there were sums"
+
+
+def test_another_layout_of_the_settings_is_the_same(clean, tmp_path):
+    root = shutil.copytree(clean, tmp_path / "laid out")
+    path = root / "settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=7, sort_keys=True))
+    assert reading(root) == reading(clean)
