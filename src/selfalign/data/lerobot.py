@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +143,7 @@ class LeRobotReader:
             return self._from_video(meta, camera, self._column(meta, table, "timestamp")[rows])
         return self._decode(table[IMAGE_PREFIX + camera].take(pa.array(rows)), camera, meta, rows)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """A short hash that changes with the data: metadata (with each episode's statistics) and file sizes."""
         digest = hashlib.sha256()

@@ -115,7 +115,7 @@ class RldsReader:
             raise FileNotFoundError(f"{self.root} should have {count} files of {self.split}, {len(found)} are there")
         return found
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """A short hash that changes with the data: what it says of itself, and file sizes and times."""
         digest = hashlib.sha256(f"{self.split} {self.info.fps}".encode() + self._digest())

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -181,7 +182,7 @@ class SourceData:
             return self._plain_fingerprint
         return hashlib.sha256(f"{self._plain_fingerprint} {self.features.name}".encode()).hexdigest()[:16]
 
-    @property
+    @cached_property
     def _plain_fingerprint(self) -> str:
         """Without features."""
         joined = "+".join(reader.fingerprint for reader in self.readers)
