@@ -46,13 +46,16 @@ def main(config: Config) -> int:
     successes = 0
     with Client(config.address, embodiment=config.embodiment, api_key=config.api_key) as client:
         env = BodyEnv(body, (config.task,), image_size=client.metadata["image_size"])
+        seen = {f"observation.images.{camera}" for camera in client.metadata["cameras"]}
+        seen |= {"observation.state", "task"}
         robot = ActionChunkBroker(client, config.execute, config.smoothing)
         for episode in range(config.episodes):
             client.reset(seed=config.seed + episode)
             robot.reset()
             observation, info = env.reset(seed=config.seed + episode)
             for _ in range(config.steps or EPISODE_STEPS[config.task]):
-                observation, _, _, _, info = env.step(robot.act(observation))
+                action = robot.act({name: observation[name] for name in seen})
+                observation, _, _, _, info = env.step(action)
             successes += bool(info["success"])
             print(f"{observation['task']}: {'done' if info['success'] else 'not done'}")
         env.close()

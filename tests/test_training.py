@@ -35,7 +35,7 @@ def test_the_published_command_trains_what_it_trained():
         rehearsal=RehearsalConfig(
             play_per_slot=6, demonstrations_per_slot=10, widen_steps=3000, decay_steps=30.0, weights=weights
         ),
-        pointing=PointingConfig(steps=4500),
+        pointing=PointingConfig(steps=6000),
         loop=LoopConfig(),
         snapshots=Path("data/snapshots"),
         compile=True,

@@ -49,8 +49,9 @@ class CheckpointInfo:
     def read(cls, directory: Path) -> "CheckpointInfo":
         """The inverse of `write`; errors as in `load`."""
         path = directory / "settings.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{directory} is not a checkpoint: it has no settings.json")
+        for name in ("settings.json", "config.json"):
+            if not (directory / name).is_file():
+                raise FileNotFoundError(f"{directory} is not a checkpoint: it has no {name}")
         try:
             data = read_json(path)
             told = data.pop("sums", None)

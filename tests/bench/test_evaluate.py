@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from selfalign.bench.evaluate import EvalConfig, read_body, run
@@ -19,7 +20,9 @@ def files(checkpoint: Path, panda_arena: Arena, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("eval")
     policy, body = load(checkpoint), sample_bodies(1, seed=2, scenario="camera")[0]
     play = collect_play(policy, body, 2, 11, 5, panda_arena.simulations(1)[0])
-    context = fit(policy, play).result.fitted.save(folder / "body.safetensors")
+    fitted = fit(policy, play).result.fitted  # after two steps, perhaps the prior itself
+    generator = torch.Generator().manual_seed(0)
+    context = fitted.perturbed(1.0, generator=generator).save(folder / "body.safetensors")
     (folder / "body.json").write_text(json.dumps({"name": body.name, **body.to_dict()}))
     return checkpoint, context, folder / "body.json", body
 

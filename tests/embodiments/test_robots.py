@@ -37,7 +37,7 @@ def test_each_reads_its_own_example(file):
     robot, raw = FILES[file].ROBOTS[0], FILES[file].make_example()
     seen = robot.repack(raw)
     images = {key: value for key, value in seen.items() if key.startswith("observation.images.")}
-    assert images and {key.removeprefix("observation.images.") for key in images} <= CAMERAS | {"scene"}
+    assert images and {key.removeprefix("observation.images.") for key in images} <= CAMERAS | {"scene", "wrist"}
     assert all(image.dtype == np.uint8 and image.shape[-1] == 3 for image in images.values())
     assert seen["observation.state"].shape == (len(robot.state_names),) and isinstance(seen["task"], str)
     np.testing.assert_array_equal(FILES[file].make_example(0)[next(iter(raw))], raw[next(iter(raw))], err_msg="seeded")
