@@ -205,12 +205,12 @@ def _labelled_frames(cache: EpisodeCache, model: VLA) -> Snapshots | None:
     """The recorded frames, where the tower learns from what is where in them."""
     if not isinstance(model.vision, KeypointTower):
         return None
-    if len(model.config.cameras) > 1:
+    camera, *others = model.config.cameras
+    if others:
         raise ValueError(
             f"the model has the cameras {', '.join(model.config.cameras)} and the data has image points of one only: "
             "record pictures with `selfalign snapshots` and give them with --snapshots"
         )
-    (camera,) = model.config.cameras
     return Snapshots(cache.images(camera), cache.column(POINTS))
 
 

@@ -45,7 +45,7 @@ class RecordedBodies:
         """
         features = source.info.features
         told = {name: tuple(dim_names(source, name, None)) for name in (STATE, ACTION)}
-        spaces = {name: space or space_of(told[name]) for name in told}
+        spaces: dict[str, Space | None] = {name: space or space_of(told[name]) for name in told}
         unknown = [name for name, found in spaces.items() if found is None]
         if unknown:
             raise ValueError(
@@ -54,7 +54,8 @@ class RecordedBodies:
                 "gripper, are joints) or none"
             )
         joints = {name: count_joints(told[name], int(np.prod(features[name].shape))) for name in told}
-        return cls(spaces[ACTION] or "none", spaces[STATE] or "none", joints[ACTION], joints[STATE])
+        none: Space = "none"
+        return cls(spaces[ACTION] or none, spaces[STATE] or none, joints[ACTION], joints[STATE])
 
     def __call__(self, rng: np.random.Generator, body: Mapping[str, Any], width: float = 1.0) -> EmbodimentPerturbation:
         """A virtual body; at width 0 the recorded one. Orders of joints have no near relatives of the recorded one:
