@@ -286,7 +286,10 @@ def test_an_aligned_policy_has_no_place_elsewhere(tmp_path):
 def test_damaged_sources_are_refused(tmp_path):
     source = write_openpi(tmp_path / "source", "pi0")
     own = run(source, tmp_path / "own", "selfalign")
-    edit_json(own / "settings.json", lambda data: data.update(fingerprint="0" * 16, sums=None))
+    edit_json(own / "settings.json", lambda data: data.update(fingerprint="0" * 16))
+    with pytest.raises(ValueError, match="differs from what was written"):
+        run(own, tmp_path / "out", "openpi")
+    edit_json(own / "settings.json", lambda data: data.pop("sums"))
     with pytest.raises(ValueError, match="do not belong together"):
         run(own, tmp_path / "out", "openpi")
     data = (source / "model.safetensors").read_bytes()

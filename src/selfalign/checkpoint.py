@@ -74,7 +74,7 @@ def _sums(directory: Path, data: dict[str, Any]) -> dict[str, str]:
 
 
 def _check_sums(directory: Path, told: Any, found: dict[str, str]) -> None:
-    wrong = [name for name in ("settings.json", "config.json") if dict(told).get(name) != found.get(name)]
+    wrong = [name for name in found if dict(told).get(name) != found[name]]
     if wrong:
         raise ValueError(
             f"{' and '.join(str(directory / name) for name in wrong)} differs from what was written; restore it, or "

@@ -6,6 +6,7 @@ aligning read that.
 """
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,7 +85,9 @@ class TimmFeatures:
             raise FileNotFoundError(f"no weights of {name} at {path}; download them beforehand and give their path")
         try:
             model = timm.create_model(name, num_classes=0, img_size=image_size)
-            timm.models.load_checkpoint(model, str(path))
+            # DINOv2's positions, for instance, are of 518 px; timm's own filter resamples them.
+            resample = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+            timm.models.load_checkpoint(model, str(path), filter_fn=resample, weights_only=True)
         except (RuntimeError, TypeError, AssertionError, KeyError) as error:
             raise ValueError(f"{path} does not fit timm's {name} at {image_size} px: {str(error)[:300]}") from error
         self._model = model.eval().requires_grad_(False).to(device)
@@ -257,4 +260,6 @@ def _timm() -> Any:
         import timm.models
     except ImportError as error:
         raise ImportError(f"features of timm's models need {error.name}: pip install 'selfalign[features]'") from error
+    except RuntimeError as error:  # a torchvision of another build than torch
+        raise ImportError(f"timm cannot be imported ({error}); its torchvision must be built for your torch") from error
     return timm
