@@ -117,7 +117,7 @@ class OptimiserFlags:
     """Parts that stay as they start. (The vision tower learns beforehand, and never here.)"""
     lora_rank: int = 0
     """Parts of `lora_parts` learn through low-rank updates of this rank (extra `lora`); 0: as usual."""
-    lora_alpha: float = 16.0
+    lora_alpha: int = 16
     lora_parts: tuple[Part, ...] = ("vlm",)
     pointing_steps: int = 3500
     """Steps in which the vision tower learns to point."""
@@ -167,7 +167,8 @@ class TrainingConfig:
     start: Path | None = None
     """Checkpoint to start from, trained vision tower included; None: from nothing."""
     snapshots: Path | None = None
-    """Pictures that the vision tower learns on (`selfalign snapshots`); None: the frames of `data`."""
+    """Pictures that the vision tower learns on (`selfalign snapshots`); None: the frames of `data`, for a model of one
+    camera."""
     steps: int | None = None
     """None: 6000, or 100 for a debugging preset."""
     seed: int = 0

@@ -128,4 +128,10 @@ def test_inputs_are_looked_at_before_anything_is_made(data, tmp_path):
         writer.add_episode(dataclasses.replace(SourceData.open(data)[0], extra={}))
     with pytest.raises(ValueError, match="does not say where things are in its pictures"):
         run(tmp_path / "plain", out)
+    two = dataclasses.replace(config(), cameras=("scene", "wrist"))
+    with LeRobotWriter(tmp_path / "two") as writer:
+        episode = SourceData.open(data)[0]
+        writer.add_episode(dataclasses.replace(episode, images=dict.fromkeys(two.cameras, episode.images["scene"])))
+    with pytest.raises(ValueError, match="of one camera only, and the model has scene, wrist: record pictures"):
+        pretrain(two, [tmp_path / "two"], out, CONFIG, lambda *_: EmbodimentPerturbation())
     assert not out.exists()

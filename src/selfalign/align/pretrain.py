@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,35 +127,43 @@ def pretrain(
         cache = EpisodeCache.build(source, image_size=model_config.image_size, progress=world.main)
         if pictures is None and config.start is None:
             pictures = _labelled_frames(cache, model)
-        if pictures is not None or config.start is None:
+        if pictures is not None:
             prepare_tower(model, pictures, out, config.pointing)
         model.to(world.device).vision.eval().requires_grad_(False)
         features = frame_features(model, cache, out, recoloured=config.rehearsal.contrastive.weight > 0)
     rigs, held_out = hold_out(np.unique(cache.embodiment_index), config.held_out.rigs, config.seed)
-    tokenizer = ByteTokenizer(model_config.max_token_len, model_config.prompt_merges)
-    shape = ModelShape(model_config.action_horizon, model_config.action_dim, model_config.state_dim)
-
-    def sources(of_rigs: np.ndarray) -> VirtualSources:
-        return VirtualSources(
-            cache,
-            features,
-            tokenizer,
-            shape,
-            draw,
-            rigs=of_rigs,
-            rig_odds=odds,
-            task_weights=config.task_weights,
-            keypoint_words=config.keypoint_words,
-        )
-
+    sources = partial(
+        VirtualSources,
+        cache,
+        features,
+        ByteTokenizer(model_config.max_token_len, model_config.prompt_merges),
+        ModelShape(model_config.action_horizon, model_config.action_dim, model_config.state_dim),
+        draw,
+        rig_odds=odds,
+        task_weights=config.task_weights,
+        keypoint_words=config.keypoint_words,
+    )
     checkpoint.seed_everything(config.seed)  # the same start whether the tower was trained just now or before
     rehearsal = dataclasses.replace(config.rehearsal, seed=config.seed)
-    objective = make_objective(model, sources(rigs), rehearsal, world)
-    validate = HeldOut(model, sources(held_out), rehearsal, config.held_out, world) if len(held_out) else None
+    objective = make_objective(model, sources(rigs=rigs), rehearsal, world)
+    validate = None
+    if len(held_out):
+        validate = HeldOut(model, sources(rigs=held_out), rehearsal, config.held_out, world)
     _prepare(model, config, world)
     engine = make_engine(model, world, config.strategy)
     about = _about(model_config, source, config)
     state = make_state(model.train(), objective, config.optim, config.steps, engine, about)
+    return _fit(state, out, config, on_save, validate)
+
+
+def _fit(
+    state: TrainState,
+    out: Path,
+    config: PretrainConfig,
+    on_save: Callable[[VLA, TrainState], None] | None,
+    validate: HeldOut | None,
+) -> VLA | None:
+    """The training itself; returns the model as it is to be shipped, in the main process."""
 
     def saved(state: TrainState) -> None:
         shipped = finished(state)
@@ -194,32 +203,34 @@ def _check_pictures(source: SourceData, model_config: VLAConfig, config: Pretrai
     """Raises `ValueError` unless the data have the model's cameras, and its tower something to learn on."""
     source.require_cameras(model_config.cameras)
     taught = config.start is not None or config.snapshots is not None
-    if isinstance(model_config.vision, KeypointTowerConfig) and not taught and POINTS not in source.info.extra:
+    if taught or not isinstance(model_config.vision, KeypointTowerConfig):
+        return
+    advice = "record pictures to learn on (`selfalign snapshots`) and give them with --snapshots, or start from a "
+    advice += "checkpoint whose tower has learned to see (--start)"
+    if POINTS not in source.info.extra:
+        raise ValueError(f"{source.readers[0].root} does not say where things are in its pictures: {advice}")
+    if len(model_config.cameras) > 1:
+        told = ", ".join(model_config.cameras)
         raise ValueError(
-            f"{source.readers[0].root} does not say where things are in its pictures, as the simulator's sources do: "
-            "give a checkpoint whose tower has learned to see (--start), or pictures to learn on (--snapshots)"
+            f"{source.readers[0].root} says where things are in the pictures of one camera only, and the model has "
+            f"{told}: {advice}"
         )
 
 
 def _labelled_frames(cache: EpisodeCache, model: VLA) -> Snapshots | None:
-    """The recorded frames, where the tower learns from what is where in them."""
+    """The recorded frames, where the tower learns from what is where in them; None: it does not learn to point."""
     if not isinstance(model.vision, KeypointTower):
         return None
-    camera, *others = model.config.cameras
-    if others:
-        raise ValueError(
-            f"the model has the cameras {', '.join(model.config.cameras)} and the data has image points of one only: "
-            "record pictures with `selfalign snapshots` and give them with --snapshots"
-        )
+    (camera,) = model.config.cameras
     return Snapshots(cache.images(camera), cache.column(POINTS))
 
 
-def prepare_tower(model: VLA, labelled: Snapshots | None, out: Path, config: PointingConfig) -> None:
-    """Train the vision tower to point, if there is something to learn on; or load the one in `out`."""
+def prepare_tower(model: VLA, labelled: Snapshots, out: Path, config: PointingConfig) -> None:
+    """Train the vision tower to point; or load the one in `out`."""
     path = out / "tower.pt"
     if path.is_file():
         load_tensors(model.vision, torch.load(path, weights_only=True), str(path))
-    elif labelled is not None and isinstance(model.vision, KeypointTower):
+    elif isinstance(model.vision, KeypointTower):
         train_tower(model.vision, labelled.images, labelled.points, config)
         rows = np.linspace(0, len(labelled.images) - 1, 2000).astype(int)
         error = pointing_error(model.vision, labelled.images[rows], labelled.points[rows])
