@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from selfalign.data.episodes import Episode
-from selfalign.data.perturb import Matrix3
+from selfalign.data.perturb import Matrix3, matrix3
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class CameraTurn:
             raise ValueError("a camera cannot be mirrored, nor turned so far that it looks away from what it saw")
         if not self.zoom > 0 or not 0 < self.fovy < 180:
             raise ValueError(f"zoom and field of view must be positive, got {self.zoom} and {self.fovy} degrees")
-        object.__setattr__(self, "rotation", tuple(map(tuple, rotation.tolist())))
+        object.__setattr__(self, "rotation", matrix3(rotation))
 
     @classmethod
     def build(cls, camera: str, pan: float = 0, tilt: float = 0, roll: float = 0, **settings: Any) -> Self:
@@ -54,7 +54,7 @@ class CameraTurn:
         to_right = np.array([[cp, 0, -sp], [0, 1, 0], [sp, 0, cp]])
         down = np.array([[1, 0, 0], [0, ct, -st], [0, st, ct]])
         clockwise = np.array([[cr, sr, 0], [-sr, cr, 0], [0, 0, 1]])
-        return cls(camera, clockwise @ down @ to_right, **settings)  # type: ignore[arg-type]
+        return cls(camera, matrix3(clockwise @ down @ to_right), **settings)
 
     @classmethod
     def sample(

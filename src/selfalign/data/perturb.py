@@ -23,6 +23,12 @@ MAX_TRIES = 10_000
 _IDENTITY: Matrix3 = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
+def matrix3(values: Float[np.ndarray, "3 3"]) -> Matrix3:
+    """An array as plain numbers: hashable, and the same in JSON."""
+    (a, b, c), (d, e, f), (g, h, i) = values.tolist()
+    return (a, b, c), (d, e, f), (g, h, i)
+
+
 @runtime_checkable
 class Frame(Protocol):
     """What `LinearFrame` and `JointFrame` have in common."""
@@ -58,14 +64,14 @@ class LinearFrame:
             raise ValueError(f"a linear frame needs a 3x3 matrix and 3 offsets, got {matrix.shape} and {offset.shape}")
         if not np.isfinite(matrix).all() or np.linalg.cond(matrix) > 1e6:
             raise ValueError(f"the matrix of a linear frame must be invertible, got {matrix.tolist()}")
-        object.__setattr__(self, "matrix", tuple(map(tuple, matrix.tolist())))
+        object.__setattr__(self, "matrix", matrix3(matrix))
         object.__setattr__(self, "offset", tuple(offset.tolist()))
 
     @classmethod
     def build(cls, rotation: Any, flips: Any = (1, 1, 1), scale: Any = (1, 1, 1), offset: Any = (0, 0, 0)) -> Self:
         """`M = diag(scale) diag(flips) rotation`; flips are +-1, scales positive, offset in the new frame's units."""
         matrix = (np.asarray(scale, float) * np.asarray(flips, float))[:, None] * np.asarray(rotation, float)
-        return cls(matrix, offset)  # type: ignore[arg-type]
+        return cls(matrix3(matrix), offset)
 
     @classmethod
     def sample(

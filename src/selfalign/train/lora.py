@@ -19,7 +19,7 @@ class LoraSettings:
 
     rank: int = 0
     """Of the updates; 0: no LoRA."""
-    alpha: float = 16.0
+    alpha: int = 16
     """The updates are scaled by alpha / rank."""
     dropout: float = 0.0
     parts: tuple[Part, ...] = ("vlm",)
@@ -51,7 +51,7 @@ def add_lora(model: VLA, settings: LoraSettings) -> VLA:
     trained = {name for name, p in model.named_parameters() if p.requires_grad and part_of(name) not in settings.parts}
     adapters = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=sorted(targets),
     )
