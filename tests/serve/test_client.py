@@ -218,11 +218,11 @@ def test_chunks_that_mean_nothing_are_refused():
             chunks.push(wrong)
 
 
-def test_brokers_ask_only_when_the_plan_is_used_up(server):
+def test_brokers_ask_only_when_the_plan_is_used_up(server, monkeypatch):
     with Client(server.address, embodiment="slow") as client:
         asked = []
         ask = client.infer
-        client.infer = lambda obs: asked.append(ask(obs)) or asked[-1]  # type: ignore[method-assign]
+        monkeypatch.setattr(client, "infer", lambda obs: asked.append(ask(obs)) or asked[-1])
         robot = ActionChunkBroker(client, execute=3)
         actions = []
         for step in range(7):

@@ -18,6 +18,7 @@ import torch
 from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from align.factory import small_policy
 from selfalign.checkpoint import save_checkpoint
@@ -148,7 +149,7 @@ def test_health_and_metrics_are_plain_http(server):
 
 def test_a_web_page_may_not_connect(server):
     with pytest.raises(InvalidStatus) as error:
-        connect(server.address, origin="http://evil.example")  # type: ignore[arg-type]
+        connect(server.address, origin=Origin("http://evil.example"))
     assert error.value.response.status_code == 403
 
 

@@ -13,6 +13,7 @@ import random
 import ssl
 import time
 from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 from urllib.parse import quote
@@ -132,6 +133,7 @@ class Client:
     def __init__(self, address: str = "ws://127.0.0.1:8000", **options: Any):
         self._told = _Connection(address, **options)
         self._socket: sync_client.ClientConnection | None = None
+        self._open = ExitStack()
         self.metadata: dict[str, Any] = {}
         """What the server says of itself: cameras, image_size, action_horizon, embodiments."""
         self._try(self._connected)
@@ -159,9 +161,8 @@ class Client:
 
     def close(self) -> None:
         """Ends the connection; a later request opens it again."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._open.close()
+        self._socket = None
 
     def __enter__(self) -> Self:
         return self
@@ -181,8 +182,8 @@ class Client:
     def _connected(self) -> sync_client.ClientConnection:
         if self._socket is not None:
             return self._socket
-        socket: sync_client.ClientConnection = sync_client.connect(self._told.uri, **self._told.options)
-        self._socket = socket  # from here on, whatever fails closes it
+        # From here on, whatever fails closes it.
+        self._socket = socket = self._open.enter_context(sync_client.connect(self._told.uri, **self._told.options))
         self.metadata = _answer(socket.recv(timeout=self._told.timeout))
         return socket
 
