@@ -64,6 +64,8 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
 
 def main(config: Config) -> None:
     watch = Stopwatch()
+    if config.folder is not None:
+        config.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.folder) as folder:
         results = measure(config, Path(folder))
     for name, row in results.items():
