@@ -136,6 +136,8 @@ class MachineFlags:
     """Compile the streams: minutes at the start, a quarter less time a step on a CPU."""
     threads: int = 2
     """Threads of the computation on a CPU, in each process."""
+    workers: int = 0
+    """Processes, beside each of the training's, that decode recordings and fetch batches ahead of its steps."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,7 @@ class TrainingConfig:
             lora=LoraSettings(optimiser.lora_rank, optimiser.lora_alpha, parts=optimiser.lora_parts),
             recompute=machine.recompute,
             strategy=machine.strategy,
+            workers=machine.workers,
         )
 
     def settings(self, features: str | None = None) -> AlignSettings:

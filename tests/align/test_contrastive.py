@@ -46,7 +46,7 @@ def test_info_nce_is_the_formula():
 
 
 def test_a_group_is_a_body_its_recoloured_twin_and_other_frames_of_the_same_play(coloured_sources):
-    bodies = state_with_contrast(coloured_sources).objective.bodies
+    bodies = state_with_contrast(coloured_sources).objective.lives.bodies
     for anchor, positive, *negatives in (bodies[:4], bodies[4:]):
         assert not anchor.recoloured and positive.recoloured
         assert positive.perturbation == anchor.perturbation and positive.play is anchor.play
@@ -56,7 +56,7 @@ def test_a_group_is_a_body_its_recoloured_twin_and_other_frames_of_the_same_play
 
 
 def test_a_recoloured_body_sees_the_recoloured_frames(coloured_sources):
-    anchor, positive = state_with_contrast(coloured_sources).objective.bodies[:2]
+    anchor, positive = state_with_contrast(coloured_sources).objective.lives.bodies[:2]
     seen = [coloured_sources.play_batch([b], 3, np.random.default_rng(0)) for b in (anchor, positive)]
     plain, other = (batch.observation.image_features["scene"] for batch in seen)
     torch.testing.assert_close(other, plain + 1, rtol=0, atol=2e-3)  # half precision
@@ -84,14 +84,14 @@ def test_contrast_moves_contexts_once_they_have_left_the_prior(coloured_sources)
 def test_groups_live_and_die_together_and_resume(coloured_sources, tmp_path):
     state = state_with_contrast(coloured_sources, max_age=3, total=12)
     for _ in range(6):
-        before = list(state.objective.bodies)
+        before = list(state.objective.lives.bodies)
         train_step(state)
-        kept = [a is b for a, b in zip(before, state.objective.bodies, strict=True)]
+        kept = [a is b for a, b in zip(before, state.objective.lives.bodies, strict=True)]
         assert kept[:4] in ([True] * 4, [False] * 4) and kept[4:] in ([True] * 4, [False] * 4)
     path, expected = checkpoint.save(state, tmp_path), train_step(state)
     resumed = state_with_contrast(coloured_sources, max_age=3, total=12)
     checkpoint.restore(resumed, path)
-    assert [b.recoloured for b in resumed.objective.bodies] == [False, True, False, False] * 2
+    assert [b.recoloured for b in resumed.objective.lives.bodies] == [False, True, False, False] * 2
     assert train_step(resumed) == expected
 
 

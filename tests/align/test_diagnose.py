@@ -17,8 +17,8 @@ def test_the_cosine_is_that_of_each_slots_gradients(small_sources, span):
     measured = rehearsal.diagnose()["ttt/gradient_cosine"]
 
     model, cosines = state.model, []
-    with aside([0, 17, rehearsal.batches.step]) as rng:
-        batch = rehearsal.batches.draw_from(rehearsal.bodies, rng)
+    with aside([0, 17, rehearsal.lives.step]) as rng:
+        batch = rehearsal.batches.draw_from(rehearsal.lives.bodies, rng)
     for slot, part in enumerate(batch.split(3)):
         own = model.contexts.context(model.prior(), [c[slot] for c in rehearsal.coordinates]).leaf()
         gradients = []

@@ -53,15 +53,15 @@ def test_each_slot_moves_as_if_it_were_aligned_alone(small_sources, span):
     rehearsal.after_backward()
     state.model.zero_grad()
 
-    snapshot = json.loads(json.dumps(rehearsal.rng.bit_generator.state))
+    snapshot = json.loads(json.dumps(rehearsal.lives.rng.bit_generator.state))
     noise_state = torch.get_rng_state()
     before, moments = rehearsal.coordinates, rehearsal.state
     rehearsal.losses(*rehearsal.draw(1)).total.backward()
     rehearsal.after_backward()
 
-    rehearsal.rng.bit_generator.state = snapshot
+    rehearsal.lives.rng.bit_generator.state = snapshot
     torch.set_rng_state(noise_state)
-    play = small_sources.play_batch(rehearsal.bodies, 4, rehearsal.rng)
+    play = small_sources.play_batch(rehearsal.lives.bodies, 4, rehearsal.lives.rng)
     prior = state.model.prior()
     leaves = [tuple(c[i].detach().requires_grad_() for c in before) for i in range(3)]
     contexts = [state.model.contexts.context(prior, own) for own in leaves]
@@ -98,22 +98,22 @@ def test_a_slot_that_reaches_its_age_starts_again_from_the_prior(small_sources):
     state = state_for(small_sources, max_age=3, total=30)
     rehearsal = state.objective
     for _ in range(12):
-        bodies, limit, age = list(rehearsal.bodies), rehearsal.limit.copy(), rehearsal.age.copy()
+        bodies, limit, age = list(rehearsal.lives.bodies), rehearsal.lives.limit.copy(), rehearsal.lives.age.copy()
         train_step(state)
         for slot in range(3):
             fresh = age[slot] + 1 >= limit[slot]
-            assert (rehearsal.bodies[slot] is not bodies[slot]) == fresh
+            assert (rehearsal.lives.bodies[slot] is not bodies[slot]) == fresh
             size = float(sum(c[slot].abs().sum() for c in rehearsal.coordinates))
             assert (size == 0) == fresh
             assert int(rehearsal.state.count[slot]) == (0 if fresh else age[slot] + 1)
-    assert rehearsal.limit.max() <= 3
+    assert rehearsal.lives.limit.max() <= 3
 
 
 def test_new_embodiments_widen_as_training_goes_on(small_sources):
     state = state_for(small_sources, total=12, max_age=1, slots=8, widen_steps=8)
     angles = []
     for _ in range(10):
-        axes = np.stack([body.perturbation.action_frame.axes for body in state.objective.bodies])
+        axes = np.stack([body.perturbation.action_frame.axes for body in state.objective.lives.bodies])
         angles.append(np.abs(axes - np.eye(3)).max())
         train_step(state)
     assert angles[0] == 0
@@ -125,7 +125,7 @@ def test_fixed_embodiments_widen_and_stay_the_same_ones(small_sources):
     states = []
     for _ in range(6):
         train_step(state)
-        states.append(list(state.objective.bodies))
+        states.append(list(state.objective.drawn.bodies))
     assert all(body.perturbation.action_frame == LinearFrame() for body in states[0])
     for first, wide, last in zip(states[0], states[4], states[5], strict=True):
         assert first.rig == wide.rig and (first.play_episodes == wide.play_episodes).all()

@@ -1,19 +1,22 @@
 """What a training step reads: play and demonstrations of some embodiments, with the noise that losses are taken at.
 
 Everything is drawn for all slots, from the same generators in every process, and cut to the process's own slots: the
-numbers of a training do not depend on how many processes share it.
+numbers of a training do not depend on how many processes share it. What is drawn but the noise does not depend on the
+model either: it is planned ahead, and workers fetch what it asks for.
 """
 
-import json
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from selfalign.align.settings import RehearsalConfig
-from selfalign.data.virtual import VirtualEmbodiment, VirtualSources
+from selfalign.data.loading import fetch_ahead
+from selfalign.data.virtual import FrameRequest, Samples, Seen, VirtualEmbodiment, VirtualSources
 from selfalign.model import flow
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.policy import ACTION, ALIGNMENT, VLA, FlowNoise, Losses
@@ -60,39 +63,74 @@ class SlotBatch:
         return SlotBatch(slots, cut(self.play), cut(self.demonstrations))
 
 
-class Batches:
-    """Draws the batch of a step for a list of embodiments, and computes its losses."""
+@dataclass(frozen=True, eq=False)
+class SlotSamples:
+    """What a step reads, by place: samples of this process's share of the slots."""
 
-    def __init__(self, model: VLA, sources: VirtualSources, config: RehearsalConfig, world: World = ALONE):
-        self.model, self.sources, self.config, self.world = model, sources, config, world
-        self.rng = np.random.default_rng([config.seed, 7])
-        self.step = 0
+    play: Samples
+    demonstrations: Samples
 
     @property
-    def width(self) -> float:
+    def requests(self) -> tuple[FrameRequest, FrameRequest]:
+        """What is to be fetched for them."""
+        return self.play.request, self.demonstrations.request
+
+
+After = TypeVar("After")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Generic[After]):
+    """A step's samples, and where the drawing stands when they have been used."""
+
+    samples: SlotSamples
+    after: After
+
+
+class Batches:
+    """Draws batches of a list of embodiments, and computes their losses.
+
+    Args beyond the obvious:
+        workers: processes that fetch what planned batches need; 0: it is fetched when it is needed.
+    """
+
+    def __init__(
+        self, model: VLA, sources: VirtualSources, config: RehearsalConfig, world: World = ALONE, workers: int = 0
+    ):
+        self.model, self.sources, self.config, self.world, self.workers = model, sources, config, world, workers
+
+    def width(self, step: int) -> float:
         """How wide the training has come: 0 for canonical embodiments, 1 for any."""
         widen = self.config.widen_steps
-        return min(1.0, self.step / widen) if widen else 1.0
+        return min(1.0, step / widen) if widen else 1.0
 
-    def sample(self, rng: np.random.Generator | None = None) -> VirtualEmbodiment:
-        """A new embodiment; from `rng`, or from the training's own generator."""
-        return self.sources.sample(self.rng if rng is None else rng, width=self.width)
+    def sample(self, rng: np.random.Generator, step: int) -> VirtualEmbodiment:
+        """A new embodiment, of the width of a step."""
+        return self.sources.sample(rng, width=self.width(step))
 
-    def draw(self, bodies: list[VirtualEmbodiment]) -> SlotBatch:
-        """The batch of the next step."""
-        self.step += 1
-        return self.draw_from(bodies, self.rng)
-
-    def draw_from(self, bodies: list[VirtualEmbodiment], rng: np.random.Generator) -> SlotBatch:
-        """A batch of this process's share of the bodies; noise comes from torch's generator."""
+    def choose(self, bodies: Sequence[VirtualEmbodiment], rng: np.random.Generator) -> SlotSamples:
+        """Samples of this process's share of the bodies."""
         config, own = self.config, self.world.share(len(bodies))
-        play = self.sources.play_batch(bodies, config.play_per_slot, rng, own)
-        demonstrations = self.sources.demonstration_batch(bodies, config.demonstrations_per_slot, rng, own)
-        return SlotBatch(
-            slice(0, own.stop - own.start),
-            self._with_noise(play, len(bodies), own, config.play_per_slot),
-            self._with_noise(demonstrations, len(bodies), own, config.demonstrations_per_slot),
-        )
+        play = self.sources.play_samples(bodies, config.play_per_slot, rng, own)
+        return SlotSamples(play, self.sources.demonstration_samples(bodies, config.demonstrations_per_slot, rng, own))
+
+    def draw_from(self, bodies: Sequence[VirtualEmbodiment], rng: np.random.Generator) -> SlotBatch:
+        """A batch of this process's share of the bodies, at once; noise comes from torch's generator."""
+        samples = self.choose(bodies, rng)
+        return self._batch(samples, self._fetch(samples.requests))
+
+    def planned(self, plans: Iterator[Plan[After]]) -> Iterator[tuple[Plan[After], SlotBatch]]:
+        """The batches of plans, in their order. Plans are made ahead, noise is drawn when a batch is asked for."""
+        waiting: deque[Plan[After]] = deque()
+
+        def requests() -> Iterator[tuple[FrameRequest, FrameRequest]]:
+            for plan in plans:
+                waiting.append(plan)
+                yield plan.samples.requests
+
+        for seen in fetch_ahead(self._fetch, requests(), self.workers):
+            plan = waiting.popleft()
+            yield plan, self._batch(plan.samples, seen)
 
     def losses(self, batch: SlotBatch, for_alignment: EmbodimentContext, for_action: EmbodimentContext) -> Losses:
         """Alignment losses on play and the action loss on demonstrations; contexts are [slots, ...] or shared."""
@@ -116,15 +154,22 @@ class Batches:
             weights=self.config.weights,
         )
 
-    def _with_noise(self, own_samples: Transition, bodies: int, own: slice, each: int) -> FlowBatch:
+    def _fetch(self, requests: tuple[FrameRequest, FrameRequest]) -> tuple[Seen, Seen]:
+        play, demonstrations = requests
+        return self.sources.features.fetch(play), self.sources.features.fetch(demonstrations)
+
+    def _batch(self, samples: SlotSamples, seen: tuple[Seen, Seen]) -> SlotBatch:
+        return SlotBatch(
+            slice(0, len(samples.play.bodies)),
+            self._with_noise(self.sources.batch(samples.play, seen[0]), self.config.play_per_slot),
+            self._with_noise(self.sources.batch(samples.demonstrations, seen[1]), self.config.demonstrations_per_slot),
+        )
+
+    def _with_noise(self, own_samples: Transition, each: int) -> FlowBatch:
+        """With the noise of these samples out of that of all processes'."""
+        bodies = len(own_samples.observation.state) // each * self.world.size
+        own = self.world.share(bodies)
         noise = FlowNoise.like(own_samples, samples=bodies * each)
         time = flow.sample_time(bodies * each)
         rows = slice(own.start * each, own.stop * each)
         return FlowBatch(own_samples, noise[rows], time[rows]).to(self.world.device)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rng": json.dumps(self.rng.bit_generator.state), "step": self.step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rng.bit_generator.state = json.loads(state["rng"])
-        self.step = state["step"]

@@ -1,6 +1,6 @@
 """Numbers that say whether pretraining is on the way to contexts that help."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,7 +21,9 @@ def mean_tanh_alpha(model: VLA) -> float:
     return float(torch.cat(alphas).tanh().abs().mean()) if alphas else 0.0
 
 
-def gradient_cosine(batches: Batches, bodies: list[VirtualEmbodiment], contexts: EmbodimentContext) -> float:
+def gradient_cosine(
+    batches: Batches, bodies: Sequence[VirtualEmbodiment], contexts: EmbodimentContext, step: int
+) -> float:
     """The cosine between the gradients of the action loss and of the alignment losses by W, on average over slots.
 
     Above zero, a step of alignment lowers the action loss too: what rehearsal is for. Measured on a batch of its own.
@@ -29,11 +31,12 @@ def gradient_cosine(batches: Batches, bodies: list[VirtualEmbodiment], contexts:
     Args:
         bodies: all slots' embodiments.
         contexts: those of this process's slots, `[slots, ...]`.
+        step: seeds the batch.
     """
     if not contexts.tensors:
         return 0.0
     config, leaf = batches.config, contexts.leaf()
-    with aside([config.seed, 17, batches.step]) as rng:
+    with aside([config.seed, 17, step]) as rng:
         batch = batches.draw_from(bodies, rng)
         aligning = batches.alignment_losses(batch, leaf).total
         acting = batches.action_losses(batch, leaf).action

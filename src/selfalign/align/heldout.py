@@ -50,7 +50,7 @@ class HeldOut:
         alone = World(device=world.device)  # every process measures everything
         self._batches = Batches(model, sources, replace(rehearsal, slots=config.bodies, widen_steps=0), alone)
         rng = np.random.default_rng([rehearsal.seed, 31])
-        self._bodies = [self._batches.sample(rng) for _ in range(config.bodies)]
+        self._bodies = [self._batches.sample(rng, 0) for _ in range(config.bodies)]
         self._optimizer = FastAdam(
             rehearsal.learning_rate,
             rehearsal.betas,

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,9 @@ class PretrainConfig:
     """Keep only the inputs of blocks for the backward pass and run them again there: less memory, more time."""
     strategy: Strategy = "ddp"
     """How processes that torchrun has started share the training."""
+    workers: int = 0
+    """Processes, beside each of the training's, that decode recordings and fetch batches ahead; the same training
+    with any number of them."""
 
     def check(self, world: World) -> None:
         """What cannot go together.
@@ -124,7 +128,9 @@ def pretrain(
     if config.start is not None:
         load_tensors(model, unique_tensors(load_model(config.start)), str(config.start))
     with world.main_first():
-        cache = EpisodeCache.build(source, image_size=model_config.image_size, progress=world.main)
+        cache = EpisodeCache.build(
+            source, image_size=model_config.image_size, progress=world.main, workers=config.workers
+        )
         if pictures is None and config.start is None:
             pictures = _labelled_frames(cache, model)
         if pictures is not None:
@@ -145,7 +151,7 @@ def pretrain(
     )
     checkpoint.seed_everything(config.seed)  # the same start whether the tower was trained just now or before
     rehearsal = dataclasses.replace(config.rehearsal, seed=config.seed)
-    objective = make_objective(model, sources(rigs=rigs), rehearsal, world)
+    objective = make_objective(model, sources(rigs=rigs), rehearsal, world, config.workers)
     validate = None
     if len(held_out):
         validate = HeldOut(model, sources(rigs=held_out), rehearsal, config.held_out, world)
@@ -153,7 +159,8 @@ def pretrain(
     engine = make_engine(model, world, config.strategy)
     about = _about(model_config, source, config)
     state = make_state(model.train(), objective, config.optim, config.steps, engine, about)
-    return _fit(state, out, config, on_save, validate)
+    with closing(objective):
+        return _fit(state, out, config, on_save, validate)
 
 
 def _fit(
@@ -301,15 +308,16 @@ def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batc
         found = np.load(path, mmap_mode="r")
         if len(found) == len(images):
             return np.asarray(found)
-    values, generator = None, torch.Generator().manual_seed(0)
+    partial, values, generator = path.with_suffix(".partial.npy"), None, torch.Generator().manual_seed(0)
     for start in track(range(0, len(images), batch), description=f"features of {camera}"):
         pixels = pixels_to_model(images[start : start + batch])
         pixels = colour_jitter(pixels, generator=generator) if recolour else pixels
         block = model.vision(pixels.to(model.feature_mean.device)).half().cpu().numpy()
-        values = np.empty((len(images), *block.shape[1:]), dtype=np.float16) if values is None else values
+        if values is None:
+            shape = (len(images), *block.shape[1:])
+            values = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
         values[start : start + len(block)] = block
     assert values is not None
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, values)
+    values.flush()
     partial.replace(path)
-    return values
+    return np.asarray(np.load(path, mmap_mode="r"))

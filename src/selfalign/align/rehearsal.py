@@ -13,22 +13,20 @@ First order: no unrolled inner loop, no second derivatives. `Plain` holds the tw
 compared with. Where processes share a training, each holds some of the slots.
 """
 
-import json
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from selfalign.align.batches import Batches, SlotBatch
-from selfalign.align.contrastive import add_contrast, contrast_group
+from selfalign.align.batches import Batches, Plan, SlotBatch
+from selfalign.align.contrastive import add_contrast
 from selfalign.align.diagnose import gradient_cosine, mean_tanh_alpha
+from selfalign.align.lives import Lives, Slots
 from selfalign.align.optim import FastAdam, FastAdamState
 from selfalign.align.plain import Plain
 from selfalign.align.settings import RehearsalConfig
-from selfalign.data.perturb import EmbodimentPerturbation
-from selfalign.data.virtual import VirtualEmbodiment, VirtualSources
+from selfalign.data.virtual import VirtualSources
 from selfalign.model.contexts import Coordinates
 from selfalign.model.policy import VLA, Losses
 from selfalign.train.world import ALONE, World
@@ -40,45 +38,45 @@ class Rehearsal:
     A slot holds its context's coordinates relative to W0, so that a slot follows W0 while W0 learns.
     """
 
-    def __init__(self, model: VLA, sources: VirtualSources, config: RehearsalConfig, world: World = ALONE):
+    def __init__(
+        self, model: VLA, sources: VirtualSources, config: RehearsalConfig, world: World = ALONE, workers: int = 0
+    ):
         self.model, self.config = model, config
-        self.batches = Batches(model, sources, config, world)
+        self.batches = Batches(model, sources, config, world, workers)
         self.own = world.share(config.slots)
         self.optimizer = FastAdam(
             config.learning_rate, config.betas, clip_norm=config.clip_norm, decay_steps=config.decay_steps
         )
         self.coordinates = model.contexts.zeros(model.prior().detach(), self.own.stop - self.own.start)
         self.state: FastAdamState = self.optimizer.init(self.coordinates, slots=True)
-        self.age = np.zeros(config.slots, dtype=np.int64)
-        self.limit = np.zeros(config.slots, dtype=np.int64)
-        self.bodies: list[VirtualEmbodiment] = []
-        self.group = config.contrastive.group
-        for first in range(0, config.slots, self.group):
-            self._begin(first)
+        self.slots = Slots(self.batches, config)
+        self.lives = self._next_lives = self.slots.first()
+        self._planned: Iterator[tuple[Plan[Lives], SlotBatch]] | None = None
         self._leaves: Coordinates = ()
 
-    @property
-    def rng(self) -> np.random.Generator:
-        return self.batches.rng
-
     def draw(self, parts: int) -> list[SlotBatch]:
-        if self.group > 1 and (self.own.stop - self.own.start) % (parts * self.group):
+        group = self.slots.group
+        if group > 1 and (self.own.stop - self.own.start) % (parts * group):
             raise ValueError(
-                f"{self.config.slots} slots are not groups of {self.group} (a body, its twin, its negatives) for each "
+                f"{self.config.slots} slots are not groups of {group} (a body, its twin, its negatives) for each "
                 f"of {self.batches.world.size} processes and {parts} parts of a step; choose another number of slots"
             )
+        if self._planned is None:
+            self._planned = self.batches.planned(self.slots.plans(self.lives))
+        plan, batch = next(self._planned)
+        self._next_lives = plan.after
         self._leaves = tuple(c.detach().requires_grad_() for c in self.coordinates)
-        return self.batches.draw(self.bodies).split(parts)
+        return batch.split(parts)
 
     def losses(self, part: SlotBatch) -> Losses:
         prior, coordinates = self.model.prior(), [c[part.slots] for c in self._leaves]
         live = self.model.contexts.context(prior, coordinates)
         losses = self.batches.losses(part, live, live.detach())
-        if self.group == 1:
+        if self.slots.group == 1:
             return losses
         start = prior.detach()
         ways = self.model.contexts.context(start, coordinates).embedding() - start.embedding()
-        return add_contrast(losses, ways, self.age[self.own][part.slots] > 0, self.config.contrastive)
+        return add_contrast(losses, ways, self.lives.age[self.own][part.slots] > 0, self.config.contrastive)
 
     def after_backward(self) -> dict[str, float]:
         """Move every context along its own gradient, age the slots, replace those that have reached their limit."""
@@ -87,36 +85,24 @@ class Rehearsal:
         gradients = [torch.zeros_like(c) if c.grad is None else c.grad * own for c in self._leaves]
         self.coordinates, self.state = self.optimizer.step(self._leaves, gradients, self.state)
         self._leaves = ()
-        self.age += 1
         numbers = {
-            "slots/mean_age": float(self.age.mean()),
+            "slots/mean_age": float((self.lives.age + 1).mean()),
             "slots/mean_update": float(torch.cat([c.flatten(1) for c in self.coordinates], 1).norm(dim=1).mean()),
             "ttt/mean_tanh_alpha": mean_tanh_alpha(self.model),
         }
-        self._replace(self.age >= self.limit)
+        self._pass()
         return numbers
 
     def diagnose(self) -> dict[str, float]:
         live = self.model.contexts.context(self.model.prior(), self.coordinates)
-        return {"ttt/gradient_cosine": gradient_cosine(self.batches, self.bodies, live)}
+        return {"ttt/gradient_cosine": gradient_cosine(self.batches, self.lives.bodies, live, self.lives.step)}
 
-    def _replace(self, old: np.ndarray) -> None:
-        """Give the slots that are marked a new embodiment, the prior as context and a fresh optimiser."""
-        for first in np.flatnonzero(old[:: self.group]) * self.group:
-            self._begin(int(first))
-        rows = torch.from_numpy(old[self.own]).to(self.state.count.device)
+    def _pass(self) -> None:
+        """On to the next step: slots with a new embodiment get the prior as context and a fresh optimiser."""
+        rows = torch.from_numpy(self.lives.old[self.own]).to(self.state.count.device)
         self.coordinates = tuple(c.masked_fill(rows.view(-1, *[1] * (c.dim() - 1)), 0.0) for c in self.coordinates)
         self.state = self.state.reset(rows)
-
-    def _begin(self, first: int) -> None:
-        """New embodiments for a slot, or for a group of slots that are contrasted; their life starts."""
-        slots = slice(first, first + self.group)
-        self.age[slots] = 0
-        self.limit[slots] = self.rng.integers(max(1, self.config.max_age // 8), self.config.max_age + 1)
-        batches = self.batches
-        self.bodies[slots] = contrast_group(
-            batches.sample(), batches.sources, self.config.contrastive, self.rng, batches.width
-        )
+        self.lives = self._next_lives
 
     def state_dict(self) -> dict[str, Any]:
         """The slots of all processes: which of them goes on with which slots is not written down."""
@@ -126,10 +112,7 @@ class Rehearsal:
             "first": [gather(m) for m in self.state.first],
             "second": [gather(m) for m in self.state.second],
             "count": gather(self.state.count),
-            "age": torch.from_numpy(self.age.copy()),
-            "limit": torch.from_numpy(self.limit.copy()),
-            "bodies": json.dumps([_describe(body) for body in self.bodies]),
-            **self.batches.state_dict(),
+            **self.slots.state_dict(self.lives),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -138,35 +121,29 @@ class Rehearsal:
         def own(tensors: list[Tensor]) -> tuple[Tensor, ...]:
             return tuple(t[self.own].to(device) for t in tensors)
 
+        self.close()
         self.coordinates = own(state["coordinates"])
         self.state = FastAdamState(own(state["first"]), own(state["second"]), *own([state["count"]]))
-        self.age, self.limit = state["age"].numpy().copy(), state["limit"].numpy().copy()
-        self.bodies = [_rebuild(self.batches.sources, data) for data in json.loads(state["bodies"])]
-        self.batches.load_state_dict(state)
+        self.lives = self._next_lives = self.slots.restored(state)
+
+    def close(self) -> None:
+        """Ends the workers; what they have fetched ahead is dropped."""
+        self._planned = None
 
 
 def make_objective(
-    model: VLA, sources: VirtualSources, config: RehearsalConfig, world: World = ALONE
+    model: VLA, sources: VirtualSources, config: RehearsalConfig, world: World = ALONE, workers: int = 0
 ) -> Rehearsal | Plain:
     """The objective of a scheme, for this process's share of the slots.
+
+    Args:
+        workers: processes that fetch batches ahead; 0: none.
 
     Raises:
         ValueError: the scheme does not take what the config asks for.
     """
     if config.scheme == "rehearsal":
-        return Rehearsal(model, sources, config, world)
+        return Rehearsal(model, sources, config, world, workers)
     if config.contrastive.weight:
         raise ValueError(f"the contrastive loss is between rehearsed contexts; the scheme {config.scheme!r} has none")
-    return Plain(model, sources, config, world)
-
-
-def _describe(body: VirtualEmbodiment) -> dict[str, Any]:
-    play = [int(e) for e in body.play_episodes]
-    colours = {"recoloured": True} if body.recoloured else {}
-    return {"rig": body.rig, "perturbation": body.perturbation.to_dict(), "play": play, **colours}
-
-
-def _rebuild(sources: VirtualSources, data: dict[str, Any]) -> VirtualEmbodiment:
-    perturbation = EmbodimentPerturbation.from_dict(data["perturbation"])
-    body = sources.embodiment(data["rig"], perturbation, np.array(data["play"]))
-    return replace(body, recoloured=data.get("recoloured", False))
+    return Plain(model, sources, config, world, workers)

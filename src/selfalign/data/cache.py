@@ -7,9 +7,9 @@ maps the same files.
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from selfalign.data.cache_dir import cache_dir as user_cache
-from selfalign.data.episodes import IMAGE_PREFIX, Episode
+from selfalign.data.episodes import IMAGE_PREFIX
 from selfalign.data.lerobot import LeRobotReader
+from selfalign.data.loading import fetch_ahead
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import resize_with_pad
 
@@ -56,6 +57,7 @@ class EpisodeCache:
         cache_dir: str | Path | None = None,
         image_size: int | None = None,
         progress: bool = False,
+        workers: int = 0,
     ) -> Self:
         """The decoded form of a data set: opened if it is there, made otherwise.
 
@@ -64,27 +66,29 @@ class EpisodeCache:
             cache_dir: folder that holds the caches of all data sets; default `selfalign.data.cache_dir`.
             image_size: side of the square that images are resized to (with padding); None keeps their size.
             progress: show a progress bar while decoding.
+            workers: processes that decode; 0: this one does.
 
         Raises:
             ValueError, FileNotFoundError: the data set is damaged (see `LeRobotReader`); no cache is left behind.
             OSError: no room on the disk; no cache is left behind.
+            RuntimeError: a worker died; no cache is left behind.
         """
         source = SourceData([source]) if isinstance(source, LeRobotReader) else source
         folder = Path(cache_dir) if cache_dir is not None else user_cache("episodes")
         root = folder / f"{source.fingerprint}-{image_size or 'full'}-v{_VERSION}"
         if (root / _META).is_file():
             return cls.open(root)
-        partial = folder / f".{root.name}.partial-{os.getpid()}-{os.urandom(3).hex()}"
-        partial.mkdir(parents=True)
+        unfinished = folder / f".{root.name}.partial-{os.getpid()}-{os.urandom(3).hex()}"
+        unfinished.mkdir(parents=True)
         try:
-            _decode_into(partial, source, image_size, progress)
+            _decode_into(unfinished, source, image_size, progress, workers)
             try:
-                partial.rename(root)
+                unfinished.rename(root)
             except OSError:
                 if not (root / _META).is_file():  # else another process has finished the same cache first
                     raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
         return cls.open(root)
 
     @classmethod
@@ -168,10 +172,10 @@ class EpisodeCache:
         return np.flatnonzero(picked)
 
 
-def _decode_into(folder: Path, source: SourceData, image_size: int | None, progress: bool) -> None:
+def _decode_into(folder: Path, source: SourceData, image_size: int | None, progress: bool, workers: int) -> None:
     total, arrays, start = source.num_frames, {}, 0
-    for episode in _with_progress(source, progress):
-        columns = {name: _resized(values, name, image_size) for name, values in episode.columns().items()}
+    decoded = fetch_ahead(partial(_decoded, source, image_size), range(len(source)), workers)
+    for columns, ref in zip(_with_progress(decoded, len(source), progress), source.refs, strict=True):
         for name, values in columns.items():
             if name not in arrays:
                 arrays[name] = np.lib.format.open_memmap(
@@ -183,7 +187,7 @@ def _decode_into(folder: Path, source: SourceData, image_size: int | None, progr
                     f"{list(arrays[name].shape[1:])} in those before; give `image_size` if cameras differ"
                 )
             arrays[name][start : start + len(values)] = values
-        start += len(episode)
+        start += ref.length
     for array in arrays.values():
         array.flush()
 
@@ -206,15 +210,22 @@ def _decode_into(folder: Path, source: SourceData, image_size: int | None, progr
     (folder / _META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
+def _decoded(source: SourceData, image_size: int | None, index: int) -> dict[str, np.ndarray]:
+    """The columns of an episode, pictures resized."""
+    return {name: _resized(values, name, image_size) for name, values in source[index].columns().items()}
+
+
 def _resized(values: np.ndarray, name: str, image_size: int | None) -> np.ndarray:
     if image_size is None or not name.startswith(IMAGE_PREFIX):
         return values
     return resize_with_pad(values, image_size, image_size)
 
 
-def _with_progress(source: SourceData, progress: bool) -> Iterable[Episode]:
+def _with_progress(
+    decoded: Iterator[dict[str, np.ndarray]], total: int, progress: bool
+) -> Iterable[dict[str, np.ndarray]]:
     if not progress:
-        return source.episodes()
+        return decoded
     from rich.progress import track
 
-    return track(source.episodes(), description="decoding", total=len(source))
+    return track(decoded, description="decoding", total=total)

@@ -5,19 +5,21 @@
     change.invert(episode_of_another_body)  # the recorded one
 
 Each says whether it is `exact`: whether the other body would truly have recorded just that. Seeds make them repeatable.
-`data.perturb` has the maths of frames, `data.homography` that of cameras, `data.kinematics` that of arms.
+`data.perturb` has the maths of frames, `data.homography` that of cameras, `data.kinematics` that of arms, `data.rate`
+that of control rates.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from selfalign.data.episodes import Episode
 from selfalign.data.kinematics import ArmKinematics
-from selfalign.data.perturb import EmbodimentPerturbation, accumulate, differences
+from selfalign.data.perturb import EmbodimentPerturbation, JointFrame, LinearFrame, accumulate, differences
+from selfalign.data.rate import ControlRate
 
 
 @runtime_checkable
@@ -52,6 +54,23 @@ class Changes:
         for part in reversed(self.parts):
             episode = part.invert(episode)
         return episode
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """A change the other way round: `Inverse(ControlRate(2))` is a body with twice the rate."""
+
+    change: EpisodeChange
+
+    @property
+    def exact(self) -> bool:
+        return self.change.exact
+
+    def apply(self, episode: Episode) -> Episode:
+        return self.change.invert(episode)
+
+    def invert(self, episode: Episode) -> Episode:
+        return self.change.apply(episode)
 
 
 @dataclass(frozen=True)
@@ -219,6 +238,60 @@ class InJoints:
             start = self.arm.solve(position, rotation, start)
             found.append(start)
         return np.stack(found)
+
+
+ActionKind = Literal["displacements", "targets"]
+"""What an action's leading numbers say."""
+
+
+@dataclass(frozen=True)
+class RemadeBody:
+    """A body made of a recorded one by changes of its numbers, as pretraining draws and writes them down."""
+
+    frames: EmbodimentPerturbation = EmbodimentPerturbation()
+    """Other frames of displacements or targets, and of states."""
+    recorded: ActionKind = "displacements"
+    swapped: bool = False
+    """It acts by targets where displacements were recorded, and the other way round."""
+    step: float = 1.0
+    """Units of the state that a recorded displacement of 1 moves it; used with `swapped`."""
+    every: int = 1
+    """Commands of the recorded body for one of its own."""
+    held: tuple[int, ...] = (-1,)
+    """Numbers of an action that are targets all the same (see `ControlRate`)."""
+    idle_joints: int = 0
+    """It has so many more joints."""
+    seed: int = 0
+    """Of what those do."""
+
+    @property
+    def changes(self) -> Changes:
+        """The same as changes of episodes, in their order."""
+        parts: list[EpisodeChange] = []
+        if self.every > 1:
+            parts.append(ControlRate(self.every, self.recorded == "targets", self.held))
+        if self.swapped:
+            frame = self.frames.action_frame
+            same = JointFrame.identity(frame.joints) if isinstance(frame, JointFrame) else LinearFrame()
+            to_targets = InFrames(EmbodimentPerturbation(same, LinearFrame(), absolute=True, step=self.step))
+            parts.append(to_targets if self.recorded == "displacements" else Inverse(to_targets))
+        parts.append(InFrames(self.frames))
+        if self.idle_joints:
+            parts.append(IdleJoints(self.idle_joints, self.seed))
+        return Changes(tuple(parts))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "frames": self.frames.to_dict(), "held": list(self.held)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        frames = EmbodimentPerturbation.from_dict(data["frames"])
+        return cls(**{**data, "frames": frames, "held": tuple(data["held"])})
+
+
+def body_from_dict(data: Mapping[str, Any]) -> EmbodimentPerturbation | RemadeBody:
+    """What either one's `to_dict` wrote."""
+    return RemadeBody.from_dict(data) if "frames" in data else EmbodimentPerturbation.from_dict(data)
 
 
 def _with_numbers(episode: Episode, state: np.ndarray, action: np.ndarray, replaced: int) -> Episode:

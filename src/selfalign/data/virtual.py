@@ -14,12 +14,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from selfalign.data.cache import EpisodeCache
+from selfalign.data.changes import RemadeBody
+from selfalign.data.episodes import Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.perturb import EmbodimentPerturbation, JointFrame, LinearFrame
 from selfalign.data.transforms import Tokenizer, dim_mask, pad_dims, tokenize_tasks
 from selfalign.types import ActionChunk, Observation, Transition
 
-DrawPerturbation = Callable[[np.random.Generator, Mapping[str, Any], float], EmbodimentPerturbation]
+Perturbation = EmbodimentPerturbation | RemadeBody
+
+DrawPerturbation = Callable[[np.random.Generator, Mapping[str, Any], float], Perturbation]
 """From a rig's description (a row of `meta/embodiments.json`) and a width between 0 and 1, a body that pretraining may
 use: at 0 a canonical one, at 1 any."""
 
@@ -34,6 +38,50 @@ class FrameFeatures:
     """Normalised next-observation features, float32."""
     recoloured: "FrameFeatures | None" = None
     """The same of every frame in other colours; None: there are none."""
+
+    def fetch(self, request: "FrameRequest") -> "Seen":
+        """What was seen at some frames.
+
+        Raises:
+            ValueError: other colours are wanted, and there are none.
+        """
+        tokens = {
+            camera: self._of(lambda features, c=camera: features.tokens[c], request.now, request.recoloured)
+            for camera in self.tokens
+        }
+        if request.later is None:
+            return Seen(tokens, None)
+        return Seen(tokens, self._of(lambda features: features.next_features, request.later, request.recoloured))
+
+    def _of(
+        self, column: Callable[["FrameFeatures"], np.ndarray], frames: np.ndarray, recoloured: Bool[np.ndarray, " B"]
+    ) -> Tensor:
+        values = np.ascontiguousarray(column(self)[frames])
+        if recoloured.any():
+            if self.recoloured is None:
+                raise ValueError("a body in other colours needs features of recoloured frames")
+            values[recoloured] = column(self.recoloured)[frames[recoloured]]
+        return torch.from_numpy(values)
+
+
+@dataclass(frozen=True, eq=False)
+class FrameRequest:
+    """Frames of a cache that samples see."""
+
+    now: Int[np.ndarray, " B"]
+    later: Int[np.ndarray, " B"] | None
+    """Those of the next observations; None: they are not needed."""
+    recoloured: Bool[np.ndarray, " B"]
+    """Which are seen in other colours."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The features of the frames of a request, in the types in which they are stored."""
+
+    tokens: Mapping[str, Tensor]
+    """Per camera, `[B, N, D]`."""
+    following: Float[Tensor, "B n F"] | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +98,7 @@ class VirtualEmbodiment:
     """An embodiment in the middle of its life: its numbers, normalised with its own statistics and padded."""
 
     rig: int
-    perturbation: EmbodimentPerturbation
+    perturbation: Perturbation
     play_episodes: Int[np.ndarray, " E"]
     """Episodes of play that it is normalised with and aligned to."""
     stats: NormStats
@@ -70,6 +118,16 @@ class VirtualEmbodiment:
     """Row of the last frame of each row's episode."""
     recoloured: bool = False
     """Its cameras show other colours."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples of some bodies, body after body: where they stand, without what was seen there."""
+
+    bodies: Sequence[VirtualEmbodiment]
+    rows: Sequence[Int[np.ndarray, " n"]]
+    """Of each body's samples, into its arrays."""
+    request: FrameRequest
 
 
 class VirtualSources:
@@ -118,7 +176,7 @@ class VirtualSources:
         return play if len(play) else self.cache.episodes_of(rig, False)
 
     def embodiment(
-        self, rig: int, perturbation: EmbodimentPerturbation, play_episodes: Int[np.ndarray, " E"] | None = None
+        self, rig: int, perturbation: Perturbation, play_episodes: Int[np.ndarray, " E"] | None = None
     ) -> VirtualEmbodiment:
         """A rig's recordings in the terms of a perturbed body, normalised by (some of) its play."""
         cache, shape = self.cache, self.shape
@@ -127,13 +185,18 @@ class VirtualSources:
         spans = [cache.episode_starts[e] + np.arange(cache.episode_lengths[e]) for e in episodes]
         frames = np.concatenate(spans)
         lengths = np.array([len(span) for span in spans])
+        if isinstance(perturbation, RemadeBody):
+            remade = _remade(perturbation, *self._canonical(frames, perturbation.frames), lengths)
+            state, action, kept, lengths = remade
+            frames = frames[kept]
+        else:
+            state, action = perturbation.apply(*self._canonical(frames, perturbation))
         ends = np.cumsum(lengths) - 1
         last, row = np.repeat(ends, lengths), np.arange(len(frames))
         # By place and not by the cache's flag: demonstrations may stand in for play, and then are there twice.
         is_play = np.repeat(np.arange(len(episodes)) < len(play), lengths)
 
         odds = self.task_weight[np.repeat(cache.task_index[episodes], lengths)[~is_play]]
-        state, action = perturbation.apply(*self._canonical(frames, perturbation))
         stats = NormStats.from_arrays(state[is_play], action[is_play])
         return VirtualEmbodiment(
             rig=rig,
@@ -159,22 +222,34 @@ class VirtualSources:
         chosen = np.sort(rng.choice(play, size=count, replace=False))
         return self.embodiment(rig, self.draw(rng, self.cache.embodiments[rig], width), chosen)
 
-    def play_batch(
-        self, bodies: list[VirtualEmbodiment], each: int, rng: np.random.Generator, own: slice = slice(None)
-    ) -> Transition:
-        """`each` transitions of play of every body, body after body. The prompt is empty: state-free, task-free.
+    def play_samples(
+        self, bodies: Sequence[VirtualEmbodiment], each: int, rng: np.random.Generator, own: slice = slice(None)
+    ) -> Samples:
+        """`each` transitions of play of every body.
 
         With `own`, the samples of those bodies alone; what is drawn is the same.
         """
         rows = [rng.choice(body.play, size=each) for body in bodies]
-        return self._batch(bodies[own], rows[own], with_next=True)
+        return self._samples(bodies[own], rows[own], with_next=True)
+
+    def demonstration_samples(
+        self, bodies: Sequence[VirtualEmbodiment], each: int, rng: np.random.Generator, own: slice = slice(None)
+    ) -> Samples:
+        """`each` samples of demonstrations of every body; `own` as in `play_samples`."""
+        rows = [rng.choice(body.demonstrations, size=each, p=body.demonstration_odds) for body in bodies]
+        return self._samples(bodies[own], rows[own], with_next=False)
+
+    def play_batch(self, bodies: Sequence[VirtualEmbodiment], each: int, rng: np.random.Generator) -> Transition:
+        """Samples of play and what was seen there."""
+        samples = self.play_samples(bodies, each, rng)
+        return self.batch(samples, self.features.fetch(samples.request))
 
     def demonstration_batch(
-        self, bodies: list[VirtualEmbodiment], each: int, rng: np.random.Generator, own: slice = slice(None)
+        self, bodies: Sequence[VirtualEmbodiment], each: int, rng: np.random.Generator
     ) -> Transition:
-        """`each` samples of demonstrations of every body, with the instruction as prompt; `own` as in `play_batch`."""
-        rows = [rng.choice(body.demonstrations, size=each, p=body.demonstration_odds) for body in bodies]
-        return self._batch(bodies[own], rows[own], with_next=False)
+        """Samples of demonstrations and what was seen there."""
+        samples = self.demonstration_samples(bodies, each, rng)
+        return self.batch(samples, self.features.fetch(samples.request))
 
     def _canonical(self, frames: np.ndarray, perturbation: EmbodimentPerturbation) -> tuple[np.ndarray, np.ndarray]:
         state = self._column(frames, "observation.state", "observation.joints", perturbation.state_frame)
@@ -186,24 +261,31 @@ class VirtualSources:
             return _real_joints(np.asarray(self.cache.column(joints)[frames]), frame.joints)
         return np.asarray(self.cache.column(name)[frames])
 
-    def _batch(self, bodies: list[VirtualEmbodiment], rows: list[np.ndarray], *, with_next: bool) -> Transition:
-        horizon, steps = self.shape.horizon, np.arange(self.shape.horizon)
-        each = [len(r) for r in rows]
+    def _samples(self, bodies: Sequence[VirtualEmbodiment], rows: list[np.ndarray], *, with_next: bool) -> Samples:
+        later = None
+        if with_next:
+            later = np.concatenate([b.frames[r + self.shape.horizon] for b, r in zip(bodies, rows, strict=True)])
+        now = np.concatenate([b.frames[r] for b, r in zip(bodies, rows, strict=True)])
+        recoloured = np.repeat([b.recoloured for b in bodies], [len(r) for r in rows])
+        return Samples(bodies, rows, FrameRequest(now, later, recoloured))
+
+    def batch(self, samples: Samples, seen: Seen) -> Transition:
+        """Samples with what was seen there. The prompt is the instruction; play has none: state-free, task-free."""
+        bodies, rows, frames = samples.bodies, samples.rows, samples.request.now
+        steps, is_play = np.arange(self.shape.horizon), samples.request.later is not None
         chunks = [np.minimum(r[:, None] + steps, b.last[r][:, None]) for b, r in zip(bodies, rows, strict=True)]
         valid = np.concatenate([r[:, None] + steps <= b.last[r][:, None] for b, r in zip(bodies, rows, strict=True)])
-        frames = np.concatenate([b.frames[r] for b, r in zip(bodies, rows, strict=True)])
         actions = torch.cat([b.action[torch.from_numpy(c)] for b, c in zip(bodies, chunks, strict=True)])
         state = torch.cat([b.state[torch.from_numpy(r)] for b, r in zip(bodies, rows, strict=True)])
-        repeats = torch.tensor(each)
+        repeats = torch.tensor([len(r) for r in rows])
         state_mask = torch.stack([b.state_mask for b in bodies]).repeat_interleave(repeats, dim=0)
         action_mask = torch.stack([b.action_mask for b in bodies]).repeat_interleave(repeats, dim=0)
-        recoloured, following = np.repeat([b.recoloured for b in bodies], each), None
-        if with_next:
-            after = np.concatenate([b.frames[r + horizon] for b, r in zip(bodies, rows, strict=True)])
-            following = torch.from_numpy(self._seen(lambda features: features.next_features, after, recoloured))
-        observation = self._observation(frames, recoloured, state, state_mask, prompted=not with_next)
+        tokens, mask = self._prompts(frames, empty=is_play)
+        features = {camera: values.float() for camera, values in seen.tokens.items()}
+        present = {camera: torch.ones(len(frames), dtype=torch.bool) for camera in features}
+        observation = Observation({}, present, state, tokens, mask, state_mask, features)
         chunk = ActionChunk(actions, torch.from_numpy(valid), action_mask)
-        return Transition(observation, chunk, following, referent=None if with_next else self._referent(frames))
+        return Transition(observation, chunk, seen.following, referent=None if is_play else self._referent(frames))
 
     def _referent(self, frames: np.ndarray) -> Float[Tensor, "B 2"] | None:
         """Where the frozen tower sees, with the first camera, what the instruction names; None where the tasks name no
@@ -214,37 +296,26 @@ class VirtualSources:
         tokens = next(iter(self.features.tokens.values()))
         return torch.from_numpy(tokens[frames, index, :2]).float()
 
-    def _seen(
-        self, of: Callable[[FrameFeatures], np.ndarray], frames: np.ndarray, recoloured: Bool[np.ndarray, " B"]
-    ) -> np.ndarray:
-        """Features of frames, of some in other colours."""
-        values = np.ascontiguousarray(of(self.features)[frames])
-        if recoloured.any():
-            if self.features.recoloured is None:
-                raise ValueError("a body in other colours needs features of recoloured frames")
-            values[recoloured] = of(self.features.recoloured)[frames[recoloured]]
-        return values
-
-    def _observation(
-        self,
-        frames: np.ndarray,
-        recoloured: Bool[np.ndarray, " B"],
-        state: Tensor,
-        state_mask: Tensor,
-        *,
-        prompted: bool,
-    ) -> Observation:
+    def _prompts(self, frames: Int[np.ndarray, " B"], *, empty: bool) -> tuple[Tensor, Tensor]:
         tasks = torch.from_numpy(self.cache.task_index[self.cache.episode_of_frame[frames]])
         tokens, mask = self.tokens[tasks], self.token_mask[tasks]
-        if not prompted:
+        if empty:
             tokens, mask = tokens[:, :1], mask[:, :1]  # the begin token alone, as an empty prompt gives it
         longest = int(mask.sum(1).max())
-        features = {
-            camera: torch.from_numpy(self._seen(lambda f, c=camera: f.tokens[c], frames, recoloured)).float()
-            for camera in self.features.tokens
-        }
-        present = {camera: torch.ones(len(frames), dtype=torch.bool) for camera in features}
-        return Observation({}, present, state, tokens[:, :longest], mask[:, :longest], state_mask, features)
+        return tokens[:, :longest], mask[:, :longest]
+
+
+def _remade(
+    body: RemadeBody, state: np.ndarray, action: np.ndarray, lengths: Int[np.ndarray, " E"]
+) -> tuple[np.ndarray, np.ndarray, Int[np.ndarray, " K"], Int[np.ndarray, " E"]]:
+    """States and actions of episodes end to end, changed one by one; the rows that are left, and how many of each."""
+    change, starts = body.changes, np.cumsum(lengths) - lengths
+    made = []
+    for start, length in zip(starts, lengths, strict=True):
+        rows = np.arange(start, start + length)
+        made.append(change.apply(Episode({}, state[rows], action[rows], extra={"row": rows})))
+    joined = (np.concatenate(parts) for parts in zip(*((e.state, e.action, e.extra["row"]) for e in made), strict=True))
+    return *joined, np.array([len(episode) for episode in made])
 
 
 def _first_match(task: str, words: Sequence[str]) -> int:
