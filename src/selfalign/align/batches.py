@@ -75,8 +75,14 @@ class Batches:
         return min(1.0, self.step / widen) if widen else 1.0
 
     def sample(self, rng: np.random.Generator | None = None) -> VirtualEmbodiment:
-        """A new embodiment; from `rng`, or from the training's own generator."""
-        return self.sources.sample(self.rng if rng is None else rng, width=self.width)
+        """A new embodiment, or one of the fixed ones; from `rng`, or from the training's own generator.
+
+        A fixed one keeps its rig, its play and the seed of its frames while the training widens.
+        """
+        rng = self.rng if rng is None else rng
+        if self.config.source_bodies is not None:
+            rng = np.random.default_rng([self.config.seed, 11, int(rng.integers(self.config.source_bodies))])
+        return self.sources.sample(rng, width=self.width)
 
     def draw(self, bodies: list[VirtualEmbodiment]) -> SlotBatch:
         """The batch of the next step."""
