@@ -329,7 +329,10 @@ def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batc
         values = np.empty((len(images), *block.shape[1:]), dtype=np.float16) if values is None else values
         values[start : start + len(block)] = block
     assert values is not None
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, values)
-    partial.replace(path)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.save(file, values)
+
+    write_atomically(path, write)
     return values
