@@ -125,6 +125,7 @@ def test_a_plan_by_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(REACHED, 2, 0.1)
     monkeypatch.setitem(REACHED, 4, 0.9)
     Measured(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "80")
     run(MatrixConfig("smoke", tmp_path, str(checkpoint), workers=1))
     told = capsys.readouterr().out
     assert "Plan smoke" in told and "4 play" in told and "90 % [90, 90]" in told

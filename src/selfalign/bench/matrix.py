@@ -144,7 +144,10 @@ def digest(identity: Mapping[str, Any]) -> str:
 def _measure(states: Sequence[CellState], out: Path, workers: int, cluster: Cluster, show: bool) -> None:
     """Runs the jobs whose rows are not there."""
     # Cells that differ in their labels alone are measured once.
-    missing = {state.digest: state.jobs for state in states if state.result is None and not state.error}
+    missing: dict[str, list[cells.BodyJob]] = {}
+    for state in states:
+        if state.result is None and not state.error:
+            missing.setdefault(state.digest, state.jobs)
     jobs = [job for jobs_of in missing.values() for job in jobs_of]
     todo = [job for job in jobs if not _row_path(out, job).is_file()]
     # Bodies of one robot after another: a worker then seldom changes robots.

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from selfalign.bench.report import percent
 
-COLUMNS = ("cell", "method", "scenario", "task", "bodies", "given", "success (95 %)", "fit s", "peak MB", "stored kB")
+COLUMNS = ("cell", "unseen", "given", "success (95 %)", "fit s", "peak MB", "kept kB")
 
 
 def print_matrix(result: Mapping[str, Any], console: Console) -> None:
@@ -17,7 +17,7 @@ def print_matrix(result: Mapping[str, Any], console: Console) -> None:
     title = f"Plan {result['plan']}: success over bodies, with the 95 % interval of a bootstrap over bodies"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in COLUMNS:
-        table.add_column(column, justify="right" if column in COLUMNS[-4:] else "left", no_wrap=True)
+        table.add_column(column, justify="right" if column in COLUMNS[-4:] else "left", no_wrap=column in COLUMNS[-5:])
     for entry in result["cells"]:
         for row in _rows(entry):
             table.add_row(*row)
@@ -33,10 +33,11 @@ def print_matrix(result: Mapping[str, Any], console: Console) -> None:
 
 def _rows(entry: Mapping[str, Any]) -> list[list[str]]:
     settings = entry["settings"]
-    told = [entry["label"], settings["method"], settings["scenario"], settings["task"], settings["region"]]
+    method = "oracle" if settings["region"] == "source" else settings["method"]
+    told = [f"{entry['label']} {method}", f"{settings['scenario']} {settings['task']}"]
     if "error" in entry:
         return [[*told, "", "failed", "", "", ""]]
-    unit = "demonstrations" if settings["demonstrations"] else "play"
+    unit = "shown" if settings["demonstrations"] else "play"
     return [
         [
             *told,
