@@ -6,7 +6,9 @@
 A small random model on noise, less than a minute on one core.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,10 @@ its label is better than 2, the velocity's variance."""
 BATCH = 32
 
 
-class OpenPerception(AlignmentLayout):
-    """The layout with a perception token that sees both blocks."""
+OpenPerception = partial(AlignmentLayout, open_perception=True)
+"""The layout with a perception token that sees both blocks."""
 
-    def mask(self, device: torch.device | str | None = None) -> Tensor:
-        mask = super().mask(device)
-        mask[self.perception] = True
-        return mask
-
-
-LAYOUTS: dict[str, type[AlignmentLayout]] = {
+LAYOUTS: dict[str, Callable[..., AlignmentLayout]] = {
     "perception sees itself": AlignmentLayout,
     "perception sees both blocks": OpenPerception,
 }
@@ -79,7 +75,7 @@ def leak(layout: AlignmentLayout) -> Tensor:
 # ---- what a model does ---------------------------------------------------------------------------------------------
 
 
-def small_model(layout: type[AlignmentLayout], depth: int) -> VLA:
+def small_model(layout: Callable[..., AlignmentLayout], depth: int) -> VLA:
     heads: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
     expert = StreamConfig(32, 64, depth=depth, **heads)
     tower = KeypointTowerConfig(image_size=16, channels=(8, 8, 8), named=3, free=1, grid=2, feature_dim=4)
@@ -105,7 +101,7 @@ def noise_batch(model: VLA, size: int) -> Transition:
     return Transition(observation, actions, torch.randn(size, *model.feature_mean.shape))
 
 
-def gradient(layout: type[AlignmentLayout], depth: int) -> float:
+def gradient(layout: Callable[..., AlignmentLayout], depth: int) -> float:
     """What dynamics' output takes from the clean next observation, over what it takes from the noisy one (norms)."""
     model = small_model(layout, depth)
     batch = noise_batch(model, 8)
@@ -121,7 +117,7 @@ def gradient(layout: type[AlignmentLayout], depth: int) -> float:
     return float(of_label.norm() / of_noisy.norm())
 
 
-def trained(layout: type[AlignmentLayout], steps: int) -> dict[str, float]:
+def trained(layout: Callable[..., AlignmentLayout], steps: int) -> dict[str, float]:
     """Losses after training on labels that are noise, at flow time 0.5: the mean of the last tenth."""
     model, losses = small_model(layout, depth=3), []
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1] / "src" / "selfalign"
 # model and embodiments share a level: both build on types only, and neither knows the other.
 LEVELS = [
     {"types", "workers"},
+    {"cluster"},
     {"model", "embodiments"},
     {"data"},
     {"policy"},
@@ -20,10 +21,12 @@ LEVELS = [
     {"align"},
     {"online"},
     {"sim", "serve"},
+    {"baselines"},
     {"bench"},
     {"presets"},
     {"data_page"},
     {"inspection", "statistics", "convert", "importing", "features", "training"},
+    {"ablation"},
     {"cli"},
 ]
 LEVEL = {part: index for index, parts in enumerate(LEVELS) for part in parts}
@@ -70,7 +73,7 @@ def test_relative_imports_are_resolved(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 OPTIONAL = ["mujoco", "robosuite", "gymnasium", "tensorboard", "sentencepiece"]
-OPTIONAL += ["websockets", "msgpack", "prometheus_client", "mink", "google_crc32c", "timm", "peft", "wandb"]
+OPTIONAL += ["websockets", "msgpack", "prometheus_client", "mink", "google_crc32c", "timm", "peft", "wandb", "ray"]
 
 
 @pytest.mark.parametrize("package", OPTIONAL)

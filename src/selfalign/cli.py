@@ -13,9 +13,11 @@ os.environ.setdefault("LP_NUM_THREADS", "0")
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
+from selfalign.ablation.run import AblateConfig
 from selfalign.bench.adapt import AdaptConfig
 from selfalign.bench.demo import DemoConfig
 from selfalign.bench.evaluate import EvalConfig
+from selfalign.bench.matrix import MatrixConfig
 from selfalign.convert import ConvertConfig
 from selfalign.features import FeaturesConfig
 from selfalign.importing import ImportConfig
@@ -232,7 +234,10 @@ class Bench:
     """Measure: how well bodies that were never seen act before and after aligning."""
 
     what: OmitSubcommandPrefixes[
-        Annotated[AdaptConfig, subcommand("adapt")] | Annotated[Experts, subcommand("experts")]
+        Annotated[AdaptConfig, subcommand("adapt")]
+        | Annotated[MatrixConfig, subcommand("matrix")]
+        | Annotated[AblateConfig, subcommand("ablate")]
+        | Annotated[Experts, subcommand("experts")]
     ]
 
     def run(self) -> None:
@@ -240,6 +245,14 @@ class Bench:
             from selfalign.bench.adapt import run
 
             run(self.what)
+        elif isinstance(self.what, MatrixConfig):
+            from selfalign.bench.matrix import run as measure_plan
+
+            measure_plan(self.what)
+        elif isinstance(self.what, AblateConfig):
+            from selfalign.ablation.run import run as ablate
+
+            ablate(self.what)
         else:
             from selfalign.sim.experts import main as measure
 

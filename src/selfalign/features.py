@@ -75,7 +75,7 @@ def make_extractor(config: FeaturesConfig, model: VLA) -> FeatureExtractor:
     """The tower, or timm's model with the tokens of the model's."""
     if config.extractor == "tower":
         return TowerFeatures(model.to(config.device))
-    tokens, _ = model.vision.summary_shape
+    tokens, _ = model.next_shape
     grid = round(tokens**0.5)
     if grid * grid != tokens:
         raise ValueError(f"the model takes {tokens} tokens of a camera, which are no square grid")
@@ -152,7 +152,7 @@ def _array(path: Path, frames: int, example: np.ndarray) -> np.memmap:
 
 
 def _projection(config: FeaturesConfig, source: SourceData, extractor: FeatureExtractor, model: VLA) -> Projection:
-    _, size = model.vision.summary_shape
+    _, size = model.next_shape
     if config.like is not None:
         other = FeatureStore.open(config.like)
         if other.projection is None or not other.name.startswith(extractor.digest):

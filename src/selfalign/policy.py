@@ -337,17 +337,18 @@ class Policy:
         return concatenate(parts)
 
     def _episode_transitions(self, episode: Episode, stats: NormStats, stride: int) -> Transition:
-        pairs = episode.pairs(self.model.config.action_horizon, stride)
+        config = self.model.config
+        pairs = self._pairs(episode, stride)
         frames, where = np.unique(np.concatenate([pairs.now, pairs.later]), return_inverse=True)
         tower = self._tower(episode, frames)
         now, later = torch.from_numpy(where[: len(pairs)]), torch.from_numpy(where[len(pairs) :])
         state, actions = self._numbers(episode, stats, pairs)
         tokens, token_mask = (x.expand(len(pairs), -1) for x in self.tokenizer.encode([""]))
-        present = {c: torch.full((len(pairs),), c in episode.images) for c in self.model.config.cameras}
-        following = self._stored_features(episode, pairs.step + self.model.config.action_horizon)
+        present = {c: torch.full((len(pairs),), c in episode.images) for c in config.cameras}
+        following = self._stored_features(episode, pairs.step + config.next_step)
         if following is None:
-            with torch.no_grad():
-                following = self.model.next_features({c: x[later.to(x.device)] for c, x in tower.items()})
+            seen = self._pictures(episode, pairs.later) if config.next_pixels else None
+            following = self.model.next_features(seen or {c: x[later.to(x.device)] for c, x in tower.items()})
         observation = Observation(
             images={},
             image_masks=present,
@@ -359,6 +360,29 @@ class Policy:
         ).to(self.device)
         chunk = ActionChunk(actions.values, dim_mask=actions.mask).to(self.device)
         return Transition(observation, chunk, following)
+
+    def _pairs(self, episode: Episode, stride: int) -> Pairs:
+        """Transitions over the horizon, their second moment that of the model's next observation."""
+        config = self.model.config
+        pairs = episode.pairs(config.action_horizon, stride)
+        if config.next_step == config.action_horizon:
+            return pairs
+        if isinstance(episode, SparseEpisode):
+            raise ValueError(
+                f"this model is told what is seen {config.next_step} steps later; the episode was not seen then"
+            )
+        return dataclasses.replace(pairs, later=pairs.now + config.next_step)
+
+    def _pictures(self, episode: Episode, frames: np.ndarray) -> dict[str, Tensor]:
+        """What each camera of the model sees in some frames; black where the episode has no such camera."""
+        side = self.model.config.image_size
+        seen = {
+            c: self._pixels(episode.images[c][frames])
+            if c in episode.images
+            else torch.zeros(len(frames), 3, side, side)
+            for c in self.model.config.cameras
+        }
+        return {camera: pixels.to(self.device) for camera, pixels in seen.items()}
 
     def _stored_features(self, episode: Episode, frames: np.ndarray) -> Tensor | None:
         """Features of some frames that the episode carries, normalised; None where it carries none."""
@@ -385,16 +409,9 @@ class Policy:
     @torch.no_grad()
     def _tower(self, episode: Episode, frames: np.ndarray) -> dict[str, Tensor]:
         """The frozen tower's tokens of some frames of an episode, per camera of the model."""
-        cameras, side = self.model.config.cameras, self.model.config.image_size
-        chunks: dict[str, list[Tensor]] = {camera: [] for camera in cameras}
+        chunks: dict[str, list[Tensor]] = {camera: [] for camera in self.model.config.cameras}
         for rows in np.array_split(frames, -(-len(frames) // TOWER_BATCH)):
-            images = {
-                c: self._pixels(episode.images[c][rows])
-                if c in episode.images
-                else torch.zeros(len(rows), 3, side, side)
-                for c in cameras
-            }
-            for camera, tokens in self.model.image_features({c: x.to(self.device) for c, x in images.items()}).items():
+            for camera, tokens in self.model.image_features(self._pictures(episode, rows)).items():
                 chunks[camera].append(tokens)
         return {camera: torch.cat(parts) for camera, parts in chunks.items()}
 

@@ -15,8 +15,8 @@ from selfalign.checkpoint import save_checkpoint
 from selfalign.data.bodies import RecordedBodies
 from selfalign.data.fake import write_fake
 from selfalign.data.sources import SourceData
-from selfalign.data.virtual import DrawPerturbation
-from selfalign.model.policy import VLA, LossWeights
+from selfalign.data.virtual import DrawPerturbation, PlayUse
+from selfalign.model.policy import VLA, LossWeights, VLAConfig
 from selfalign.policy import AlignSettings, Policy
 from selfalign.train.autocast import Precision
 from selfalign.train.loop import LoopConfig
@@ -69,10 +69,68 @@ class BodyFlags:
     """Of Adam on the contexts, here and in `selfalign align`."""
     context_decay_steps: float | None = None
     """That rate falls as 1 / sqrt(1 + (step - 1) / this); None: constant."""
+    source_bodies: int | None = None
+    """Draw from so many fixed source bodies; None: every slot gets a new one (64 in the scheme per_body)."""
+    detach: bool = True
+    """The action loss reads the contexts and does not move them; to compare with: it moves them too."""
+    play_of: Literal["play", "demonstrations"] = "play"
+    """What rehearsal aligns to: play, or the transitions of demonstrations."""
+    play_trajectories: int | None = None
+    """Trajectories of play that rehearsal uses of each rig; None: all."""
     reach_weight: float = 2.0
     """How often frames of reach demonstrations are drawn, relative to other tasks."""
     held_out_rigs: int = 0
     """Rigs that training never sees: their losses before and after alignment are logged as val/..."""
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """What is otherwise than in the preset."""
+
+    alignment_depth: int | None = None
+    """Layers of the alignment expert: it reads the upper ones of what the action expert reads. TTT layers that it then
+    does not reach are left out. None: the preset's."""
+    ttt_positions: tuple[int, ...] | None = None
+    """VLM layers beside which the experts have a TTT layer; None: the preset's."""
+    meta_learning: bool = False
+    """The inner loop: W learns from the tokens of each sample within a forward."""
+    alpha: float | None = None
+    """tanh(alpha) is how far the TTT branches are open at first; None: the preset's."""
+    fixed_alpha: bool = False
+    """It stays so."""
+    next_offset: int | None = None
+    """Steps after which the next observation is seen, at most the horizon; None: the horizon."""
+    next_pixels: int = 0
+    """Next observations are told by pictures shrunk to this side; 0: by the vision tower."""
+    open_perception: bool = False
+    """The perception token sees both dynamics, which leaks labels; to compare with."""
+
+    def applied(self, preset: VLAConfig) -> VLAConfig:
+        """The preset with these changes.
+
+        Raises:
+            ValueError: what the preset cannot have.
+        """
+        alignment, ttt = preset.alignment, replace(preset.ttt, meta_learning=self.meta_learning)
+        if self.alpha is not None:
+            ttt = replace(ttt, alpha_init=self.alpha)
+        if self.ttt_positions is not None:
+            ttt = replace(ttt, positions=self.ttt_positions)
+        if self.alignment_depth is not None:
+            reads, depth = preset.action.vlm_layers(), self.alignment_depth
+            if alignment is None or not 1 <= depth <= len(reads):
+                raise ValueError(f"an alignment expert of {depth} layers needs an action expert of at least as many")
+            alignment = replace(alignment, depth=depth, reads=reads[-depth:])
+            reached = tuple(i for i in ttt.depths(preset.vlm.depth) if i in reads[-depth:])
+            ttt = replace(ttt, positions=reached)
+        return replace(
+            preset,
+            alignment=alignment,
+            ttt=ttt,
+            next_offset=self.next_offset,
+            next_pixels=self.next_pixels,
+            open_perception=self.open_perception,
+        )
 
 
 @dataclass(frozen=True)
@@ -168,6 +226,8 @@ class TrainingConfig:
     preset: str = "tiny"
     start: Path | None = None
     """Checkpoint to start from, trained vision tower included; None: from nothing."""
+    shared: Path | None = None
+    """Folder of the vision tower and of its output on every frame, where trainings share them; None: `out`."""
     snapshots: Path | None = None
     """Pictures that the vision tower learns on (`selfalign snapshots`); None: the frames of `data`, for a model of one
     camera."""
@@ -176,10 +236,16 @@ class TrainingConfig:
     seed: int = 0
     recordings: RecordingFlags = field(default_factory=RecordingFlags)
     bodies: BodyFlags = field(default_factory=BodyFlags)
+    model: ModelFlags = field(default_factory=ModelFlags)
     losses: LossFlags = field(default_factory=LossFlags)
     optimiser: OptimiserFlags = field(default_factory=OptimiserFlags)
     machine: MachineFlags = field(default_factory=MachineFlags)
     log: LogFlags = field(default_factory=LogFlags)
+
+    def vla(self) -> VLAConfig:
+        """The model that is trained."""
+        config = self.model.applied(presets.get(self.preset))
+        return replace(config, ttt=replace(config.ttt, span=self.bodies.span))
 
     def pretraining(self) -> PretrainConfig:
         """The same for `align.pretrain`."""
@@ -206,6 +272,9 @@ class TrainingConfig:
                 decay_steps=bodies.context_decay_steps,
                 weights=self.losses.weights(),
                 contrastive=self.losses.contrastive(),
+                detach=bodies.detach,
+                source_bodies=bodies.source_bodies,
+                **({} if bodies.source_bodies is None else {"bodies": bodies.source_bodies}),
             ),
             pointing=PointingConfig(steps=optimiser.pointing_steps, seed=self.seed),
             loop=LoopConfig(
@@ -230,6 +299,9 @@ class TrainingConfig:
             recompute=machine.recompute,
             strategy=machine.strategy,
             workers=machine.workers,
+            play=PlayUse(bodies.play_of, bodies.play_trajectories),
+            fixed_alpha=self.model.fixed_alpha,
+            shared=self.shared,
         )
 
     def settings(self, features: str | None = None) -> AlignSettings:
@@ -259,8 +331,7 @@ def run(config: TrainingConfig) -> None:
         ImportError: an extra is missing.
     """
     torch.set_num_threads(config.machine.threads)
-    preset = presets.get(config.preset)
-    model_config = replace(preset, ttt=replace(preset.ttt, span=config.bodies.span))
+    model_config = config.vla()
     with open_world(config.machine.device) as world:
         source = _source(config, world)
         draw, export = _draw(config, source), _exporter(config, source)

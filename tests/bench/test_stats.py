@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from selfalign.bench.stats import Interval, bootstrap_mean, bootstrap_ratio, rank_correlation, wilson
+from selfalign.bench.stats import Interval, amount_to_reach, bootstrap_mean, bootstrap_ratio, rank_correlation, wilson
 
 
 # R: prop.test(x, n, correct = FALSE)$conf.int
@@ -82,3 +82,37 @@ def test_rank_correlation_reads_order_and_shares_ties():
 
 def test_percent_is_short():
     assert wilson(8, 10).percent() == "80 % [49, 94]"
+
+
+def plainly_reached(curve: dict[int, list[float]], top: list[float], share: float) -> int | None:
+    return next((n for n in sorted(curve) if sum(curve[n]) / len(curve[n]) >= share * sum(top) / len(top)), None)
+
+
+def test_the_least_amount_that_reaches_a_share_of_the_ceiling():
+    curve = {100: [0.9, 0.8, 1.0], 1: [0.0, 0.2, 0.1], 10: [0.8, 0.9, 0.85]}
+    for top in ([0.9, 0.95], [1.0, 1.0], [1.0, 1.2], [0.05, 0.1]):
+        assert amount_to_reach(curve, top).value == plainly_reached(curve, top, 0.9)
+    assert amount_to_reach(curve, [1.0, 1.2]).value is None
+
+
+def test_its_interval_is_that_of_a_plain_bootstrap():
+    rng = np.random.default_rng(3)
+    curve = {n: np.clip(rng.normal(0.2 * np.log2(n + 1), 0.3, size=6), 0, 1).tolist() for n in (1, 3, 10, 30)}
+    top = [0.7, 0.9, 0.8, 1.0]
+    draws = []
+    for _ in range(2000):
+        rows, tops = rng.integers(6, size=6), rng.integers(4, size=4)
+        drawn = {n: [values[i] for i in rows] for n, values in curve.items()}
+        draws.append(plainly_reached(drawn, [top[i] for i in tops], 0.9))
+    found = amount_to_reach(curve, top)
+    order = sorted(draws, key=lambda n: 1e9 if n is None else n)
+    assert (found.low, found.high) == (order[50], order[-51])
+    assert found.share == pytest.approx(sum(n is not None for n in draws) / len(draws), abs=0.04)
+
+
+def test_one_body_says_nothing_of_the_spread_and_a_curve_needs_the_same_bodies():
+    found = amount_to_reach({1: [0.0], 3: [1.0]}, [1.0])
+    assert (found.value, found.low, found.high) == (3, None, None)
+    for curve, top in (({}, [1.0]), ({1: [0.0], 2: [0.0, 1.0]}, [1.0]), ({1: [0.0]}, [])):
+        with pytest.raises(ValueError, match="the same bodies at every amount"):
+            amount_to_reach(curve, top)

@@ -105,7 +105,12 @@ class Batches:
         return min(1.0, step / widen) if widen else 1.0
 
     def sample(self, rng: np.random.Generator, step: int) -> VirtualEmbodiment:
-        """A new embodiment, of the width of a step."""
+        """A new embodiment, of the width of a step, or one of the fixed ones.
+
+        A fixed one keeps its rig, its play and the seed of its frames while the training widens.
+        """
+        if self.config.source_bodies is not None:
+            rng = np.random.default_rng([self.config.seed, 11, int(rng.integers(self.config.source_bodies))])
         return self.sources.sample(rng, width=self.width(step))
 
     def choose(self, bodies: Sequence[VirtualEmbodiment], rng: np.random.Generator) -> SlotSamples:

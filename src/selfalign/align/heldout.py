@@ -48,7 +48,8 @@ class HeldOut:
     ):
         self.model, self.config, self.seed = model, config, rehearsal.seed
         alone = World(device=world.device)  # every process measures everything
-        self._batches = Batches(model, sources, replace(rehearsal, slots=config.bodies, widen_steps=0), alone)
+        settings = replace(rehearsal, slots=config.bodies, widen_steps=0, source_bodies=None)
+        self._batches = Batches(model, sources, settings, alone)
         rng = np.random.default_rng([rehearsal.seed, 31])
         self._bodies = [self._batches.sample(rng, 0) for _ in range(config.bodies)]
         self._optimizer = FastAdam(

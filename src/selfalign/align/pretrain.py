@@ -23,11 +23,11 @@ from selfalign.data.mixture import embodiment_odds
 from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import pixels_to_model
-from selfalign.data.virtual import DrawPerturbation, FrameFeatures, ModelShape, VirtualSources
+from selfalign.data.virtual import DrawPerturbation, FrameFeatures, ModelShape, PlayUse, VirtualSources
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.tokenizer import ByteTokenizer
 from selfalign.model.vision import KeypointTower, KeypointTowerConfig
-from selfalign.model.weights import config_to_dict, load_model, load_tensors, unique_tensors
+from selfalign.model.weights import config_to_dict, load_model, load_tensors, unique_tensors, write_atomically
 from selfalign.train import checkpoint
 from selfalign.train.autocast import keep_float32
 from selfalign.train.export import finished
@@ -79,6 +79,11 @@ class PretrainConfig:
     workers: int = 0
     """Processes, beside each of the training's, that decode recordings and fetch batches ahead; the same training
     with any number of them."""
+    play: PlayUse = field(default_factory=PlayUse)
+    fixed_alpha: bool = False
+    """How far the TTT branches are open stays as it starts."""
+    shared: Path | None = None
+    """Folder of the vision tower and its output on every frame, where trainings share them; None: their own."""
 
     def check(self, world: World) -> None:
         """What cannot go together.
@@ -127,6 +132,8 @@ def pretrain(
     model = VLA(model_config)
     if config.start is not None:
         load_tensors(model, unique_tensors(load_model(config.start)), str(config.start))
+    store = out if config.shared is None else config.shared
+    store.mkdir(parents=True, exist_ok=True)
     with world.main_first():
         cache = EpisodeCache.build(
             source, image_size=model_config.image_size, progress=world.main, workers=config.workers
@@ -134,20 +141,23 @@ def pretrain(
         if pictures is None and config.start is None:
             pictures = _labelled_frames(cache, model)
         if pictures is not None:
-            prepare_tower(model, pictures, out, config.pointing)
+            prepare_tower(model, pictures, store, config.pointing)
         model.to(world.device).vision.eval().requires_grad_(False)
-        features = frame_features(model, cache, out, recoloured=config.rehearsal.contrastive.weight > 0)
+        features = frame_features(model, cache, store, recoloured=config.rehearsal.contrastive.weight > 0)
     rigs, held_out = hold_out(np.unique(cache.embodiment_index), config.held_out.rigs, config.seed)
     sources = partial(
         VirtualSources,
         cache,
         features,
         ByteTokenizer(model_config.max_token_len, model_config.prompt_merges),
-        ModelShape(model_config.action_horizon, model_config.action_dim, model_config.state_dim),
+        ModelShape(
+            model_config.action_horizon, model_config.action_dim, model_config.state_dim, model_config.next_offset
+        ),
         draw,
         rig_odds=odds,
         task_weights=config.task_weights,
         keypoint_words=config.keypoint_words,
+        play=config.play,
     )
     checkpoint.seed_everything(config.seed)  # the same start whether the tower was trained just now or before
     rehearsal = dataclasses.replace(config.rehearsal, seed=config.seed)
@@ -185,6 +195,9 @@ def _fit(
 def _prepare(model: VLA, config: PretrainConfig, world: World) -> None:
     """What is done to the model from outside before it learns."""
     freeze(model, config.freeze)
+    if config.fixed_alpha:
+        for layer in model.ttt_layers:
+            layer.alpha.requires_grad_(False)
     if config.lora.rank:
         add_lora(model, config.lora).to(world.device)
     if config.optim.precision == "bf16":
@@ -242,7 +255,7 @@ def prepare_tower(model: VLA, labelled: Snapshots, out: Path, config: PointingCo
         rows = np.linspace(0, len(labelled.images) - 1, 2000).astype(int)
         error = pointing_error(model.vision, labelled.images[rows], labelled.points[rows])
         (out / "tower.json").write_text(json.dumps({**error, **dataclasses.asdict(config)}))
-        torch.save(unique_tensors(model.vision), path)
+        write_atomically(path, lambda partial: torch.save(unique_tensors(model.vision), partial))
 
 
 def frame_features(
@@ -251,7 +264,7 @@ def frame_features(
     """The tower's tokens of every frame, computed once and kept in `out`; sets the model's feature statistics.
 
     Where the data carry stored features, next observations are told by those. With `recoloured`, there are tokens of
-    every frame in other colours too; stored features stay those of the recorded colours.
+    every frame in other colours too; stored features and shrunk pictures stay those of the recorded colours.
 
     Raises:
         ValueError: stored features of some cameras only, or of another size than the model takes.
@@ -260,7 +273,10 @@ def frame_features(
     if stored is not None:
         check_size(stored.shape[1:], model)
     tokens = _tokens(model, cache, out, batch)
-    following = _summaries(model, tokens) if stored is None else torch.from_numpy(stored).float()
+    if stored is not None:
+        following = torch.from_numpy(stored).float()
+    else:
+        following = _shrunk(model, cache) if model.config.next_pixels else _summaries(model, tokens)
     mean, std = following.mean(0), following.std(0).clamp_min(1e-3)
     model.feature_mean.copy_(mean)
     model.feature_std.copy_(std)
@@ -268,7 +284,7 @@ def frame_features(
     if not recoloured:
         return features
     others = _tokens(model, cache, out, batch, recolour=True)
-    if stored is None:
+    if stored is None and not model.config.next_pixels:
         following = _summaries(model, others)
     return dataclasses.replace(features, recoloured=FrameFeatures(others, ((following - mean) / std).numpy()))
 
@@ -284,13 +300,17 @@ def _tokens(model: VLA, cache: EpisodeCache, out: Path, batch: int, *, recolour:
 
 def _summaries(model: VLA, tokens: Mapping[str, np.ndarray], block: int = 8192) -> Tensor:
     """The tower's own features [frames, n, F] of all cameras, not normalised."""
-    summaries = []
-    for start in range(0, len(next(iter(tokens.values()))), block):
-        parts = [
-            model.vision.summary(torch.from_numpy(values[start : start + block]).float()) for values in tokens.values()
-        ]
-        summaries.append(torch.cat(parts, dim=1))
-    return torch.cat(summaries)
+    starts = range(0, len(next(iter(tokens.values()))), block)
+    blocks = ({c: torch.from_numpy(v[at : at + block]).float() for c, v in tokens.items()} for at in starts)
+    return torch.cat([model.summaries(seen) for seen in blocks])
+
+
+def _shrunk(model: VLA, cache: EpisodeCache, block: int = 1024) -> Tensor:
+    """The pictures of all cameras, shrunk [frames, n, F], not normalised."""
+    images = {camera: cache.images(camera) for camera in model.config.cameras}
+    starts = track(range(0, cache.num_frames, block), description="shrinking pictures")
+    blocks = ({c: pixels_to_model(v[at : at + block]) for c, v in images.items()} for at in starts)
+    return torch.cat([model.summaries(seen) for seen in blocks])
 
 
 def _digest(module: torch.nn.Module) -> str:

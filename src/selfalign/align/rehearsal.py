@@ -71,7 +71,7 @@ class Rehearsal:
     def losses(self, part: SlotBatch) -> Losses:
         prior, coordinates = self.model.prior(), [c[part.slots] for c in self._leaves]
         live = self.model.contexts.context(prior, coordinates)
-        losses = self.batches.losses(part, live, live.detach())
+        losses = self.batches.losses(part, live, live.detach() if self.config.detach else live)
         if self.slots.group == 1:
             return losses
         start = prior.detach()

@@ -46,9 +46,17 @@ class RehearsalConfig:
     """How fast the contexts' rate falls (see `FastAdam`); `align` uses the same."""
     bodies: int = 64
     """Fixed source embodiments of the scheme "per_body"."""
+    source_bodies: int | None = None
+    """Slots draw from so many fixed source embodiments; None: each gets a new one."""
+    detach: bool = True
+    """The action loss reads the contexts and does not move them; False, to compare with: it moves them too."""
     widen_steps: int = 0
     """New embodiments start canonical and may be any only after this many steps. Reading W and finding the goal are
     hard to learn at once: a policy that already acts on canonical bodies has only W left to learn."""
     weights: LossWeights = field(default_factory=LossWeights)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.source_bodies is not None and self.source_bodies < 1:
+            raise ValueError(f"slots draw from at least 1 source body, got {self.source_bodies}")

@@ -20,8 +20,9 @@ from rich.console import Console
 
 from selfalign.bench import report
 from selfalign.bench.provenance import Stopwatch, provenance, write_json
-from selfalign.bench.rollout import Arena, RolloutConfig, rollout
-from selfalign.bench.stats import bootstrap_mean, bootstrap_ratio, rank_correlation, wilson
+from selfalign.bench.resident import arena_of, close_arenas, policy_of
+from selfalign.bench.rollout import RolloutConfig, rollout
+from selfalign.bench.stats import bootstrap_ratio, over_bodies, rank_correlation
 from selfalign.bench.subject import (
     ALIGNED,
     BEFORE,
@@ -34,7 +35,6 @@ from selfalign.bench.subject import (
     fit,
     fit_summary,
 )
-from selfalign.checkpoint import load
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
 from selfalign.sim.bodies import BodySpec, sample_bodies
@@ -62,7 +62,7 @@ class AdaptConfig:
     bodies: int = 12
     """How many held-out bodies; as many source bodies for the oracle."""
     seed: int = 0
-    """Draws bodies, play and scenes; any number will do."""
+    """Draws bodies, play and scenes; any number will do (`bench/seeds.py` says which are ours, and for what)."""
     play: int = 20
     """Play trajectories of each body."""
     episodes: int = 20
@@ -142,34 +142,11 @@ class Job:
 
 # ---- what a worker does --------------------------------------------------------------------------------------------
 
-_policies: dict[str, Policy] = {}
-_arenas: dict[Any, Arena] = {}
-
-
-def _policy(checkpoint: Path) -> Policy:
-    if str(checkpoint) not in _policies:
-        _policies[str(checkpoint)] = load(checkpoint)
-    return _policies[str(checkpoint)]
-
-
-def _arena(body: BodySpec) -> Arena:
-    """This process's arena of the body's robot; another robot's is closed first, for the sake of memory."""
-    if body.robot not in _arenas:
-        close_arenas()
-        _arenas[body.robot] = Arena(body.robot)
-    return _arenas[body.robot]
-
-
-def close_arenas() -> None:
-    """Frees the simulations that jobs in this process have made."""
-    while _arenas:
-        _arenas.popitem()[1].close()
-
 
 def fit_body(job: Job) -> str:
     """Stage one: play and alignment; contexts and a summary go to the folder."""
-    config, policy, watch = job.config, _policy(job.config.checkpoint), Stopwatch()
-    sim = _arena(job.body).simulations(1)[0]
+    config, policy, watch = job.config, policy_of(job.config.checkpoint), Stopwatch()
+    sim = arena_of(job.body).simulations(1)[0]
     play = collect_play(policy, job.body, config.play, config.play_length, job.seed, sim)
     seconds = {"play": watch.lap()}
     fitted = fit(policy, play, config.steps if job.role == "heldout" else (), seed=job.seed)
@@ -196,11 +173,11 @@ def fit_body(job: Job) -> str:
 
 def evaluate_body(job: Job) -> str:
     """Stage two: episodes under every context; the finished row goes to the folder."""
-    config, policy, watch = job.config, _policy(job.config.checkpoint), Stopwatch()
+    config, policy, watch = job.config, policy_of(job.config.checkpoint), Stopwatch()
     run = RolloutConfig((config.task,), config.episodes, job.seed, config.execute, config.num_steps)
     results = {}
     for condition, context in _contexts(job, policy):
-        results[condition] = rollout(policy, job.body, context, run, arena=_arena(job.body)).to_dict()
+        results[condition] = rollout(policy, job.body, context, run, arena=arena_of(job.body)).to_dict()
     summary = json.loads(job.fit_path.read_text())
     seconds = {**summary.pop("seconds"), "evaluate": round(watch.seconds, 2)}
     described = {"name": job.body.name, "role": job.role, "index": job.index, "body": job.body.to_dict()}
@@ -234,7 +211,7 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
         RuntimeError: a worker died.
     """
     console, watch = Console(quiet=not show), Stopwatch()
-    policy = _policy(config.checkpoint)
+    policy = policy_of(config.checkpoint)
     identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint()}
     identity = json.loads(json.dumps(identity))
     finished = _finished(config, identity)
@@ -326,15 +303,7 @@ def summarise(rows: list[dict[str, Any]], conditions: tuple[str, ...]) -> dict[s
     groups = {name: [row["success"][name] for row in held_out if name in row["success"]] for name in conditions}
     groups[ORACLE] = [row["success"][ORACLE] for row in source]
     shares = {name: [result["value"] for result in results] for name, results in groups.items() if results}
-    success = {
-        name: {
-            **bootstrap_mean(values).to_dict(),
-            "bodies": len(values),
-            "worst_body": min(values),
-            "pooled": _pooled(groups[name]),
-        }
-        for name, values in shares.items()
-    }
+    success = {name: over_bodies(groups[name]) for name in shares}
     oracle = shares[ORACLE]
     ratio = bootstrap_ratio(shares[ALIGNED], oracle).to_dict() if sum(oracle) else None
     return {
@@ -348,12 +317,6 @@ def summarise(rows: list[dict[str, Any]], conditions: tuple[str, ...]) -> dict[s
         },
         "context_megabytes": held_out[0]["context_megabytes"],
     }
-
-
-def _pooled(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """All episodes as if they were independent: narrower than it should be, for comparison with other benchmarks."""
-    successes, episodes = (sum(result[name] for result in results) for name in ("successes", "episodes"))
-    return {"successes": successes, "episodes": episodes, **wilson(successes, episodes).to_dict()}
 
 
 def _transfer(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -103,6 +103,75 @@ def bootstrap_ratio(
     return Interval(float(top.mean() / bottom.mean()), float(low), float(high) if np.isfinite(high) else None)
 
 
+def over_bodies(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Success over bodies, as JSON values: the mean with its bootstrap interval, the worst body, and all pooled.
+
+    Args:
+        results: of each body, as `RolloutResult.to_dict` gives them: `value`, `successes` and `episodes`.
+    """
+    values = [result["value"] for result in results]
+    successes, episodes = (sum(result[name] for result in results) for name in ("successes", "episodes"))
+    # As if all episodes were independent: narrower than it should be, for comparison with other benchmarks.
+    pooled = {"successes": successes, "episodes": episodes, **wilson(successes, episodes).to_dict()}
+    return {**bootstrap_mean(values).to_dict(), "bodies": len(values), "worst_body": min(values), "pooled": pooled}
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How much of something it takes to get to a share of a ceiling."""
+
+    value: int | None
+    """The least amount measured whose mean gets there; None where none does."""
+    low: int | None
+    high: int | None
+    """Ends of the interval; None where it is open, or where one body says nothing."""
+    share: float
+    """Of the bootstrap's draws in which some amount gets there."""
+
+    def to_dict(self) -> dict[str, float | None]:
+        return asdict(self)
+
+
+def amount_to_reach(
+    curve: Mapping[int, Sequence[float]],
+    ceiling: Sequence[float],
+    *,
+    share: float = 0.9,
+    seed: int = 0,
+    draws: int = 10_000,
+    level: float = 0.95,
+) -> Reached:
+    """The least amount whose mean success is at least `share` of the ceiling's, with a bootstrap over bodies.
+
+    Args:
+        curve: success of the same bodies, in the same order, at each amount.
+        ceiling: success of other bodies, drawn independently.
+
+    Raises:
+        ValueError: nothing was measured, or not of the same bodies at every amount.
+    """
+    amounts = sorted(curve)
+    if not amounts or not len(ceiling) or len({len(curve[amount]) for amount in amounts}) != 1:
+        raise ValueError(f"a curve needs the same bodies at every amount, and a ceiling; got {curve!r}, {ceiling!r}")
+    table, top = (
+        np.array([curve[amount] for amount in amounts], dtype=np.float64),
+        np.asarray(ceiling, dtype=np.float64),
+    )
+    rng, bodies = np.random.default_rng(seed), table.shape[1]
+    means = table[:, rng.integers(bodies, size=(draws, bodies))].mean(axis=2)
+    tops = top[rng.integers(len(top), size=(draws, len(top)))].mean(axis=1)
+    ends = np.quantile(_first(means >= share * tops), [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    (value,) = _first((table.mean(axis=1) >= share * top.mean())[:, None])
+    named = [*amounts, None]
+    low, high = (named[int(end)] if bodies > 1 else None for end in ends)
+    return Reached(named[int(value)], low, high, float((_first(means >= share * tops) < len(amounts)).mean()))
+
+
+def _first(reached: np.ndarray) -> np.ndarray:
+    """Row of the first True in each column; the number of rows where there is none."""
+    return np.where(reached.any(axis=0), reached.argmax(axis=0), len(reached))
+
+
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 1; ties share their mean rank."""
     order = np.argsort(values, kind="stable")

@@ -37,10 +37,18 @@ def body_seed(seed: int, *where: int) -> int:
 
 
 def collect_play(
-    policy: Policy, body: BodySpec, trajectories: int, length: int, seed: int, sim: Simulation | None = None
+    policy: Policy,
+    body: BodySpec,
+    trajectories: int,
+    length: int,
+    seed: int,
+    sim: Simulation | None = None,
+    *,
+    extent: float = 1.0,
 ) -> Play:
-    """Lets a body play in the simulator, live."""
-    episodes = record_play(body, trajectories, length, seed, image_size=policy.model.config.image_size, sim=sim)
+    """Lets a body play in the simulator, live, in that share of the workspace."""
+    size = policy.model.config.image_size
+    episodes = record_play(body, trajectories, length, seed, image_size=size, sim=sim, extent=extent)
     return Play.from_episodes(episodes, {"name": body.name, **body.to_dict()}, body.name)
 
 

@@ -6,7 +6,7 @@ rig and a perturbation of its action and state spaces; together they are an embo
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -91,6 +91,26 @@ class ModelShape:
     horizon: int
     action_dim: int
     state_dim: int
+    next_offset: int | None = None
+    """Steps after which the next observation is seen, at most the horizon; None: the horizon."""
+
+    @property
+    def next_step(self) -> int:
+        return self.horizon if self.next_offset is None else self.next_offset
+
+
+@dataclass(frozen=True)
+class PlayUse:
+    """What bodies are aligned to while they are rehearsed."""
+
+    source: Literal["play", "demonstrations"] = "play"
+    """Free motion, or the transitions of demonstrations."""
+    trajectories: int | None = None
+    """Of each rig, at most; None: all that are recorded."""
+
+    def __post_init__(self) -> None:
+        if self.trajectories is not None and self.trajectories < 1:
+            raise ValueError(f"a rig needs at least 1 trajectory of play, got {self.trajectories}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +164,7 @@ class VirtualSources:
         rig_odds: Float[np.ndarray, " E"] | None = None,
         task_weights: Mapping[str, float] | None = None,
         keypoint_words: Sequence[str] = (),
+        play: PlayUse = PlayUse(),
     ):
         """Args beyond the fields:
 
@@ -152,7 +173,9 @@ class VirtualSources:
         task_weights: how often frames of tasks that begin with a word are drawn, relative to others (1).
         keypoint_words: the words for the first keypoints of the tower; where a task has one of them, its keypoint is
             what the instruction refers to.
+        play: what serves as play.
         """
+        self.play = play
         self.task_weight = np.array([(task_weights or {}).get(task.split(" ")[0], 1.0) for task in cache.tasks])
         self.referent = np.array([_first_match(task, keypoint_words) for task in cache.tasks])
         self.cache, self.features, self.shape, self.draw = cache, features, shape, draw
@@ -172,8 +195,8 @@ class VirtualSources:
 
     def _play_of(self, rig: int) -> Int[np.ndarray, " E"]:
         """Episodes of play; of a rig without any, its demonstrations, whose transitions serve as well."""
-        play = self.cache.episodes_of(rig, True)
-        return play if len(play) else self.cache.episodes_of(rig, False)
+        play = self.cache.episodes_of(rig, self.play.source == "play")
+        return (play if len(play) else self.cache.episodes_of(rig, False))[: self.play.trajectories]
 
     def embodiment(
         self, rig: int, perturbation: Perturbation, play_episodes: Int[np.ndarray, " E"] | None = None
@@ -264,7 +287,7 @@ class VirtualSources:
     def _samples(self, bodies: Sequence[VirtualEmbodiment], rows: list[np.ndarray], *, with_next: bool) -> Samples:
         later = None
         if with_next:
-            later = np.concatenate([b.frames[r + self.shape.horizon] for b, r in zip(bodies, rows, strict=True)])
+            later = np.concatenate([b.frames[r + self.shape.next_step] for b, r in zip(bodies, rows, strict=True)])
         now = np.concatenate([b.frames[r] for b, r in zip(bodies, rows, strict=True)])
         recoloured = np.repeat([b.recoloured for b in bodies], [len(r) for r in rows])
         return Samples(bodies, rows, FrameRequest(now, later, recoloured))

@@ -19,6 +19,8 @@ class AlignmentLayout:
 
     horizon: int
     next_tokens: int
+    open_perception: bool = False
+    """Perception sees both dynamics, which carries labels from one to the other; to compare with."""
 
     @property
     def perception(self) -> slice:
@@ -56,7 +58,7 @@ class AlignmentLayout:
         """Rows attend to columns: perception to itself, the two dynamics to perception and to their own block."""
         mask = torch.zeros(self.length, self.length, dtype=torch.bool, device=device)
         mask[:, self.perception] = True
-        mask[self.perception] = False
+        mask[self.perception] = self.open_perception
         for block in (self.perception, self.dynamics, self.inverse):
             mask[block, block] = True
         return mask

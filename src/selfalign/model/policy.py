@@ -14,6 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -57,6 +58,23 @@ class VLAConfig:
     """How flow time comes in: "adarms" (pi0.5) or "concat" (pi0)."""
     state_token: bool = True
     """The state is the action suffix's first token (pi0); False: the prompt holds it, if anything does (pi0.5)."""
+    next_offset: int | None = None
+    """Steps after o_t at which the next observation is seen, at most the horizon; None: the horizon."""
+    next_pixels: int = 0
+    """Next observations are told by pictures shrunk to this side; 0: by the vision tower's summaries."""
+    open_perception: bool = False
+    """The perception token sees both dynamics: labels leak, so this is only to compare with."""
+
+    def __post_init__(self) -> None:
+        if self.next_offset is not None and not 1 <= self.next_offset <= self.action_horizon:
+            raise ValueError(f"next_offset must be 1 to the horizon of {self.action_horizon}, got {self.next_offset}")
+        if not 0 <= self.next_pixels <= self.image_size:
+            raise ValueError(f"next_pixels must be 0 to the picture's {self.image_size}, got {self.next_pixels}")
+
+    @property
+    def next_step(self) -> int:
+        """Steps after o_t at which the next observation is seen."""
+        return self.action_horizon if self.next_offset is None else self.next_offset
 
     @property
     def image_size(self) -> int:
@@ -172,9 +190,9 @@ class VLA(nn.Module):
         self.state_in = nn.Linear(config.state_dim, config.action.width) if config.state_token else None
         self.action_in = nn.Linear(config.action_dim, config.action.width)
         self.action_out = nn.Linear(config.action.width, config.action_dim)
-        next_tokens, feature_dim = self.vision.summary_shape
+        next_tokens, feature_dim = self.next_shape
         next_tokens *= len(config.cameras)
-        self.layout = AlignmentLayout(config.action_horizon, next_tokens)
+        self.layout = AlignmentLayout(config.action_horizon, next_tokens, config.open_perception)
         if config.alignment is not None:
             self.alignment = AlignmentSuffix(
                 config.alignment.width, self.layout, config.state_dim, config.action_dim, feature_dim
@@ -234,11 +252,31 @@ class VLA(nn.Module):
         with torch.no_grad():
             return {camera: self.vision(images[camera]) for camera in self.config.cameras}
 
-    def next_features(self, tower_tokens: Mapping[str, Float[Tensor, "B N D"]]) -> Float[Tensor, "B n F"]:
-        """Targets of dynamics from the tower's tokens of o_{t+H}: summaries, normalised with the stored statistics."""
+    @property
+    def next_shape(self) -> tuple[int, int]:
+        """Tokens that tell of the next observation of one camera, and their numbers."""
+        side = self.config.next_pixels
+        return (1, 3 * side * side) if side else self.vision.summary_shape
+
+    def summaries(self, seen: Mapping[str, Tensor]) -> Float[Tensor, "B n F"]:
+        """What tells of an observation, camera after camera, not normalised.
+
+        Args:
+            seen: of each camera the tower's tokens `[B, N, D]`; with `next_pixels`, pictures `[B, 3, S, S]`.
+        """
+        side = self.config.next_pixels
         with torch.no_grad():
-            summaries = [self.vision.summary(tower_tokens[camera]) for camera in self.config.cameras]
-            return (torch.cat(summaries, dim=1) - self.feature_mean) / self.feature_std
+            if side:
+                parts = [
+                    F.adaptive_avg_pool2d(seen[camera], side).flatten(1)[:, None] for camera in self.config.cameras
+                ]
+            else:
+                parts = [self.vision.summary(seen[camera]) for camera in self.config.cameras]
+            return torch.cat(parts, dim=1)
+
+    def next_features(self, seen: Mapping[str, Tensor]) -> Float[Tensor, "B n F"]:
+        """Targets of dynamics: `summaries` of the next observation, normalised with the stored statistics."""
+        return (self.summaries(seen) - self.feature_mean) / self.feature_std
 
     def prior(self) -> EmbodimentContext:
         """W0, from which every alignment starts: the model's own parameters, so gradients reach them."""

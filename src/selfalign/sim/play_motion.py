@@ -30,10 +30,12 @@ class PlayMotion:
     Args:
         rng: all randomness comes from it.
         babble: whether joints wander.
+        extent: waypoints lie in this share of the workspace, about its centre.
     """
 
     rng: np.random.Generator
     babble: bool = False
+    extent: float = 1.0
     _velocity: Float[np.ndarray, "3"] = field(default_factory=lambda: np.zeros(3))
     _waypoint: Float[np.ndarray, "3"] | None = None
     _speed: float = 1.0
@@ -62,7 +64,8 @@ class PlayMotion:
             low[2] = _BABBLE_FLOOR
         elif self.rng.random() < _NEAR_TABLE_SHARE:
             high[2] = _NEAR_TABLE
-        self._waypoint = self.rng.uniform(low, high)
+        inward = (1 - self.extent) * (_LOW + _HIGH) / 2
+        self._waypoint = inward + self.extent * self.rng.uniform(low, high)
         self._speed = float(self.rng.uniform(0.2, 1.2))
         self._patience = int(self.rng.integers(5, 25))
 

@@ -75,12 +75,15 @@ class Recorder:
         self._simulation = self.sim
         self._controller = Controller(self.sim)
 
-    def play(self, rng: np.random.Generator, length: int = PLAY_STEPS) -> Episode:
-        """One play trajectory of `length` frames; object poses are drawn and never looked at."""
+    def play(self, rng: np.random.Generator, length: int = PLAY_STEPS, extent: float = 1.0) -> Episode:
+        """One play trajectory of `length` frames; object poses are drawn and never looked at.
+
+        `extent` is the share of the workspace that the motion covers, about its centre.
+        """
         # In front of objects of a scene like any other, but the motion does not know where they are.
         self._begin(sample_scene(rng, sample_task(rng)), rng)
         may_babble = self.privileged or self.body.action_space.is_joint
-        motion = PlayMotion(rng, babble=bool(may_babble and rng.random() < BABBLE_SHARE))
+        motion = PlayMotion(rng, bool(may_babble and rng.random() < BABBLE_SHARE), extent)
         for _ in range(length):
             self._observe()
             self._acted(motion.step(self._controller))
@@ -211,6 +214,7 @@ def record_play(
     *,
     image_size: int = IMAGE_SIZE,
     sim: Simulation | None = None,
+    extent: float = 1.0,
 ) -> list[Episode]:
     """Play of a body in its own numbers: image, state and action, nothing else.
 
@@ -221,9 +225,10 @@ def record_play(
         seed: other seeds give other motion.
         image_size: pixels.
         sim: a simulation of the body's robot to use again.
+        extent: share of the workspace that the motion covers.
     """
     recorder = Recorder(body, sim, image_size)
-    return [recorder.play(np.random.default_rng([seed, 2, i]), length) for i in range(n)]
+    return [recorder.play(np.random.default_rng([seed, 2, i]), length, extent) for i in range(n)]
 
 
 def record_demonstrations(

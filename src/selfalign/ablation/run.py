@@ -1,0 +1,267 @@
+"""`selfalign bench ablate`: trains recipes that differ in one thing, and measures them on the same bodies.
+
+    OUT/towers/TOWER/        a vision tower and its output on every frame, shared by all recipes
+    OUT/trainings/RECIPE/    a training: its checkpoints, `policy/`, and `recipe.json` when it is complete
+    OUT/bench/               the matrix (`selfalign.bench.matrix`)
+    OUT/ablation.json        the recipes, their trainings and the matrix
+
+RECIPE is a digest of everything that the training's result depends on, its data included, and TOWER of what the tower's
+does. An interrupted run goes on where it stopped; a training that fails is reported and does not stop the others.
+"""
+
+import dataclasses
+import hashlib
+import json
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from selfalign import training
+from selfalign.ablation.recipes import RECIPES, SCALES, Recipe, ScaleName, base, changed, chosen
+from selfalign.ablation.report import print_ablation
+from selfalign.bench.matrix import run_plan
+from selfalign.bench.memory import PeakMemory
+from selfalign.bench.plan import Cell, Plan, with_oracle
+from selfalign.bench.provenance import Stopwatch, provenance, write_json
+from selfalign.bench.seeds import Split, seeds_of
+from selfalign.cluster import Cluster, run_on
+from selfalign.data.sources import SourceData
+from selfalign.train import checkpoint
+from selfalign.training import ModelFlags, TrainingConfig
+from selfalign.workers import progress_bar
+
+FORMAT = "selfalign-ablation-1"
+NOT_RESULTS = ("out", "shared", "machine", "log")
+"""Flags of a training that its result does not depend on."""
+
+
+@dataclass(frozen=True)
+class AblateConfig:
+    """Train recipes that differ from the shipped one in one thing each, and measure them on the same bodies."""
+
+    out: Path
+    """Folder of everything. What is finished in it is not made again."""
+    cells: tuple[str, ...] = ()
+    """Names of cells, or groups of them: losses, contexts, architecture, data, headline. None: all."""
+    scale: ScaleName = "ablation"
+    """"ablation": about 14 minutes a training on two quiet cores; "shipped": as long as the shipped checkpoint."""
+    data: tuple[str, ...] = ("data/sources",)
+    snapshots: Path = Path("data/snapshots")
+    """Pictures that the vision tower learns on."""
+    tower: Path | None = None
+    """Folder of a tower and its features to use: the `out` or `shared` of another pretraining with the same data."""
+    features: Path | None = None
+    """Folder of `selfalign features` for the cell stored-features."""
+    seeds: tuple[int, ...] = (0,)
+    """Of the trainings: every recipe is trained once with each."""
+    split: Split = "validation"
+    """Bodies that are measured: choices are made on those of validation."""
+    trainings: int = 1
+    """At the same time."""
+    threads: int = 2
+    """Of each training."""
+    workers: int = 2
+    """Processes of the benchmark."""
+    cluster: Cluster = "none"
+    """"ray": trainings and benchmark on Ray; `out`, data and snapshots must then be on a disk that machines share."""
+    measure: bool = True
+    """Measure what was trained."""
+    dry_run: bool = False
+    """Only say what would be done."""
+
+    def __post_init__(self) -> None:
+        least = {"trainings": self.trainings, "threads": self.threads, "workers": self.workers}
+        wrong = [f"{name}={value} (at least 1)" for name, value in least.items() if value < 1]
+        if not self.seeds:
+            wrong.append("seeds=() (at least one)")
+        if wrong:
+            raise ValueError(f"bench ablate: out of range: {', '.join(wrong)}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One recipe with one seed, as a worker gets it."""
+
+    name: str
+    recipe: Recipe
+    config: TrainingConfig
+    digest: str
+
+    @property
+    def done(self) -> Path:
+        """Written when it is complete."""
+        return self.config.out / "recipe.json"
+
+    @property
+    def policy(self) -> Path:
+        return self.config.out / "policy"
+
+    @property
+    def label(self) -> str:
+        return self.name if self.config.seed == 0 else f"{self.name}/{self.config.seed}"
+
+
+def run(config: AblateConfig, *, show: bool = True) -> dict[str, Any]:
+    """Trains what is not trained, measures, prints, and writes `ablation.json`.
+
+    Raises:
+        ValueError, FileNotFoundError: no such cell; data, snapshots or features that are not there.
+        RuntimeError: a worker died.
+        KeyboardInterrupt: after the step that was running was saved.
+    """
+    console, watch = Console(quiet=not show), Stopwatch()
+    trainings = plan_trainings(config)
+    if config.dry_run:
+        for job in trainings:
+            state = "trained" if job.done.is_file() else "to train"
+            console.print(f"{job.label}: {job.recipe.about} ({state}, {job.config.out})", markup=False)
+        return {}
+    failed = _train_all(config, trainings, show)
+    for job in trainings:
+        if job.digest in failed:
+            console.print(f"failed: {job.label}: {failed[job.digest]['error']}", markup=False)
+    result = {
+        "format": FORMAT,
+        "scale": {"name": config.scale, **dataclasses.asdict(SCALES[config.scale])},
+        "trainings": [_told(job, failed) for job in trainings],
+        "provenance": provenance(watch.seconds),
+    }
+    cells = bench_cells(config, [t for t in trainings if t.digest not in failed])
+    if config.measure and cells:
+        plan = Plan(f"ablation-{config.scale}", tuple(cells))
+        bench = config.out / "bench"
+        matrix = run_plan(plan, bench, workers=config.workers, cluster=config.cluster, show=show, table=False)
+        result["matrix"] = matrix
+        print_ablation(matrix, console)
+    console.print(f"Written to {write_json(config.out / 'ablation.json', result)}")
+    return result
+
+
+def plan_trainings(config: AblateConfig) -> list[Training]:
+    """Every chosen recipe with every seed. Recipes that train alike are trained once: they have one folder."""
+    start = base(config.scale, config.data, config.snapshots)
+    start = changed(start, {"machine": {"threads": config.threads}})
+    identities: dict[Path | None, str] = {None: SourceData.open(config.data).fingerprint}
+    tower = config.out / "towers" / tower_digest(start, identities[None]) if config.tower is None else config.tower
+    found = []
+    for name in chosen(config.cells):
+        recipe = RECIPES[name]
+        if recipe.stored_features and config.features is None:
+            raise ValueError(f"the cell {name} needs features: compute some with `selfalign features`, give --features")
+        features = config.features if recipe.stored_features else None
+        if features not in identities:
+            identities[features] = SourceData.open(config.data, features=features).fingerprint
+        own = changed(changed(start, {"recordings": {"features": features}}), recipe.training)
+        for seed in config.seeds:
+            flags = dataclasses.replace(own, seed=seed, shared=tower)
+            digest = training_digest(flags, identities[features])
+            placed = dataclasses.replace(flags, out=config.out / "trainings" / digest)
+            found.append(Training(name, recipe, placed, digest))
+    return found
+
+
+def training_digest(config: TrainingConfig, data: str) -> str:
+    """Of everything that a training's result depends on.
+
+    Args:
+        data: fingerprint of the recordings.
+    """
+    told = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_RESULTS}
+    del told["recordings"]["data"]  # wherever they are
+    return _digest({"training": told, "data": data})
+
+
+def tower_digest(config: TrainingConfig, data: str) -> str:
+    """Of what a tower and its features depend on, but for the training's seed: it is the policy that is repeated."""
+    tower = {"preset": config.preset, "snapshots": config.snapshots, "steps": config.optimiser.pointing_steps}
+    return _digest({"tower": tower, "data": data})
+
+
+def _digest(identity: Any) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _train_all(config: AblateConfig, trainings: Sequence[Training], show: bool) -> dict[str, dict[str, str]]:
+    """Trains what is not there; returns errors by digest."""
+    distinct = {t.digest: t for t in trainings}
+    todo = [t for t in distinct.values() if not t.done.is_file()]
+    failed: dict[str, dict[str, str]] = {}
+    if not todo:
+        return failed
+    _make_tower(todo[0])
+    with progress_bar("training recipes", len(distinct), show=show and config.trainings > 1) as bar:
+        bar.at(len(distinct) - len(todo))
+
+        def done(item: Training, error: dict[str, str]) -> None:
+            if error:
+                failed[item.digest] = error
+            bar.finished(item.label)
+
+        run_on(config.cluster, train, todo, config.trainings, on_done=done)
+    return failed
+
+
+def _make_tower(job: Training) -> None:
+    """The tower and its features, where they are not there: what trainings at the same time would all begin with."""
+    shared = job.config.shared
+    assert shared is not None
+    out = job.config.out.with_name(f"tower-{_digest(shared)}")
+    if not (out / "policy").is_dir():
+        plain = changed(job.config, {"losses": {"lambda_contrastive": 0.0}, "recordings": {"features": None}})
+        training.run(dataclasses.replace(plain, model=ModelFlags(), out=out, steps=0))
+
+
+def train(job: Training) -> dict[str, str]:
+    """What a worker does: nothing comes back, or what went wrong."""
+    memory, watch = PeakMemory(), Stopwatch()
+    torch.compiler.reset()  # the compilations of the training before count against this one's
+    try:
+        training.run(job.config)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    steps = job.config.pretraining().steps
+    newest = checkpoint.available(job.config.out)[-1]
+    if newest.stem != f"step-{steps:07d}":
+        raise KeyboardInterrupt  # it was asked to stop, and has saved where it is
+    told = {
+        "name": job.name,
+        "about": job.recipe.about,
+        "training": json.loads(json.dumps(dataclasses.asdict(job.config), default=str)),
+        "seconds": round(watch.seconds, 1),
+        "peak_megabytes": memory.megabytes,
+        "provenance": provenance(watch.seconds),
+    }
+    write_json(job.done, told)
+    return {}
+
+
+def _told(job: Training, failed: dict[str, dict[str, str]]) -> dict[str, Any]:
+    head = {"label": job.label, "about": job.recipe.about, "digest": job.digest}
+    if job.digest in failed:
+        return {**head, **failed[job.digest]}
+    done = json.loads(job.done.read_text(encoding="utf-8"))
+    return {**head, **{name: done[name] for name in ("training", "seconds", "peak_megabytes", "provenance")}}
+
+
+def bench_cells(config: AblateConfig, trainings: Sequence[Training]) -> list[Cell]:
+    """What is measured of each: before and after aligning, on held-out bodies and (the oracle) on source bodies."""
+    scale, cells = SCALES[config.scale], []
+    for job in trainings:
+        for scenario in scale.scenarios:
+            plain = Cell(
+                str(job.policy),
+                scenario=scenario,
+                seed=seeds_of(config.split)[0],
+                bodies=scale.bodies,
+                episodes=scale.episodes,
+                play=scale.play,
+                label=job.label,
+            )
+            cell = changed(plain, job.recipe.bench)
+            cells += [*with_oracle(cell), dataclasses.replace(cell, method="frozen", play=(max(cell.play),))]
+    return list({json.dumps([c.checkpoint, c.label, c.measured()]): c for c in cells}.values())

@@ -1,0 +1,264 @@
+"""`selfalign bench matrix`: every cell of a plan, each measured once and kept, over processes or over Ray.
+
+    OUT/plan.json              what was asked for
+    OUT/bodies/CELL/003.json   a finished body
+    OUT/cells/CELL.json        a finished cell
+    OUT/matrix.json            all cells of the plan, failed ones with their error, and what they say together
+
+CELL is a digest of the cell's settings, of its checkpoint's weights and of how that wants to be aligned. So an
+interrupted run goes on where it stopped, and plans that share cells share their results.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from selfalign.bench import cell as cells
+from selfalign.bench.matrix_report import print_matrix
+from selfalign.bench.plan import Cell, Plan
+from selfalign.bench.provenance import Stopwatch, provenance, write_json
+from selfalign.bench.resident import close_arenas, policy_of
+from selfalign.bench.seeds import Split, split_of
+from selfalign.bench.stats import amount_to_reach
+from selfalign.cluster import Cluster, run_on
+from selfalign.sim.prepare import prepare
+from selfalign.workers import progress_bar
+
+FORMAT, CELL_FORMAT = "selfalign-matrix-1", "selfalign-cell-1"
+SHARE = 0.9
+"""Of the oracle, that adaptation speed is measured to."""
+
+
+@dataclass(frozen=True)
+class MatrixConfig:
+    """A plan of cells: checkpoints, methods, scenarios, tasks and amounts of play. Resumable, and cached by cell."""
+
+    plan: str
+    """JSON file of the plan, or a name: smoke, headline, curve, few-shot, play-quality."""
+    out: Path
+    """Folder of the results. What is finished in it is not measured again."""
+    checkpoint: str = "checkpoints/tiny"
+    """That a named plan measures."""
+    split: Split = "test"
+    """Whose bodies a named plan measures; choices are made on those of validation."""
+    workers: int = 2
+    """Processes, each with one thread."""
+    cluster: Cluster = "none"
+    """"ray": on Ray, local or (RAY_ADDRESS) a cluster's (extra `cluster`)."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"bench matrix needs at least 1 worker, got {self.workers}")
+
+
+@dataclass
+class CellState:
+    """One cell in the middle of a run."""
+
+    cell: Cell
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What its numbers depend on."""
+    digest: str = ""
+    jobs: list[cells.BodyJob] = field(default_factory=list)
+    error: str = ""
+    traceback: str = ""
+    result: dict[str, Any] | None = None
+
+
+def run(config: MatrixConfig, *, show: bool = True) -> dict[str, Any]:
+    """Measures the plan that a config names; see `run_plan`."""
+    plan = Plan.open(config.plan, config.checkpoint, config.split)
+    return run_plan(plan, config.out, workers=config.workers, cluster=config.cluster, show=show)
+
+
+def run_plan(
+    plan: Plan, out: Path, *, workers: int = 2, cluster: Cluster = "none", show: bool = True, table: bool = True
+) -> dict[str, Any]:
+    """Measures what is not there yet, prints a table, writes `matrix.json`, and returns what it wrote.
+
+    A cell that fails is in it with its error; the others are measured all the same, and the next run tries it again.
+
+    Raises:
+        RuntimeError: a worker died.
+        ImportError: Ray is asked for and not installed.
+    """
+    console, watch = Console(quiet=not show), Stopwatch()
+    plan.save(out / "plan.json")
+    states = [_open(cell, out) for cell in plan.cells]
+    try:
+        _measure(states, out, workers, cluster, show)
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. What is finished is in {out}; the same command goes on from there.")
+        raise
+    finally:
+        close_arenas()
+    for state in states:
+        _finish(state, out)
+    measured = [_entry(state) for state in states]
+    result = {
+        "format": FORMAT,
+        "plan": plan.name,
+        "provenance": {**provenance(watch.seconds), "workers": workers, "cluster": cluster},
+        "failed": sum("error" in entry for entry in measured),
+        "speed": speeds(measured),
+        "cells": measured,
+    }
+    path = write_json(out / "matrix.json", result)
+    if table:
+        print_matrix(result, console)
+    console.print(f"Written to {path}")
+    return result
+
+
+def _open(cell: Cell, out: Path) -> CellState:
+    """A cell with what is known of it; a checkpoint or a task that it cannot have is its error."""
+    state = CellState(cell)
+    try:
+        policy = policy_of(cell.checkpoint)
+        state.identity = {
+            "format": CELL_FORMAT,
+            "settings": cell.measured(),
+            "fingerprint": policy.fingerprint(),
+            "align": json.loads(json.dumps(policy.settings.to_dict())),
+        }
+        state.digest = digest(state.identity)
+        bodies = cells.bodies_of(cell)
+        state.jobs = [cells.BodyJob(state.digest, cell, index, body) for index, body in enumerate(bodies)]
+    except (ValueError, OSError) as error:
+        state.error = f"{type(error).__name__}: {error}"
+        return state
+    state.result = _kept(_cell_path(out, state.digest), state.identity)
+    return state
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """What names a cell's files."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _measure(states: Sequence[CellState], out: Path, workers: int, cluster: Cluster, show: bool) -> None:
+    """Runs the jobs whose rows are not there."""
+    # Cells that differ in their labels alone are measured once.
+    missing: dict[str, list[cells.BodyJob]] = {}
+    for state in states:
+        if state.result is None and not state.error:
+            missing.setdefault(state.digest, state.jobs)
+    jobs = [job for jobs_of in missing.values() for job in jobs_of]
+    todo = [job for job in jobs if not _row_path(out, job).is_file()]
+    # Bodies of one robot after another: a worker then seldom changes robots.
+    todo.sort(key=lambda job: (job.body.robot.name, job.digest, job.index))
+    for robot in dict.fromkeys(job.body.robot for job in todo):
+        prepare(robot)  # once here, rather than at the same time in every worker
+
+    with progress_bar("measuring", len(jobs), show) as bar:
+        bar.at(len(jobs) - len(todo))
+
+        def done(job: cells.BodyJob, row: dict[str, Any]) -> None:
+            if "error" in row:
+                for state in (state for state in states if state.digest == job.digest):
+                    state.error, state.traceback = f"body {job.index}: {row['error']}", row["traceback"]
+            else:
+                write_json(_row_path(out, job), row)
+            bar.finished(f"{job.cell.name} {job.cell.method} {job.index}")
+
+        run_on(cluster, cells.measure, todo, workers, on_done=done)
+
+
+def _finish(state: CellState, out: Path) -> None:
+    """The result of a cell of which all bodies are there."""
+    if state.error or state.result is not None:
+        return
+    rows = [json.loads(_row_path(out, job).read_text(encoding="utf-8")) for job in state.jobs]
+    state.result = {
+        **state.identity,
+        "summary": cells.summarise(rows),
+        "seconds": round(sum(row["seconds"]["all"] for row in rows), 1),
+        "provenance": provenance(),
+        "bodies": rows,
+    }
+    write_json(_cell_path(out, state.digest), state.result)
+
+
+def _entry(state: CellState) -> dict[str, Any]:
+    """A cell in `matrix.json`: what it is, and its result or its error."""
+    cell = state.cell
+    head = {"label": cell.name, "checkpoint": cell.checkpoint, "split": split_of(cell.seed), "digest": state.digest}
+    if state.result is None:
+        return {**head, "settings": cell.measured(), "error": state.error, "traceback": state.traceback}
+    return {**head, **state.result}
+
+
+def _kept(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A finished cell, if the file holds exactly this one, whole."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return None
+    return found if all(found.get(name) == value for name, value in identity.items()) else None
+
+
+def _cell_path(out: Path, name: str) -> Path:
+    return out / "cells" / f"{name}.json"
+
+
+def _row_path(out: Path, job: cells.BodyJob) -> Path:
+    return out / "bodies" / job.digest / f"{job.index:03d}.json"
+
+
+# ---- what cells say together ---------------------------------------------------------------------------------------
+
+
+def speeds(measured: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Adaptation speed of every cell of held-out bodies that varies play and whose oracle was measured."""
+    found = []
+    for entry in measured:
+        oracle = _oracle(entry, measured)
+        if oracle is None:
+            continue
+        most = max(oracle["summary"], key=int)
+        curve = {int(amount): _successes(entry, amount) for amount in entry["summary"]}
+        reached = amount_to_reach(curve, _successes(oracle, most), share=SHARE)
+        found.append(
+            {
+                "label": entry["label"],
+                "method": entry["settings"]["method"],
+                "scenario": entry["settings"]["scenario"],
+                "task": entry["settings"]["task"],
+                "digest": entry["digest"],
+                "oracle": oracle["summary"][most]["success"]["value"],
+                "share": SHARE,
+                "trajectories": reached.to_dict(),
+                "robot_seconds": None
+                if reached.value is None
+                else entry["summary"][str(reached.value)]["robot_seconds"],
+            }
+        )
+    return found
+
+
+def _oracle(entry: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The cell of source bodies that belongs to one of held-out bodies; None where there is none."""
+    own = entry["settings"]
+    if "error" in entry or own["region"] != "heldout" or own["demonstrations"] or len(entry["summary"]) < 2:
+        return None
+    alike = ("scenario", "task", "seed", "execute", "num_steps", "play_length")
+
+    def fits(other: Mapping[str, Any]) -> bool:
+        its = other["settings"]
+        aligned = its["region"] == "source" and its["method"] == "selfalign" and "error" not in other
+        return (
+            aligned and other["fingerprint"] == entry["fingerprint"] and all(its[name] == own[name] for name in alike)
+        )
+
+    return max(filter(fits, measured), key=lambda other: max(other["settings"]["play"]), default=None)
+
+
+def _successes(entry: Mapping[str, Any], amount: str) -> list[float]:
+    return [row["results"][amount]["success"]["value"] for row in entry["bodies"]]

@@ -1,0 +1,128 @@
+"""Methods by name: what is made of a body's play or demonstrations, and what it costs.
+
+Aligning and its two controls are here; whatever else there is comes from `selfalign.baselines`.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from selfalign.align.offline import AlignConfig, align
+from selfalign.bench.subject import random_update
+from selfalign.data.episodes import Episode
+from selfalign.data.play import Play
+from selfalign.model.context import EmbodimentContext
+from selfalign.model.policy import LossWeights
+from selfalign.policy import Policy
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A policy and a context for one body."""
+
+    policy: Policy
+    context: EmbodimentContext
+    bytes_stored: int
+    """What is kept for this body beside the policy; its statistics are not counted."""
+    seconds: float
+    """Wall time of the fitting."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What happened, as JSON values."""
+
+
+def fit(
+    name: str,
+    policy: Policy,
+    play: Play | None,
+    demonstrations: Sequence[Episode],
+    seed: int,
+    settings: Mapping[str, Any] | None = None,
+) -> Fitted:
+    """Runs a method. The policy that is given stays as it is.
+
+    Args:
+        name: `frozen`, `selfalign`, `random`, or a baseline.
+        play: of the body; None for a method that learns from demonstrations alone.
+        demonstrations: of the body; empty for a method that uses none.
+        seed: of what the method draws.
+        settings: of the method, where they are not its defaults.
+
+    Raises:
+        ValueError: no such method or setting, or not what the method learns from.
+    """
+    if name not in OWN:
+        return _baseline(name, policy, play, demonstrations, seed, settings or {})
+    if play is None or demonstrations:
+        raise ValueError(f"{name} learns from play of the body, and from nothing else")
+    began = time.perf_counter()
+    context, details = OWN[name](policy, play, seed, settings or {})
+    stored = 0 if name == "frozen" else context.num_bytes
+    return Fitted(policy, context, stored, time.perf_counter() - began, details)
+
+
+Own = Callable[[Policy, Play, int, Mapping[str, Any]], tuple[EmbodimentContext, dict[str, Any]]]
+
+
+def frozen(
+    policy: Policy, play: Play, seed: int, settings: Mapping[str, Any]
+) -> tuple[EmbodimentContext, dict[str, Any]]:
+    """The prior W0, in the units of the body: success before any fitting."""
+    if settings:
+        raise ValueError(f"frozen has no settings, got {dict(settings)}")
+    stats = policy.play_stats(policy.repack_play(play)).to_dict()
+    name = str(play.embodiment.get("name", play.name))
+    return policy.model.prior().clone().with_info(
+        embodiment=name, fingerprint=policy.fingerprint(), norm_stats=stats
+    ), {}
+
+
+def selfalign(
+    policy: Policy, play: Play, seed: int, settings: Mapping[str, Any]
+) -> tuple[EmbodimentContext, dict[str, Any]]:
+    """What `selfalign align` returns; settings are those of `AlignConfig`."""
+    result = align(policy, play, config=_config(settings), progress=False)
+    details = {
+        "verdict": result.verdict.to_dict(),
+        "steps": result.history.steps,
+        "best_step": result.history.best_step,
+    }
+    return result.context, details
+
+
+def random(
+    policy: Policy, play: Play, seed: int, settings: Mapping[str, Any]
+) -> tuple[EmbodimentContext, dict[str, Any]]:
+    """The null: W0 moved as far as alignment moves it, in a random direction."""
+    result = align(policy, play, config=_config(settings), progress=False)
+    start, _ = frozen(policy, play, seed, {})
+    return random_update(policy, start, {result.history.best_step: result.fitted}, seed), {}
+
+
+OWN: dict[str, Own] = {"frozen": frozen, "selfalign": selfalign, "random": random}
+
+
+def _config(settings: Mapping[str, Any]) -> AlignConfig:
+    told = dict(settings)
+    if "weights" in told:
+        told["weights"] = LossWeights(**told["weights"])
+    try:
+        return AlignConfig(**told)
+    except TypeError as error:
+        raise ValueError(f"selfalign takes the settings of AlignConfig: {error}") from error
+
+
+def _baseline(
+    name: str,
+    policy: Policy,
+    play: Play | None,
+    demonstrations: Sequence[Episode],
+    seed: int,
+    settings: Mapping[str, Any],
+) -> Fitted:
+    try:
+        from selfalign import baselines
+    except ImportError as error:
+        raise ValueError(f"no method {name!r}; there are: {', '.join(OWN)}") from error
+    adapted = baselines.fit(name, policy, play, demonstrations, seed=seed, config=settings)
+    return Fitted(adapted.policy, adapted.context, adapted.bytes_stored, adapted.seconds)

@@ -1,0 +1,226 @@
+"""What a matrix measures: a list of cells, each a checkpoint and a method on bodies of a scenario, as plain values.
+
+A cell says everything that its numbers depend on, but for the checkpoint's files. Plans are JSON files, or have names.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from selfalign.bench.provenance import write_json
+from selfalign.bench.seeds import Split, seeds_of
+from selfalign.sim.regions import REGIONS, SCENARIOS, Region, Scenario
+from selfalign.sim.tasks import KINDS, Kind
+
+FORMAT = "selfalign-plan-1"
+Motion = Literal["free", "narrow", "demonstrations"]
+NARROW = 0.3
+"""Share of the workspace that narrow play covers."""
+
+PLAY_CURVE = (1, 3, 10, 30, 100)
+FEW_SHOT = (1, 5, 10, 20)
+HEADLINE: tuple[Scenario, ...] = ("camera", "action", "robot", "all")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Success of some bodies under what a method makes of each amount of play, or of demonstrations."""
+
+    checkpoint: str
+    """Checkpoint directory."""
+    method: str = "selfalign"
+    """`frozen`, `selfalign`, `random`, or one of `selfalign.baselines`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the method, where they are not its own defaults."""
+    scenario: Scenario = "camera"
+    task: Kind = "reach"
+    region: Region = "heldout"
+    """"source": bodies of the kind that the checkpoint was trained on. With `selfalign`, they are the oracle."""
+    seed: int = 0
+    """Draws bodies, play and scenes (`bench/seeds.py`)."""
+    bodies: int = 12
+    episodes: int = 20
+    """Of each body for each amount."""
+    play: tuple[int, ...] = (20,)
+    """Amounts of play, trajectories; a smaller one is the beginning of a larger one."""
+    play_length: int = 50
+    """Frames of each trajectory, at 20 Hz."""
+    motion: Motion = "free"
+    """What the body does as it plays: free motion, the same in a part of the workspace, or the task."""
+    demonstrations: tuple[int, ...] = ()
+    """Amounts of demonstrations, for methods that learn from them; `play` then has one amount or none."""
+    execute: int = 4
+    """Steps of each action chunk that are carried out before the policy is asked again."""
+    num_steps: int = 10
+    """Euler steps of the flow per chunk."""
+    label: str = ""
+    """What the cell is called in tables; nothing depends on it."""
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name}={getattr(self, name)!r} ({', '.join(known)})"
+            for name, known in (
+                ("scenario", SCENARIOS),
+                ("task", KINDS),
+                ("region", REGIONS),
+                ("motion", get_args(Motion)),
+            )
+            if getattr(self, name) not in known
+        ]
+        least = {"bodies": 1, "episodes": 1, "play_length": 2, "execute": 1, "num_steps": 1, "seed": 0}
+        wrong += [
+            f"{name}={getattr(self, name)} (at least {low})" for name, low in least.items() if getattr(self, name) < low
+        ]
+        if any(amount < 1 for amount in (*self.play, *self.demonstrations)):
+            wrong.append(f"play={self.play}, demonstrations={self.demonstrations} (each at least 1)")
+        if self.demonstrations and len(self.play) > 1:
+            wrong.append(f"play={self.play} beside demonstrations={self.demonstrations} (one of them may vary)")
+        if not self.demonstrations and not self.play:
+            wrong.append("neither play nor demonstrations")
+        if wrong:
+            raise ValueError(f"a cell is out of range: {'; '.join(wrong)}")
+
+    @property
+    def amounts(self) -> tuple[int, ...]:
+        """What varies, rising: demonstrations where there are some, else play."""
+        return tuple(sorted(set(self.demonstrations or self.play)))
+
+    @property
+    def varies(self) -> Literal["play", "demonstrations"]:
+        return "demonstrations" if self.demonstrations else "play"
+
+    @property
+    def name(self) -> str:
+        return self.label or Path(self.checkpoint).name
+
+    def measured(self) -> dict[str, Any]:
+        """What the numbers depend on, beside the checkpoint's files, as JSON values."""
+        told = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("checkpoint", "label")}
+        return json.loads(json.dumps(told))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """From JSON values; what is left out has its default.
+
+        Raises:
+            ValueError: an unknown field, or a value that no cell has.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(data, Mapping) or "checkpoint" not in data or not data.keys() <= known:
+            unknown = sorted(set(data) - known) if isinstance(data, Mapping) else data
+            raise ValueError(
+                f"a cell is an object with a checkpoint; unknown: {unknown}; known: {', '.join(sorted(known))}"
+            )
+        try:
+            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        except TypeError as error:
+            raise ValueError(f"a cell has a value of a wrong type: {error}") from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cells to measure, and what the whole is called."""
+
+    name: str
+    cells: tuple[Cell, ...]
+
+    def __post_init__(self) -> None:
+        if not self.cells:
+            raise ValueError(f"the plan {self.name!r} has no cell")
+
+    def save(self, path: Path) -> Path:
+        """Writes it as JSON, atomically."""
+        cells = [json.loads(json.dumps(dataclasses.asdict(cell))) for cell in self.cells]
+        return write_json(path, {"format": FORMAT, "name": self.name, "cells": cells})
+
+    @classmethod
+    def open(cls, source: str | Path, checkpoint: str = "checkpoints/tiny", split: Split = "test") -> Self:
+        """A plan from its JSON file, or by name.
+
+        Args:
+            source: the file, or one of `PLANS`.
+            checkpoint: that a named plan measures.
+            split: whose bodies a named plan measures.
+
+        Raises:
+            ValueError: neither a file nor a name, or a damaged file.
+        """
+        if str(source) in PLANS:
+            return cls(str(source), tuple(PLANS[str(source)](checkpoint, split)))
+        path = Path(source)
+        if not path.is_file():
+            raise ValueError(f"no plan {str(source)!r}: neither a file nor one of {', '.join(PLANS)}")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["format"] != FORMAT:
+                raise ValueError(f"its format is {data['format']!r}, not {FORMAT!r}")
+            return cls(data["name"], tuple(Cell.from_dict(cell) for cell in data["cells"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a plan: {error}") from error
+
+
+# ---- plans by name -------------------------------------------------------------------------------------------------
+
+
+def with_oracle(cell: Cell) -> list[Cell]:
+    """A cell, and its oracle: source bodies that align with the most play of the cell."""
+    most = max(cell.play) if cell.play else 20
+    oracle = dataclasses.replace(
+        cell, method="selfalign", settings={}, region="source", play=(most,), motion="free", demonstrations=()
+    )
+    return [cell, oracle]
+
+
+def smoke(checkpoint: str, split: Split) -> list[Cell]:
+    """Does it run? Two bodies, two episodes; the numbers mean nothing."""
+    cell = Cell(checkpoint, seed=seeds_of(split)[0], bodies=2, episodes=2, play=(2, 4))
+    return [*with_oracle(cell), dataclasses.replace(cell, method="frozen", play=(4,))]
+
+
+def headline(checkpoint: str, split: Split) -> list[Cell]:
+    """Every scenario and task before and after aligning, beside the null and the oracle."""
+    cells = []
+    for scenario, task, seed in product(HEADLINE, KINDS, seeds_of(split)[:1]):
+        cell = Cell(checkpoint, scenario=scenario, task=task, seed=seed)
+        cells += with_oracle(cell)
+        cells += [dataclasses.replace(cell, method=method) for method in ("frozen", "random")]
+    return cells
+
+
+def curve(checkpoint: str, split: Split) -> list[Cell]:
+    """Success over the amount of play, and how much of it gets to 90 % of the oracle."""
+    cells = []
+    for scenario in HEADLINE:
+        cell = Cell(checkpoint, scenario=scenario, seed=seeds_of(split)[0], play=PLAY_CURVE)
+        cells += [*with_oracle(cell), dataclasses.replace(cell, method="frozen", play=PLAY_CURVE[-1:])]
+    return cells
+
+
+def few_shot(checkpoint: str, split: Split) -> list[Cell]:
+    """Fine-tuning on demonstrations of the new body, beside aligning to its play."""
+    cells = []
+    for scenario in HEADLINE:
+        cell = Cell(checkpoint, scenario=scenario, seed=seeds_of(split)[0])
+        cells += with_oracle(cell)
+        learned = dataclasses.replace(cell, play=(), demonstrations=FEW_SHOT)
+        cells += [dataclasses.replace(learned, method=method) for method in ("finetune", "lora")]
+    return cells
+
+
+def play_quality(checkpoint: str, split: Split) -> list[Cell]:
+    """Does it matter what the body does as it plays?"""
+    cell = Cell(checkpoint, scenario="action", seed=seeds_of(split)[0], play=(3, 10))
+    return [dataclasses.replace(cell, motion=motion, label=motion) for motion in get_args(Motion)]
+
+
+PLANS: dict[str, Callable[[str, Split], list[Cell]]] = {
+    "smoke": smoke,
+    "headline": headline,
+    "curve": curve,
+    "few-shot": few_shot,
+    "play-quality": play_quality,
+}

@@ -1,0 +1,82 @@
+"""Jobs over a Ray cluster, or over a local Ray: `workers.run_jobs` with machines for processes (extra `cluster`).
+
+`RAY_ADDRESS` names a cluster; without it, Ray starts on this machine and ends with the jobs. Jobs give back what they
+find: nothing but the checkpoints that they read has to be on a disk that machines share.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from selfalign.workers import WORKER_ENVIRONMENT, run_jobs
+
+Cluster = Literal["none", "ray"]
+RETRIES = 2
+"""How often a job whose machine or worker has died is given to another."""
+
+
+def run_on(
+    cluster: Cluster,
+    job: Callable[[Any], Any],
+    jobs: Sequence[Any],
+    workers: int,
+    *,
+    on_done: Callable[[Any, Any], None] = lambda item, result: None,
+) -> None:
+    """Runs jobs in processes of this machine, or on Ray; arguments and errors are those of `run_jobs`."""
+    run = run_jobs if cluster == "none" else run_on_ray
+    run(job, jobs, workers, on_done=on_done)
+
+
+def run_on_ray(
+    job: Callable[[Any], Any],
+    jobs: Sequence[Any],
+    workers: int,
+    *,
+    on_done: Callable[[Any, Any], None] = lambda item, result: None,
+) -> None:
+    """Runs `job(item)` for each item, each in a Ray task of one core.
+
+    Args:
+        job: a module-level function.
+        jobs: arguments that can be pickled.
+        workers: cores of the Ray that is started on this machine; a cluster has its own.
+        on_done: called here with (item, result) as jobs finish, in any order.
+
+    Raises:
+        ImportError: Ray is not installed.
+        RuntimeError: a worker died again and again. What a job raises is raised here.
+    """
+    ray = _ray()
+    if not jobs:
+        return
+    local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
+    ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT}, log_to_driver=False, logging_level="ERROR", **local)
+    try:
+        task = ray.remote(num_cpus=1, max_retries=RETRIES)(job)
+        items = {task.remote(item): item for item in jobs}
+        pending = list(items)
+        while pending:
+            done, pending = ray.wait(pending)
+            for reference in done:
+                on_done(items[reference], _result(ray, reference))
+    finally:
+        ray.shutdown()
+
+
+def _result(ray: Any, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"a worker died, probably for lack of memory ({error}); what is finished is kept") from error
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise ImportError(f"a cluster needs {error.name}: pip install 'selfalign[cluster]'") from error
+    return ray

@@ -1,0 +1,109 @@
+"""The ablation around its trainings: one tower for all, what is done is kept, what fails stops nothing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from selfalign.ablation import recipes
+from selfalign.ablation import run as ablation
+from selfalign.ablation.recipes import changed
+from selfalign.ablation.report import tabulate
+from selfalign.ablation.run import AblateConfig, bench_cells, plan_trainings, run
+from selfalign.bench.seeds import split_of
+from selfalign.data.fake import write_fake
+
+LITTLE = {
+    "preset": "pi05_alignment_debug",
+    "snapshots": None,
+    "steps": 2,
+    "bodies": {"slots": 2, "play_per_slot": 2, "demonstrations_per_slot": 2},
+    "machine": {"compile": False, "threads": 1},
+    "log": {"tensorboard": False},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AblateConfig:
+    """A debugging preset on made-up recordings, of which nothing is measured."""
+    monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path / "cache"))
+    full = recipes.base
+    monkeypatch.setattr(ablation, "base", lambda *given: changed(full(*given), LITTLE))
+    data = write_fake(tmp_path / "data", rigs=2, episodes=2)
+    return AblateConfig(
+        tmp_path / "out", ("all", "global-w", "new-narrow"), data=(str(data),), threads=1, measure=False
+    )
+
+
+def test_trainings_share_a_tower_and_are_not_repeated(config: AblateConfig, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    train = ablation.training.run
+    monkeypatch.setattr(ablation.training, "run", lambda flags: (seen.append(flags.bodies.scheme), train(flags)))
+    result = run(config, show=False)
+    assert seen == [
+        "rehearsal",
+        "rehearsal",
+        "global",
+    ]  # the tower's, then each recipe's: new-narrow trains as all does
+    assert len(list(config.out.glob("towers/*/tokens-scene-*.npy"))) == 1
+    assert not list(config.out.glob("trainings/*/tokens-*"))
+    assert [t["label"] for t in result["trainings"]] == ["all", "global-w", "new-narrow"]
+    assert result["trainings"][0]["digest"] == result["trainings"][2]["digest"]
+    assert json.loads((config.out / "ablation.json").read_text()) == result
+    seen.clear()
+    assert run(config, show=False)["trainings"] == result["trainings"] and seen == []
+
+
+def test_a_training_that_fails_stops_no_other(config: AblateConfig, monkeypatch: pytest.MonkeyPatch):
+    train = ablation.training.run
+
+    def broken(flags):
+        if flags.bodies.scheme == "global":
+            raise ValueError("it does not learn")
+        train(flags)
+
+    monkeypatch.setattr(ablation.training, "run", broken)
+    result = run(replace(config, cells=("global-w", "all")), show=False)
+    assert result["trainings"][0]["error"] == "ValueError: it does not learn"
+    assert "error" not in result["trainings"][1]
+
+
+def test_what_is_measured(config: AblateConfig):
+    jobs = plan_trainings(replace(config, seeds=(0, 1)))
+    assert [job.label for job in jobs] == ["all", "all/1", "global-w", "global-w/1", "new-narrow", "new-narrow/1"]
+    assert len({job.digest for job in jobs}) == 4
+    cells = bench_cells(config, jobs[-2:-1])
+    assert {split_of(cell.seed) for cell in cells} == {"validation"}
+    told = [(c.scenario, c.method, c.region, c.motion) for c in cells]
+    assert told == [
+        (scenario, *row)
+        for scenario in ("camera", "action")
+        for row in (
+            ("selfalign", "heldout", "narrow"),
+            ("selfalign", "source", "free"),
+            ("frozen", "heldout", "narrow"),
+        )
+    ]
+
+
+def test_data_that_are_not_there_and_features_that_are_not_given(config: AblateConfig):
+    with pytest.raises(ValueError, match="needs features"):
+        run(replace(config, cells=("stored-features",)), show=False)
+    with pytest.raises(FileNotFoundError):
+        run(replace(config, data=("nowhere",)), show=False)
+    with pytest.raises(ValueError, match=r"workers=0 \(at least 1\)"):
+        replace(config, workers=0)
+
+
+def test_the_table():
+    def entry(method: str, region: str, value: float | None, play: int = 10) -> dict:
+        settings = {"method": method, "region": region, "scenario": "camera", "play": [play]}
+        if value is None:
+            return {"label": "all", "settings": settings, "error": "x"}
+        success = {"value": value, "low": 0.0, "high": 1.0}
+        return {"label": "all", "settings": settings, "summary": {str(play): {"success": success}}}
+
+    cells = [entry("selfalign", "heldout", 0.5), entry("selfalign", "source", None), entry("frozen", "heldout", 0.01)]
+    told = {"play 10": "50 % [0, 100]", "oracle": "failed", "before": "1 % [0, 100]"}
+    assert tabulate({"cells": cells}) == {("all", "camera"): told}

@@ -1,0 +1,75 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from selfalign.bench.plan import PLANS, Cell, Plan, with_oracle
+from selfalign.bench.seeds import split_of
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_by_name_is_a_plan_in_a_file(name, tmp_path: Path):
+    plan = Plan.open(name, "somewhere/policy", "validation")
+    assert {cell.checkpoint for cell in plan.cells} == {"somewhere/policy"}
+    assert {split_of(cell.seed) for cell in plan.cells} == {"validation"}
+    assert Plan.open(plan.save(tmp_path / "plan.json")) == plan
+
+
+def test_the_headline_has_every_scenario_and_task_with_its_oracle():
+    cells = Plan.open("headline").cells
+    told = {(c.scenario, c.task, c.method, c.region) for c in cells}
+    conditions = {("selfalign", "heldout"), ("selfalign", "source"), ("frozen", "heldout"), ("random", "heldout")}
+    assert told == {
+        (scenario, task, *condition)
+        for scenario in ("camera", "action", "robot", "all")
+        for task in ("reach", "push", "lift")
+        for condition in conditions
+    }
+
+
+def test_only_what_numbers_depend_on_is_measured():
+    cell = Cell("here")
+    assert cell.measured() == dataclasses.replace(cell, checkpoint="there", label="other").measured()
+    assert cell.measured() != dataclasses.replace(cell, episodes=21).measured()
+
+
+def test_amounts():
+    assert Cell("x", play=(10, 1, 3)).amounts == (1, 3, 10)
+    few = Cell("x", method="lora", play=(), demonstrations=(5, 1))
+    assert few.amounts == (1, 5) and few.varies == "demonstrations"
+    assert with_oracle(Cell("x", play=(1, 30)))[1].play == (30,)
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"scenario": "cameras"}, "scenario='cameras'"),
+        ({"task": "fold"}, "task='fold'"),
+        ({"bodies": 0}, r"bodies=0 \(at least 1\)"),
+        ({"play": (0,)}, "each at least 1"),
+        ({"play": ()}, "neither play nor demonstrations"),
+        ({"play": (1, 2), "demonstrations": (3,)}, "one of them may vary"),
+    ],
+)
+def test_impossible_cells(changes, told):
+    with pytest.raises(ValueError, match=told):
+        Cell("x", **changes)
+
+
+def test_damaged_plans(tmp_path: Path):
+    path = tmp_path / "plan.json"
+    with pytest.raises(ValueError, match="neither a file nor one of smoke"):
+        Plan.open(path)
+    cells = {
+        "has no cell": [],
+        "with a checkpoint": [{"play": [1]}],
+        r"\['no'\]": [{"checkpoint": "x", "no": 1}],
+        "wrong type": [{"checkpoint": "x", "seed": "1"}],
+    }
+    texts = {told: json.dumps({"format": "selfalign-plan-1", "name": "p", "cells": of}) for told, of in cells.items()}
+    texts |= {"is not a plan": "{", "its format is 'x'": json.dumps({"format": "x"})}
+    for told, text in texts.items():
+        path.write_text(text)
+        with pytest.raises(ValueError, match=told):
+            Plan.open(path)
