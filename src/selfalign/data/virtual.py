@@ -241,6 +241,7 @@ class VirtualSources:
         """A random rig (or the given one) under a random perturbation of a width, with a random share of its play."""
         rig = int(rng.choice(self.rigs, p=self.odds)) if rig is None else rig
         play = self._play_of(rig)
+        play = play[self.cache.episode_lengths[play] > self.shape.horizon]  # a share of short ones has no transition
         count = int(rng.integers((len(play) + 1) // 2, len(play) + 1))
         chosen = np.sort(rng.choice(play, size=count, replace=False))
         return self.embodiment(rig, self.draw(rng, self.cache.embodiments[rig], width), chosen)
