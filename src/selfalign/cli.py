@@ -171,6 +171,9 @@ class Align:
     learning_rate: float | None = None
     """None: the rate that the checkpoint was rehearsed with."""
     seed: int = 0
+    calibrated: bool = True
+    """Judge by the checkpoint's calibration too, where it has one: what success to expect, and which play losses it has
+    seen."""
     force: bool = False
     """Write the fitted context even if the verdict rejects it."""
 
@@ -180,7 +183,11 @@ class Align:
         policy = sa.load(self.checkpoint, robot=self.robot)
         play = sa.Play.open(self.play, self.embodiment_index, features=self.features)
         config = sa.AlignConfig(
-            steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            calibrated=self.calibrated,
+            seed=self.seed,
         )
         result = sa.align(policy, play, config=config)
         print(result.verdict)
