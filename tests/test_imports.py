@@ -70,7 +70,17 @@ def test_relative_imports_are_resolved(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 OPTIONAL = ["mujoco", "robosuite", "gymnasium", "tensorboard", "sentencepiece"]
-OPTIONAL += ["websockets", "msgpack", "prometheus_client", "mink", "google_crc32c", "timm", "peft", "wandb"]
+OPTIONAL += [
+    "websockets",
+    "msgpack",
+    "prometheus_client",
+    "mink",
+    "google_crc32c",
+    "timm",
+    "peft",
+    "wandb",
+    "matplotlib",
+]
 
 
 @pytest.mark.parametrize("package", OPTIONAL)

@@ -1,4 +1,6 @@
-"""What a play loss is worth: how bodies with such a loss acted, measured on validation bodies (`selfalign bench calibrate`).
+"""What a play loss is worth: how bodies with such a loss acted.
+
+Measured on validation bodies by `selfalign bench calibrate`.
 
 Low play loss alone proves nothing: a model that never rehearsed alignment reaches it and fails. A calibration therefore
 belongs to one checkpoint. It holds a falling curve from held-out play loss to success, and the losses at which
@@ -14,8 +16,8 @@ import numpy as np
 
 FORMAT = "selfalign-calibration-1"
 MARGIN = 0.1
-"""Share by which a loss may lie beyond those that were seen. Of N + 1 bodies that are alike, the last one lies beyond the
-others with probability 2 / (N + 1): some room is fair."""
+"""Share by which a loss may lie beyond those that were seen. Of N + 1 bodies that are alike, the last one lies beyond
+the others with probability 2 / (N + 1): some room is fair."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Calibration:
     def expect_action_loss(self, loss: float) -> float | None:
         """Action loss to expect at a play loss; None where none was measured."""
         known = [(x, y) for x, y in zip(self.loss, self.action_loss, strict=True) if y is not None]
-        return float(np.interp(loss, *zip(*known, strict=True))) if known else None
+        return float(np.interp(loss, [x for x, _ in known], [y for _, y in known])) if known else None
 
     def objection(self, loss: float) -> str:
         """Why a fit that ends at this play loss should be rejected; empty where nothing speaks against it."""
@@ -111,6 +113,6 @@ class Calibration:
         names = {f.name for f in fields(cls)}
         if data.get("format") != FORMAT or data.keys() - {"format"} != names:
             raise ValueError(f"no calibration of format {FORMAT}: it has {sorted(data)}")
-        tuples = {name: tuple(data[name]) for name in ("loss", "success", "low", "high", "action_loss", "seen")}
-        rest = {name: data[name] for name in names - tuples.keys() - {"before"}}
-        return cls(**rest, **tuples, before=Expected(**data["before"]))
+        values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in data.items()}
+        values |= {"before": Expected(**data["before"])}
+        return cls(**{name: values[name] for name in names})

@@ -14,7 +14,9 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from selfalign.bench.adapt import AdaptConfig
+from selfalign.bench.calibrate import CalibrateConfig
 from selfalign.bench.demo import DemoConfig
+from selfalign.bench.document import ReportConfig
 from selfalign.bench.evaluate import EvalConfig
 from selfalign.convert import ConvertConfig
 from selfalign.features import FeaturesConfig
@@ -239,12 +241,23 @@ class Bench:
     """Measure: how well bodies that were never seen act before and after aligning."""
 
     what: OmitSubcommandPrefixes[
-        Annotated[AdaptConfig, subcommand("adapt")] | Annotated[Experts, subcommand("experts")]
+        Annotated[AdaptConfig, subcommand("adapt")]
+        | Annotated[CalibrateConfig, subcommand("calibrate")]
+        | Annotated[ReportConfig, subcommand("report")]
+        | Annotated[Experts, subcommand("experts")]
     ]
 
     def run(self) -> None:
         if isinstance(self.what, AdaptConfig):
             from selfalign.bench.adapt import run
+
+            run(self.what)
+        elif isinstance(self.what, CalibrateConfig):
+            from selfalign.bench.calibrate import run
+
+            run(self.what)
+        elif isinstance(self.what, ReportConfig):
+            from selfalign.bench.document import run
 
             run(self.what)
         else:
