@@ -5,12 +5,14 @@ import shutil
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import selfalign as sa
+from calibrations import make_calibration
 from selfalign.checkpoint import save_checkpoint
 from selfalign.data.normalize import NormStats
 from selfalign.model.policy import VLA
@@ -18,11 +20,11 @@ from selfalign.policy import Policy
 from small_model import randomise, small_config
 
 COUNT = 200
-FILES = ("config.json", "model.safetensors", "settings.json")
+FILES = ("config.json", "model.safetensors", "settings.json", "calibration.json")
 
 
 def truncate(root: Path, rng: np.random.Generator) -> str:
-    path = root / FILES[rng.integers(3)]
+    path = root / FILES[rng.integers(4)]
     data = path.read_bytes()
     keep = int(rng.integers(len(data)))
     path.write_bytes(data[:keep])
@@ -30,7 +32,7 @@ def truncate(root: Path, rng: np.random.Generator) -> str:
 
 
 def flip_bits(root: Path, rng: np.random.Generator) -> str:
-    path, count = root / FILES[rng.integers(3)], int(rng.integers(1, 5))
+    path, count = root / FILES[rng.integers(4)], int(rng.integers(1, 5))
     data = bytearray(path.read_bytes())
     for position in rng.integers(len(data), size=count):
         data[position] ^= 1 << int(rng.integers(8))
@@ -49,7 +51,7 @@ def flip_header(root: Path, rng: np.random.Generator) -> str:
 
 
 def overwrite(root: Path, rng: np.random.Generator) -> str:
-    path = root / FILES[rng.integers(3)]
+    path = root / FILES[rng.integers(4)]
     data = bytearray(path.read_bytes())
     start = int(rng.integers(len(data)))
     end = min(len(data), start + int(rng.integers(1, 200)))
@@ -59,13 +61,13 @@ def overwrite(root: Path, rng: np.random.Generator) -> str:
 
 
 def remove(root: Path, rng: np.random.Generator) -> str:
-    path = root / FILES[rng.integers(3)]
+    path = root / FILES[rng.integers(4)]
     path.unlink()
     return f"{path.name} removed"
 
 
 def exchange(root: Path, rng: np.random.Generator) -> str:
-    a, b = (root / FILES[i] for i in rng.choice(3, 2, replace=False))
+    a, b = (root / FILES[i] for i in rng.choice(4, 2, replace=False))
     first, second = a.read_bytes(), b.read_bytes()
     a.write_bytes(second)
     b.write_bytes(first)
@@ -119,7 +121,7 @@ def drop_tensor(root: Path, rng: np.random.Generator) -> str:
 
 def change_json(root: Path, rng: np.random.Generator) -> str:
     """One value becomes another kind of thing, or another number."""
-    path = root / ("config.json", "settings.json")[rng.integers(2)]
+    path = root / ("config.json", "settings.json", "calibration.json")[rng.integers(3)]
     value, places = json.loads(path.read_text()), []
 
     def walk(node) -> None:
@@ -147,7 +149,7 @@ def clean(tmp_path_factory) -> Path:
     model = randomise(VLA(small_config(action_dim=8, state_dim=8, vocab_size=258)))
     stats = NormStats.from_arrays(rng.normal(size=(9, 4)), rng.normal(size=(9, 4)))
     policy = Policy.from_model(model)
-    policy = Policy(policy.model, policy.tokenizer, policy.settings, stats)
+    policy = replace(policy, stats=stats, calibration=make_calibration(policy.fingerprint()))
     return save_checkpoint(policy, tmp_path_factory.mktemp("checkpoint") / "clean")
 
 
@@ -155,7 +157,7 @@ def reading(root: Path):
     """Everything that acting and aligning would see of a checkpoint."""
     policy = sa.load(root)
     assert policy.stats is not None
-    return policy.fingerprint(), policy.settings, policy.stats.to_dict(), type(policy.tokenizer)
+    return policy.fingerprint(), policy.settings, policy.stats.to_dict(), type(policy.tokenizer), policy.calibration
 
 
 def outcome(root: Path, expected) -> str:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "selfalign"
 # model and embodiments share a level: both build on types only, and neither knows the other.
 LEVELS = [
-    {"types", "workers"},
+    {"types", "workers", "calibration"},
     {"cluster"},
     {"model", "embodiments"},
     {"data"},
@@ -74,6 +74,7 @@ def test_relative_imports_are_resolved(tmp_path: Path, monkeypatch: pytest.Monke
 
 OPTIONAL = ["mujoco", "robosuite", "gymnasium", "tensorboard", "sentencepiece"]
 OPTIONAL += ["websockets", "msgpack", "prometheus_client", "mink", "google_crc32c", "timm", "peft", "wandb", "ray"]
+OPTIONAL += ["matplotlib"]
 
 
 @pytest.mark.parametrize("package", OPTIONAL)

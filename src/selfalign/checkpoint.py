@@ -1,7 +1,8 @@
 """Checkpoint directories: opened whoever wrote them, and written.
 
-Selfalign's own holds `config.json` and `model.safetensors` (the model) and `settings.json` (everything else, and sums
-of itself and of `config.json` by which damage shows; damaged weights show in the fingerprint).
+Selfalign's own holds `config.json` and `model.safetensors` (the model), `settings.json` (everything else, and sums
+of itself and of the other files by which damage shows; damaged weights show in the fingerprint) and, once it has been
+calibrated, `calibration.json`.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from selfalign import embodiments
+from selfalign.calibration import Calibration
 from selfalign.data.normalize import NormStats
 from selfalign.data.pretrained import kind_of, load_pretrained
 from selfalign.embodiments import Embodiment
@@ -22,6 +24,10 @@ from selfalign.model.weights import load_model, read_json, save_model, write_jso
 from selfalign.policy import AlignSettings, Policy
 
 SETTINGS_FORMAT = "selfalign-settings-1"
+CALIBRATION = "calibration.json"
+_CALIBRATE_AGAIN = (
+    'restore it, or delete "sums" and "calibration" from settings.json and run `selfalign bench calibrate` again'
+)
 TokenizerName = Literal["bytes", "paligemma"]
 TOKENIZERS: dict[TokenizerName, tuple[type, ...]] = {
     "bytes": (ByteTokenizer,),
@@ -38,11 +44,25 @@ class CheckpointInfo:
     tokenizer: TokenizerName
     align: AlignSettings
     stats: NormStats | None = None
+    calibration: Calibration | None = None
+    """Beside it in `calibration.json`, which counts only as long as `settings.json` names its sum."""
 
     def write(self, directory: Path) -> None:
+        """Writes `settings.json` and `calibration.json`; whenever it is interrupted, what is there can be read."""
+        path = directory / CALIBRATION
+        if self.calibration is None:
+            self._write_settings(directory, {})
+            path.unlink(missing_ok=True)
+            return
+        if path.exists():
+            self._write_settings(directory, {})  # lets go of the old one before it changes
+        write_json(path, self.calibration.to_dict())
+        self._write_settings(directory, {"calibration": _sum(path.read_bytes())})
+
+    def _write_settings(self, directory: Path, named: dict[str, str]) -> None:
         data = {"format": SETTINGS_FORMAT, "fingerprint": self.fingerprint, "tokenizer": self.tokenizer}
         stats = {} if self.stats is None else {"norm_stats": self.stats.to_dict()}
-        data = {**data, "align": self.align.to_dict(), **stats}
+        data = {**data, "align": self.align.to_dict(), **stats, **named}
         write_json(directory / "settings.json", {**data, "sums": _sums(directory, data)})
 
     @classmethod
@@ -60,9 +80,43 @@ class CheckpointInfo:
             if told is not None:  # checkpoints from before have none
                 _check_sums(directory, told, _sums(directory, data))
             stats = NormStats.from_dict(data["norm_stats"]) if "norm_stats" in data else None
-            return cls(data["fingerprint"], data["tokenizer"], AlignSettings.from_dict(data["align"]), stats)
+            info = cls(data["fingerprint"], data["tokenizer"], AlignSettings.from_dict(data["align"]), stats)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is damaged or of another version: {error!r}") from error
+        return replace(info, calibration=_read_calibration(directory, data.get("calibration"), info.fingerprint))
+
+
+def _read_calibration(directory: Path, told: str | None, fingerprint: str) -> Calibration | None:
+    """The calibration with the sum that `settings.json` tells; None where it tells none."""
+    if told is None:
+        return None
+    path = directory / CALIBRATION
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, and settings.json names it; {_CALIBRATE_AGAIN}")
+    if _sum(path.read_bytes()) != told:
+        raise ValueError(f"{path} differs from what was written; {_CALIBRATE_AGAIN}")
+    calibration = Calibration.from_dict(read_json(path))
+    if calibration.fingerprint != fingerprint:
+        raise ValueError(f"{path} is of model {calibration.fingerprint}, not of {fingerprint}; {_CALIBRATE_AGAIN}")
+    return calibration
+
+
+def set_calibration(directory: str | Path, calibration: Calibration) -> None:
+    """Puts a calibration into a checkpoint, in place of an older one.
+
+    Raises:
+        ValueError: it is of another model, or the checkpoint is damaged.
+        OSError: the checkpoint cannot be written.
+    """
+    directory = Path(directory)
+    info = CheckpointInfo.read(directory)
+    if calibration.fingerprint != info.fingerprint:
+        raise ValueError(f"the calibration is of model {calibration.fingerprint}, {directory} of {info.fingerprint}")
+    replace(info, calibration=calibration).write(directory)
+
+
+def _sum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _sums(directory: Path, data: dict[str, Any]) -> dict[str, str]:
@@ -70,7 +124,7 @@ def _sums(directory: Path, data: dict[str, Any]) -> dict[str, str]:
     parts = {"settings.json": json.dumps(data, sort_keys=True).encode()}
     if (directory / "config.json").is_file():
         parts["config.json"] = (directory / "config.json").read_bytes()
-    return {name: hashlib.sha256(part).hexdigest()[:16] for name, part in parts.items()}
+    return {name: _sum(part) for name, part in parts.items()}
 
 
 def _check_sums(directory: Path, told: Any, found: dict[str, str]) -> None:
@@ -83,7 +137,8 @@ def _check_sums(directory: Path, told: Any, found: dict[str, str]) -> None:
 
 
 def save_checkpoint(policy: Policy, directory: str | Path) -> Path:
-    """Writes `config.json`, `model.safetensors` and `settings.json`, each atomically; `load` reads them.
+    """Writes `config.json`, `model.safetensors`, `settings.json` and, where there is one, `calibration.json`, each
+    atomically; `load` reads them.
 
     Raises:
         OSError: the disk is full or read-only. A file that was there before stays whole; if some are new and some are
@@ -96,7 +151,7 @@ def save_checkpoint(policy: Policy, directory: str | Path) -> Path:
         raise ValueError(f"a checkpoint cannot say that its tokenizer is {type(policy.tokenizer).__name__}")
     directory = Path(directory)
     save_model(policy.model, directory)
-    CheckpointInfo(policy.fingerprint(), words, policy.settings, policy.stats).write(directory)
+    CheckpointInfo(policy.fingerprint(), words, policy.settings, policy.stats, policy.calibration).write(directory)
     return directory
 
 
@@ -153,10 +208,12 @@ def _open(
             f"{model.fingerprint()}, settings.json of {info.fingerprint}; copy the whole checkpoint again"
         )
     if info.tokenizer == "paligemma":
-        return Policy(model.to(device), _paligemma(model, directory, tokenizer), info.align, info.stats)
-    if tokenizer is not None:
+        policy = Policy(model.to(device), _paligemma(model, directory, tokenizer), info.align)
+    elif tokenizer is not None:
         raise ValueError(f"the model in {directory} reads bytes and takes no tokenizer")
-    return replace(Policy.from_model(model.to(device), info.align), stats=info.stats)
+    else:
+        policy = Policy.from_model(model.to(device), info.align)
+    return replace(policy, stats=info.stats, calibration=info.calibration)
 
 
 def _paligemma(model: VLA, directory: Path, path: str | Path | None) -> PaliGemmaTokenizer | MissingTokenizer:

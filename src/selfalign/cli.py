@@ -15,7 +15,9 @@ from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from selfalign.ablation.run import AblateConfig
 from selfalign.bench.adapt import AdaptConfig
+from selfalign.bench.calibrate import CalibrateConfig
 from selfalign.bench.demo import DemoConfig
+from selfalign.bench.document import ReportConfig
 from selfalign.bench.evaluate import EvalConfig
 from selfalign.bench.matrix import MatrixConfig
 from selfalign.convert import ConvertConfig
@@ -173,6 +175,9 @@ class Align:
     learning_rate: float | None = None
     """None: the rate that the checkpoint was rehearsed with."""
     seed: int = 0
+    calibrated: bool = True
+    """Judge by the checkpoint's calibration too, where it has one: what success to expect, and which play losses it has
+    seen."""
     force: bool = False
     """Write the fitted context even if the verdict rejects it."""
 
@@ -182,7 +187,11 @@ class Align:
         policy = sa.load(self.checkpoint, robot=self.robot)
         play = sa.Play.open(self.play, self.embodiment_index, features=self.features)
         config = sa.AlignConfig(
-            steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            calibrated=self.calibrated,
+            seed=self.seed,
         )
         result = sa.align(policy, play, config=config)
         print(result.verdict)
@@ -237,6 +246,8 @@ class Bench:
         Annotated[AdaptConfig, subcommand("adapt")]
         | Annotated[MatrixConfig, subcommand("matrix")]
         | Annotated[AblateConfig, subcommand("ablate")]
+        | Annotated[CalibrateConfig, subcommand("calibrate")]
+        | Annotated[ReportConfig, subcommand("report")]
         | Annotated[Experts, subcommand("experts")]
     ]
 
@@ -253,6 +264,14 @@ class Bench:
             from selfalign.ablation.run import run as ablate
 
             ablate(self.what)
+        elif isinstance(self.what, CalibrateConfig):
+            from selfalign.bench.calibrate import run
+
+            run(self.what)
+        elif isinstance(self.what, ReportConfig):
+            from selfalign.bench.document import run
+
+            run(self.what)
         else:
             from selfalign.sim.experts import main as measure
 

@@ -216,5 +216,5 @@ def write_own(directory: Path, source: Source, model: VLAConfig, config: Convert
     tensors |= {name: StoredTensor.of(tensor) for name, tensor in added.fresh.items()}
     write_json(directory / "config.json", config_to_dict(model))
     write_tensors(directory / WEIGHTS, tensors)
-    replace(source.info, fingerprint=fingerprint_of(model, tensors)).write(directory)
+    replace(source.info, fingerprint=fingerprint_of(model, tensors), calibration=None).write(directory)
     return tensors

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from selfalign.calibration import Calibration
 from selfalign.data.episodes import IMAGE_PREFIX, Episode, Pairs, SparseEpisode
 from selfalign.data.features import check_size, stored_features
 from selfalign.data.normalize import NormStats
@@ -96,6 +97,8 @@ class Policy:
     """Of the robot that the checkpoint was trained on, where it says so: what `act` uses without context."""
     robot: Embodiment | None = None
     """Names and conventions of the robot; None: LeRobot's names, and numbers that the model takes as they are."""
+    calibration: Calibration | None = None
+    """What a held-out play loss of this model is worth, where the checkpoint says so."""
     _fingerprint: dict[tuple[tuple[int, int], ...], str] = field(default_factory=dict, repr=False)
 
     @classmethod

@@ -21,6 +21,7 @@ from selfalign.align.measure import EvalGrid, PartLosses, draw_noise, gradient, 
 from selfalign.align.optim import FastAdam, grad_norm
 from selfalign.align.progress import StartPhase, phases
 from selfalign.align.verdict import Verdict, judge
+from selfalign.calibration import Calibration
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model import flow
@@ -60,6 +61,8 @@ class AlignConfig:
     """Share by which the held-out loss must fall to be accepted."""
     null_draws: int = 4
     """Random updates that the verdict compares with."""
+    calibrated: bool = True
+    """The verdict goes by the checkpoint's calibration too, where it has one."""
     seed: int = 0
     memory_budget_mb: float = 2048.0
     """Main memory for the prefixes of the play; beyond it they go to a file."""
@@ -181,7 +184,7 @@ def align(
             draws=config.null_draws,
             seed=config.seed,
         )
-    verdict = fit.verdict(null)
+    verdict = fit.verdict(null, _calibration(policy, plan, config))
     history = fit.history(len(train), len(held), prepared - began, time.perf_counter() - prepared)
     return _result(policy, play, start, stats, fit, history, verdict)
 
@@ -294,7 +297,7 @@ class _Fit:
             return f"no better held-out loss in {worse} measurements"
         return ""
 
-    def verdict(self, null: float) -> Verdict:
+    def verdict(self, null: float, calibration: Calibration | None) -> Verdict:
         return judge(
             self.held_out[0][1].total,
             self.best_loss,
@@ -302,6 +305,7 @@ class _Fit:
             min_improvement=self.config.min_improvement,
             problem=self.problem,
             note=self.note,
+            calibration=calibration,
         )
 
     def history(self, train: int, held_out: int, prepare_seconds: float, fit_seconds: float) -> AlignmentHistory:
@@ -330,6 +334,11 @@ def _origin(policy: Policy, start: EmbodimentContext | None) -> EmbodimentContex
         raise ValueError("align fits one context: take one of a batch with context.index(i)")
     policy.check_context(start)
     return start.clone().to(policy.device)
+
+
+def _calibration(policy: Policy, plan: AlignSettings, config: AlignConfig) -> Calibration | None:
+    """What the verdict goes by. Losses with other weights than the checkpoint's are other numbers."""
+    return policy.calibration if config.calibrated and plan.weights == policy.settings.weights else None
 
 
 def _split(policy: Policy, play: Play, config: AlignConfig) -> tuple[Play, Play]:

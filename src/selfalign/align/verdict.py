@@ -1,9 +1,14 @@
-"""Accept or reject: did fitting the context explain play that it was not fitted to?"""
+"""Accept or reject: did fitting the context explain play that it was not fitted to?
+
+Where the checkpoint carries a calibration, the verdict also says what success to expect of a body that is explained so
+well, and rejects a loss of which the checkpoint knows nothing."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from selfalign.calibration import Calibration, Expected
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,14 @@ class Verdict:
     """Why it was rejected; empty for an accepted one."""
     note: str = ""
     """What else there is to know, such as an interruption."""
+    expected: Expected | None = None
+    """Success to expect, by the checkpoint's calibration; None without one, and where the loss is beyond it."""
 
     def __str__(self) -> str:
         word = "accept" if self.accepted else "reject"
         numbers = f"held-out play loss {_short(self.before)} -> {_short(self.after)} (null {_short(self.null)})"
-        return "; ".join(part for part in (f"{word}: {numbers}", self.reason, self.note) if part)
+        expected = "" if self.expected is None or self.reason else str(self.expected)
+        return "; ".join(part for part in (f"{word}: {numbers}", self.reason, expected, self.note) if part)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; a number that is not finite becomes null."""
@@ -35,13 +43,28 @@ class Verdict:
     def from_dict(cls, data: Mapping[str, Any]) -> "Verdict":
         """The inverse of `to_dict`."""
         numbers = {name: math.nan if data[name] is None else float(data[name]) for name in ("before", "after", "null")}
-        return cls(bool(data["accepted"]), **numbers, reason=data["reason"], note=data["note"])
+        expected = data.get("expected")  # verdicts from before there were calibrations have none
+        return cls(
+            bool(data["accepted"]),
+            **numbers,
+            reason=data["reason"],
+            note=data["note"],
+            expected=None if expected is None else Expected(**expected),
+        )
 
 
 def judge(
-    before: float, after: float, null: float, *, min_improvement: float = 0.02, problem: str = "", note: str = ""
+    before: float,
+    after: float,
+    null: float,
+    *,
+    min_improvement: float = 0.02,
+    problem: str = "",
+    note: str = "",
+    calibration: Calibration | None = None,
 ) -> Verdict:
-    """Accepts if the held-out loss fell by the share `min_improvement`, below the start's and below the null update's.
+    """Accepts if the held-out loss fell by the share `min_improvement`, below the start's and below the null update's,
+    and if the calibration has no objection.
 
     Args:
         before: held-out loss of the start context.
@@ -50,6 +73,7 @@ def judge(
         min_improvement: share of `before`, and of `null`, by which `after` must be lower.
         problem: a reason to reject that was seen while fitting.
         note: kept as it is.
+        calibration: of the checkpoint, for the same losses; None: judge by the losses alone.
     """
     reason = problem
     if not reason and not all(map(math.isfinite, (before, after, null))):
@@ -58,7 +82,11 @@ def judge(
         reason = f"not {min_improvement:.0%} below the start"
     elif not reason and not after < null * (1 - min_improvement):
         reason = f"not {min_improvement:.0%} below a random update of equal norm"
-    return Verdict(not reason, before, after, null, reason, note)
+    expected = None
+    if calibration is not None and math.isfinite(after):
+        reason = reason or calibration.objection(after)
+        expected = calibration.expect(after) if calibration.covers(after) else None
+    return Verdict(not reason, before, after, null, reason, note, expected)
 
 
 _INFINITE = (math.inf, -math.inf)

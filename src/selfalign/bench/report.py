@@ -1,19 +1,24 @@
 """Results as tables on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from selfalign.bench.attempts import Attempt
 from selfalign.bench.stats import Interval
+from selfalign.calibration import Calibration
 
 LABELS = {
     "before": "before (prior W0)",
     "aligned": "aligned (what align returns)",
     "random": "random update of equal norm",
     "swap": "another body's context",
+    "short": "fitted to two trajectories",
+    "late": "fitted to late actions",
     "oracle": "oracle (seen bodies, aligned)",
 }
 
@@ -90,5 +95,45 @@ def print_demo(result: Mapping[str, Any], console: Console) -> None:
             f"{verdict['before']:.2f} -> {verdict['after']:.2f}",
             f"{row['seconds']['align']:.0f} s",
             "accept" if verdict["accepted"] else "reject",
+        )
+    console.print(table)
+
+
+def print_calibration(calibration: Calibration, console: Console) -> None:
+    """The curve of `bench calibrate`."""
+    title = (
+        f"Success at {calibration.task} by held-out play loss: {calibration.bodies} bodies, {calibration.attempts} "
+        f"contexts, {calibration.episodes} episodes"
+    )
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in ("play loss", "success (95 %)", "action loss"):
+        table.add_column(column, justify="right")
+    columns = zip(calibration.loss, calibration.success, calibration.low, calibration.high, calibration.action_loss)
+    for loss, success, low, high, action_loss in columns:
+        acting = "-" if action_loss is None else f"{action_loss:.3f}"
+        table.add_row(f"{loss:.3g}", Interval(success, low, high).percent(), acting)
+    console.print(table)
+    least, greatest = calibration.seen
+    console.print(
+        f"Alignment ended at play losses from {least:.3g} to {greatest:.3g}; before aligning, success was "
+        f"{100 * calibration.before.success:.0f} %."
+    )
+
+
+def print_attempts(attempts: Sequence[Attempt], console: Console) -> None:
+    """What verdicts said, by how the contexts came about, and whether they were right."""
+    table = Table(title="Verdicts", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("context", "play loss", "success", "gained", "accepted", "wrongly accepted"):
+        table.add_column(column, justify="left" if column == "context" else "right")
+    for kind in dict.fromkeys(attempt.kind for attempt in attempts):
+        chosen = [attempt for attempt in attempts if attempt.kind == kind]
+        wrong = sum(attempt.verdict.accepted and attempt.gain <= 0 for attempt in chosen)
+        table.add_row(
+            label(kind),
+            f"{mean(attempt.loss for attempt in chosen):.3g}",
+            f"{100 * mean(attempt.success for attempt in chosen):.0f} %",
+            f"{sum(attempt.gain > 0 for attempt in chosen)} of {len(chosen)}",
+            str(sum(attempt.verdict.accepted for attempt in chosen)),
+            str(wrong),
         )
     console.print(table)

@@ -78,7 +78,8 @@ class AlignJob:
         began = time.monotonic()
         live = policy.load_context(self.live)
         play = self.material.play(policy.model.config.action_horizon)
-        config = AlignConfig(steps=self.steps, seed=self.seed, memory_budget_mb=memory_mb)
+        # A calibration is of play. What a robot does on its task has other losses: the context in use is the measure.
+        config = AlignConfig(steps=self.steps, seed=self.seed, memory_budget_mb=memory_mb, calibrated=False)
         result = align(policy, play, None, config, progress=False, stats=_stats(live))
         verdict = result.verdict
         if verdict.accepted:

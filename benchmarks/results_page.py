@@ -1,0 +1,197 @@
+"""Writes docs/experiment_results.md and its figure from benchmarks/results: no number there is typed by hand.
+
+python benchmarks/results_page.py
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from selfalign.bench import figures
+from selfalign.bench.quality import confusion, loss_drop, roc
+from selfalign.bench.report import label, percent
+from selfalign.bench.results import Cell, read_cells
+from selfalign.bench.stats import Interval
+
+ROOT = Path(__file__).parents[1]
+WRITTEN = (
+    "Written by `python benchmarks/results_page.py` from the files in [`benchmarks/results/`](../benchmarks/results/): "
+    "no number is typed by hand. How each is measured is in [benchmarks/README.md](../benchmarks/README.md)."
+)
+MAIN = ("before", "after_10", "after_30", "after_100", "after_300", "aligned", "random", "swap", "oracle")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where results lie and where the page goes."""
+
+    results: Path = ROOT / "benchmarks/results"
+    page: Path = ROOT / "docs/experiment_results.md"
+    figure: Path = ROOT / "docs/assets/experiment_results.svg"
+    curves: Path = ROOT / "docs/assets/over_steps.svg"
+    """Success and play loss over alignment steps, for docs/alignment_experts.md."""
+
+
+def page(results: Path, figure: str) -> str:
+    """The text of the page; `figure` is the picture's path as the page sees it."""
+    files = sorted(results.glob("*.json"))
+    data = {path: json.loads(path.read_text()) for path in files}
+    cells = read_cells([path for path in files if is_bench(data[path])])
+    demos = [path for path in files if _format(data[path]) == "selfalign-demo-1"]
+    return (
+        "\n\n".join(
+            [
+                "# Experiment results",
+                WRITTEN,
+                *adaptation(cells, figure),
+                *verdicts(cells),
+                *(part for path in demos for part in demo(data[path])),
+                *experts(data.get(results / "experts.json")),
+                *leak(data.get(results / "attention_leak.json")),
+                "## Where the numbers come from",
+                markdown(("file", "command", "commit", "finished"), [_origin(path, data[path]) for path in files]),
+            ]
+        )
+        + "\n"
+    )
+
+
+def adaptation(cells: Sequence[Cell], figure: str) -> Iterator[str]:
+    """Success before and after aligning."""
+    yield "## Does a body act better after its own play?"
+    yield (
+        "Success on bodies that the checkpoint has never had: means over bodies with the 95 % interval of a bootstrap "
+        "over bodies. A random update is as large as the alignment's, *another body's* is another unseen body's, and "
+        "the oracle is aligned bodies of the kinds that the checkpoint was trained on."
+    )
+    yield f"![Success on unseen bodies]({figure})"
+    shown = [name for name in MAIN if any(name in _conditions(cell) for cell in cells)]
+    rows = []
+    for cell in cells:
+        found = [percent(cell.success(name).to_dict()) if name in _conditions(cell) else "-" for name in shown]
+        rows.append([cell.name, str(len(cell.rows)), *found])
+    yield markdown(("unseen", "bodies", *map(label, shown)), rows)
+    costs = [[cell.name, *_costs(cell)] for cell in cells if all("seconds" in row for row in cell.rows)]
+    if costs:
+        yield "What a body costs, on average, in seconds; the context is what is fitted."
+        yield markdown(("unseen", "play", "align", "robot's own time of play", "context"), costs)
+
+
+def _conditions(cell: Cell) -> list[str]:
+    return [*cell.conditions, *(["oracle"] if cell.sources else [])]
+
+
+def _costs(cell: Cell) -> list[str]:
+    count = len(cell.rows)
+    times = [f"{sum(row['seconds'][name] for row in cell.rows) / count:.0f}" for name in ("play", "align")]
+    robot = sum(row["play"]["robot_seconds"] for row in cell.rows) / count
+    return [*times, f"{robot:.0f}", f"{1000 * cell.rows[0]['context_megabytes']:.0f} kB"]
+
+
+def verdicts(cells: Sequence[Cell]) -> Iterator[str]:
+    """How good verdicts are over all cells."""
+    attempts = [attempt for cell in cells for attempt in cell.attempts()]
+    if not attempts:
+        return
+    found, curve = confusion(attempts), roc(attempts, loss_drop)
+    yield "## Are verdicts right?"
+    yield (
+        "An attempt is a context of a body: after a number of steps, as `align` returned it, or a random update. It "
+        "*gained* if success after - success before > 0 in the same scenes; accepted without gain is a false accept."
+    )
+    yield markdown(
+        ("", "gained", "did not gain"),
+        [
+            ["accepted", str(len(found.true_accepts)), str(len(found.false_accepts))],
+            ["rejected", str(len(found.false_rejects)), str(len(found.true_rejects))],
+        ],
+    )
+    if curve is not None:
+        yield f"Area under the ROC curve of the drop of play loss: {_short(curve.area)}."
+    if found.false_accepts:
+        named = [[a.cell, a.body, label(a.kind), f"{100 * a.gain:+.0f} %"] for a in found.false_accepts]
+        yield markdown(("false accept: unseen", "body", "context", "gain"), named)
+
+
+def demo(result: dict[str, Any]) -> Iterator[str]:
+    """One body of each scenario."""
+    yield "## The demo"
+    made = result["provenance"]
+    yield f"`{made['command']}`, {made['seconds']:.0f} s; Wilson's intervals over episodes."
+    rows = []
+    for row in result["bodies"]:
+        verdict, success = row["verdict"], row["success"]
+        loss = f"{verdict['before']:.2f} -> {verdict['after']:.2f} (null {verdict['null']:.2f})"
+        rows.append([row["scenario"], percent(success["before"]), percent(success["aligned"]), loss])
+    yield markdown(("unseen", "before", "after", "held-out play loss"), rows)
+
+
+def experts(result: dict[str, Any] | None) -> Iterator[str]:
+    """What the tasks' scripted experts reach: the demonstrations' quality."""
+    if result is None:
+        return
+    tasks = list(dict.fromkeys(row["task"] for row in result["rows"]))
+    robots = list(dict.fromkeys(row["robot"] for row in result["rows"]))
+    rates = {(row["robot"], row["task"]): f"{100 * row['rate']:.0f} %" for row in result["rows"] if row["offered"]}
+    yield "## Scripted experts"
+    yield "Success of the experts that give the demonstrations, 100 episodes each; a dash: the task is not offered."
+    yield markdown(("robot", *tasks), [[robot, *(rates.get((robot, task), "-") for task in tasks)] for robot in robots])
+
+
+def leak(result: dict[str, Any] | None) -> Iterator[str]:
+    """Labels that reach an output through layers."""
+    if result is None:
+        return
+    yield "## Labels that leak through attention"
+    yield "What dynamics' output takes from its label, over what it may read: [attention_masks.md](attention_masks.md)."
+    found = {name: row["gradient of the label by depth"] for name, row in result["results"].items()}
+    depths = list(next(iter(found.values())))
+    rows = [[name, *(f"{row[depth]:.3g}" for depth in depths)] for name, row in found.items()]
+    yield markdown(("layers", *depths), rows)
+
+
+# ---- helpers -------------------------------------------------------------------------------------------------------
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of text."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(value.replace("|", "\\|") for value in line) + " |" for line in lines)
+
+
+def is_bench(data: Any) -> bool:
+    """Whether these are cells of a benchmark of adaptation."""
+    return _format(data).startswith("selfalign-bench-") and ("bodies" in data or "cells" in data)
+
+
+def _format(data: Any) -> str:
+    return str(data.get("format", "")) if isinstance(data, dict) else ""
+
+
+def _origin(path: Path, data: Any) -> list[str]:
+    told = data.get("provenance", data) if isinstance(data, dict) else {}
+    commit = told.get("commit") or "unknown"
+    return [path.name, f"`{told.get('command', 'unknown')}`", commit, str(told.get("finished", "unknown"))[:10]]
+
+
+def _short(value: Interval) -> str:
+    ends = "" if value.low is None or value.high is None else f" [{value.low:.2f}, {value.high:.2f}]"
+    return f"{value.value:.2f}{ends}"
+
+
+def main(config: Config) -> None:
+    where = config.figure.relative_to(config.page.parent).as_posix()
+    config.page.write_text(page(config.results, where), encoding="utf-8")
+    cells = read_cells([p for p in sorted(config.results.glob("*.json")) if is_bench(json.loads(p.read_text()))])
+    config.figure.write_text(figures.svg(figures.overview(cells[:12])), encoding="utf-8")
+    curves = [cell for cell in cells if cell.success_by_steps()][: figures.TOGETHER]
+    config.curves.write_text(figures.svg(figures.over_steps(curves)), encoding="utf-8")
+    print(f"{config.page}, {config.figure} and {config.curves}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,88 @@
+"""Attempts: a context of a body, how well it explains the body's play, and how the body acted under it.
+
+The rows of `bench calibrate`, `bench adapt` and `bench matrix` hold them; here they all become one kind of value.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from selfalign.align.verdict import Verdict, judge
+from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, after
+from selfalign.calibration import Calibration
+
+SHORT, LATE = "short", "late"
+"""Contexts fitted to two trajectories only, and to play whose actions were recorded late."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One context of one body."""
+
+    cell: str
+    """What was measured together: a scenario, or a cell of a matrix."""
+    body: str
+    """The body's name; attempts of one body are not independent."""
+    kind: str
+    """How the context came about: `before` (the prior), `after_3`, `aligned`, `random`, `swap`, `short`, `late`."""
+    verdict: Verdict
+    successes: int
+    episodes: int
+    before: float
+    """Success of the same body in the same scenes under the prior."""
+    action_loss: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """Held-out play loss under the context."""
+        return self.verdict.after
+
+    @property
+    def success(self) -> float:
+        return self.successes / self.episodes
+
+    @property
+    def gain(self) -> float:
+        """Success under the context minus success before, in the same scenes."""
+        return self.success - self.before
+
+
+def read_attempts(row: Mapping[str, Any], cell: str, calibration: Calibration | None = None) -> Iterator[Attempt]:
+    """The attempts of a body's row, those whose play loss is known; the prior is one where the row holds its verdict.
+
+    Args:
+        row: of `bench calibrate`, `bench adapt` or `bench matrix`.
+        cell: what it belongs to.
+        calibration: judge anew by this one; None: as the row says.
+    """
+    success = row["success"]
+    if BEFORE not in success:
+        return
+    for kind, verdict in _verdicts(row):
+        if kind not in success:
+            continue
+        if calibration is not None:
+            verdict = judge(verdict.before, verdict.after, verdict.null, note=verdict.note, calibration=calibration)
+        yield Attempt(
+            cell,
+            row["name"],
+            kind,
+            verdict,
+            success[kind]["successes"],
+            success[kind]["episodes"],
+            success[BEFORE]["successes"] / success[BEFORE]["episodes"],
+            (row.get("action_loss") or {}).get(kind),
+        )
+
+
+def _verdicts(row: Mapping[str, Any]) -> Iterator[tuple[str, Verdict]]:
+    if "verdicts" in row:
+        yield from ((kind, Verdict.from_dict(verdict)) for kind, verdict in row["verdicts"].items())
+        return
+    # A row of `bench adapt`: the verdict on what `align` returned, and the play loss after other numbers of steps.
+    own = Verdict.from_dict(row["verdict"])
+    yield ALIGNED, own
+    for step, loss in row["held_out_play_loss"].items():
+        if int(step) and loss is not None:
+            yield after(int(step)), judge(own.before, loss, own.null)
+    yield RANDOM, judge(own.before, own.null, own.null)

@@ -1,0 +1,345 @@
+"""`selfalign bench calibrate`: what a play loss of a checkpoint is worth, measured on validation bodies.
+
+    for each pair of bodies:  play -> align, well and badly -> episodes under every context -> rows
+    all rows -> a falling curve from play loss to success -> calibration.json in the checkpoint
+
+Badly means: after a few steps, by a random update, with the other body's context, from two trajectories, and from play
+whose actions were recorded late. Without failures there is nothing to tell success from.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from selfalign.align.bank import PlayBank
+from selfalign.align.measure import EvalGrid
+from selfalign.align.offline import AlignConfig
+from selfalign.align.verdict import Verdict, judge
+from selfalign.bench import report
+from selfalign.bench.attempts import LATE, SHORT, read_attempts
+from selfalign.bench.expectation import fit_calibration
+from selfalign.bench.provenance import Stopwatch, provenance, write_json
+from selfalign.bench.rollout import Arena, RolloutConfig, rollout
+from selfalign.bench.subject import (
+    ALIGNED,
+    BEFORE,
+    RANDOM,
+    SWAP,
+    Fit,
+    action_losses,
+    after,
+    body_seed,
+    collect_play,
+    fit,
+)
+from selfalign.calibration import Calibration
+from selfalign.checkpoint import load, set_calibration
+from selfalign.data.normalize import NormStats
+from selfalign.data.play import Play
+from selfalign.model.context import EmbodimentContext
+from selfalign.policy import Policy
+from selfalign.sim.bodies import BodySpec, sample_bodies
+from selfalign.sim.prepare import prepare
+from selfalign.sim.record import record_demonstrations
+from selfalign.sim.regions import SCENARIOS, Scenario
+from selfalign.sim.tasks import Kind, offered
+from selfalign.workers import progress_bar, run_jobs
+
+FORMAT = "selfalign-bench-calibrate-1"
+VALIDATION_SEED = 1_000_000
+"""Bodies for calibrating are drawn from seeds from here on; results are reported on bodies of smaller seeds."""
+SHORT_PLAY = 2
+"""Trajectories of too short play."""
+LAG = 5
+"""Frames by which the actions of badly recorded play come late."""
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """Measure what a play loss of a checkpoint is worth, on validation bodies, and write it into the checkpoint."""
+
+    checkpoint: Path = Path("checkpoints/tiny")
+    """Checkpoint directory."""
+    bodies: int = 6
+    """Bodies of each scenario, an even number: pairs try each other's contexts."""
+    seed: int = VALIDATION_SEED
+    """Draws bodies, play and scenes. From a million on, so that bodies on which results are reported stay unseen."""
+    out: Path = Path("outputs/calibration.json")
+    """Where to write the measurements; also what makes an interrupted run resumable."""
+    scenarios: tuple[Scenario, ...] = ("camera", "action", "robot", "all")
+    """What is unseen about the bodies."""
+    check: bool = False
+    """Fit nothing and change nothing: judge the checkpoint's calibration on these bodies. Any seed will do."""
+    contexts: Path | None = None
+    """Folder to keep the aligned contexts in, for the map of `selfalign bench report`."""
+    play: int = 20
+    """Play trajectories of each body."""
+    play_length: int = 50
+    """Frames of each, at 20 Hz."""
+    episodes: int = 10
+    """Episodes of each body under each context."""
+    task: Kind = "reach"
+    """What the bodies are asked to do."""
+    steps: tuple[int, ...] = (1, 2, 4)
+    """Too few steps of alignment."""
+    demonstrations: int = 2
+    """Demonstrations of each body on which the action loss is measured (0: none)."""
+    execute: int = 4
+    """Steps of each action chunk that are carried out before the policy is asked again."""
+    num_steps: int = 10
+    """Euler steps of the flow per chunk."""
+    workers: int = 2
+    """Processes, each with one thread."""
+
+    def __post_init__(self) -> None:
+        least = {"bodies": 2, "play": 2, "episodes": 1, "play_length": 2, "demonstrations": 0, "workers": 1, "seed": 0}
+        values = {name: getattr(self, name) for name in least}
+        wrong = [f"{name}={value} (at least {least[name]})" for name, value in values.items() if value < least[name]]
+        if self.bodies % 2:
+            wrong.append(f"bodies={self.bodies} (an even number: pairs try each other's contexts)")
+        if not self.steps or min(self.steps) < 1 or not self.scenarios:
+            wrong.append(f"steps={self.steps}, scenarios={self.scenarios} (at least one of each)")
+        if self.seed < VALIDATION_SEED and not self.check:
+            wrong.append(f"seed={self.seed} (at least {VALIDATION_SEED}: those below are for results; or give --check)")
+        if wrong:
+            raise ValueError(f"bench calibrate: out of range: {', '.join(wrong)}")
+
+    def settings(self) -> dict[str, Any]:
+        """What the numbers depend on, beside the checkpoint's weights."""
+        left_out = ("checkpoint", "out", "contexts", "workers", "check")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Two bodies of one scenario."""
+
+    config: CalibrateConfig
+    scenario: Scenario
+    index: int
+    """Of the first body."""
+    bodies: tuple[BodySpec, BodySpec]
+    folder: Path
+    """Of finished parts."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.scenario}-{self.index:03d}"
+
+    @property
+    def row_path(self) -> Path:
+        return self.folder / f"{self.key}.rows.json"
+
+    def seed(self, which: int) -> int:
+        return body_seed(self.config.seed, SCENARIOS.index(self.scenario), self.index + which)
+
+    def context_path(self, body: BodySpec) -> Path:
+        return self.folder / "contexts" / f"{self.scenario}-{body.name}.safetensors"
+
+
+# ---- what a worker does --------------------------------------------------------------------------------------------
+
+_policies: dict[Path, Policy] = {}
+
+
+def _policy(checkpoint: Path) -> Policy:
+    if checkpoint not in _policies:
+        _policies[checkpoint] = load(checkpoint)
+    return _policies[checkpoint]
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What is known of a body before it acts."""
+
+    body: BodySpec
+    seed: int
+    fit: Fit
+    contexts: dict[str, EmbodimentContext]
+    verdicts: dict[str, Verdict]
+    grid: EvalGrid
+    """Of the play that was held out."""
+    action_loss: Mapping[str, float]
+
+
+def measure_pair(job: Job) -> str:
+    """Fits and rolls out two bodies; their rows go to the folder."""
+    policy = _policy(job.config.checkpoint)
+    with ExitStack() as stack:
+        arenas = [stack.enter_context(Arena(body.robot)) for body in job.bodies]
+        pair = [_fit_body(job.config, policy, body, job.seed(i), arenas[i]) for i, body in enumerate(job.bodies)]
+        rows = []
+        for i, (own, other) in enumerate(zip(pair, reversed(pair), strict=True)):
+            _swap(policy, own, other)
+            rows.append({"scenario": job.scenario, "index": job.index + i, **_act(job.config, policy, own, arenas[i])})
+    for own in pair:
+        own.contexts[ALIGNED].save(job.context_path(own.body))
+    write_json(job.row_path, rows)
+    return job.key
+
+
+def _fit_body(config: CalibrateConfig, policy: Policy, body: BodySpec, seed: int, arena: Arena) -> Fitted:
+    sim = arena.simulations(1)[0]
+    play = collect_play(policy, body, config.play, config.play_length, seed, sim)
+    fitted = fit(policy, play, config.steps, seed=seed)
+    judged = fitted.result.verdict
+    grid = held_out_grid(policy, play, fitted.result.stats)
+    contexts = {**fitted.contexts, ALIGNED: fitted.result.fitted}
+    losses = {after(step): fitted.held_out[step] for step in config.steps if after(step) in contexts}
+    losses |= {BEFORE: judged.before, ALIGNED: judged.after, RANDOM: _loss(policy, grid, contexts[RANDOM])}
+    verdicts = {kind: judge(judged.before, loss, judged.null) for kind, loss in losses.items()}
+    for kind, bad in ((SHORT, play.take(SHORT_PLAY)), (LATE, late(play))):
+        result = fit(policy, bad, seed=seed).result
+        contexts[kind], verdicts[kind] = result.fitted, result.verdict
+    judged_by: dict[str, float] = {}
+    if config.demonstrations:
+        size = policy.model.config.image_size
+        demonstrations = record_demonstrations(
+            body, config.demonstrations, seed, kinds=(config.task,), image_size=size, sim=sim
+        )
+        own = {kind: context for kind, context in contexts.items() if kind not in (SHORT, LATE)}
+        judged_by = action_losses(policy, demonstrations, fitted.result.stats, own, seed)
+    return Fitted(body, seed, fitted, contexts, verdicts, grid, judged_by)
+
+
+def late(play: Play, lag: int = LAG) -> Play:
+    """Play in which every action stands `lag` frames after its own."""
+    episodes = tuple(replace(episode, action=np.roll(episode.action, lag, axis=0)) for episode in play.episodes)
+    return replace(play, episodes=episodes)
+
+
+def held_out_grid(policy: Policy, play: Play, stats: NormStats) -> EvalGrid:
+    """The transitions, noise and flow times by which `align` judges a fit to this play."""
+    config = AlignConfig()
+    _, held = policy.repack_play(play).split(config.holdout, config.seed)
+    bank = PlayBank.build(policy, held, stats)
+    return EvalGrid.build(bank, samples=config.eval_samples, times=config.eval_times, seed=config.seed)
+
+
+def _loss(policy: Policy, grid: EvalGrid, context: EmbodimentContext) -> float:
+    return grid.losses(policy.model, context.to(policy.device), policy.settings.weights).total
+
+
+def _swap(policy: Policy, own: Fitted, other: Fitted) -> None:
+    """The other body's fast weights with this body's units."""
+    context = own.contexts[ALIGNED].with_tensors(other.contexts[ALIGNED].tensors)
+    judged = own.fit.result.verdict
+    own.contexts[SWAP] = context
+    own.verdicts[SWAP] = judge(judged.before, _loss(policy, own.grid, context), judged.null)
+
+
+def _act(config: CalibrateConfig, policy: Policy, own: Fitted, arena: Arena) -> dict[str, Any]:
+    """A row: episodes under every context, in the same scenes."""
+    run = RolloutConfig((config.task,), config.episodes, own.seed, config.execute, config.num_steps)
+    success = {
+        kind: rollout(policy, own.body, context, run, arena=arena).to_dict() for kind, context in own.contexts.items()
+    }
+    return {
+        "name": own.body.name,
+        "body": own.body.to_dict(),
+        "success": success,
+        "verdicts": {kind: own.verdicts[kind].to_dict() for kind in success},
+        "action_loss": {kind: round(loss, 5) for kind, loss in own.action_loss.items()},
+    }
+
+
+# ---- the benchmark -------------------------------------------------------------------------------------------------
+
+
+def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
+    """Measures, fits, prints the curve, writes the JSON and the checkpoint's calibration; returns what the JSON holds.
+
+    Raises:
+        FileNotFoundError: no checkpoint.
+        ValueError: a damaged checkpoint, one without a calibration to check, or a task that a robot is not offered.
+        RuntimeError: a worker died.
+        OSError: the output or the checkpoint cannot be written.
+    """
+    console, watch = Console(quiet=not show), Stopwatch()
+    policy = _policy(config.checkpoint)
+    if config.check and policy.calibration is None:
+        raise ValueError(f"{config.checkpoint} has no calibration to check; run `selfalign bench calibrate` first")
+    identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint()}
+    identity = json.loads(json.dumps(identity))
+    result = _finished(config.out, identity)
+    if result is None:
+        rows = _measure(config, identity, console, show)
+        result = {**identity, "provenance": {**provenance(watch.seconds), "workers": config.workers}, "bodies": rows}
+    else:
+        console.print(f"{config.out} holds these measurements already; remove it to measure again.")
+    calibration = policy.calibration if config.check else calibration_of(result)
+    assert calibration is not None
+    result = {**result, "checked" if config.check else "calibration": calibration.to_dict()}
+    write_json(config.out, result)
+    if not config.check:
+        set_calibration(config.checkpoint, calibration)
+    report.print_calibration(calibration, console)
+    report.print_attempts([a for row in result["bodies"] for a in read_attempts(row, "", calibration)], console)
+    where = "" if config.check else f" and to {config.checkpoint / 'calibration.json'}"
+    console.print(f"Written to {config.out}{where}")
+    return result
+
+
+def calibration_of(result: Mapping[str, Any]) -> Calibration:
+    """Fits a calibration to the rows of a result."""
+    attempts = [attempt for row in result["bodies"] for attempt in read_attempts(row, row["scenario"])]
+    made = {name: result["provenance"][name] for name in ("command", "commit", "finished")}
+    return fit_calibration(
+        attempts,
+        fingerprint=result["fingerprint"],
+        task=result["settings"]["task"],
+        source={"settings": result["settings"], **made},
+    )
+
+
+def _measure(config: CalibrateConfig, identity: dict[str, Any], console: Console, show: bool) -> list[dict[str, Any]]:
+    jobs = list(_jobs(config, identity))
+    for robot in dict.fromkeys(body.robot for job in jobs for body in job.bodies):
+        prepare(robot)  # once here, rather than at the same time in every worker
+    todo = [job for job in jobs if not job.row_path.is_file()]
+    try:
+        with progress_bar("pairs of bodies", len(jobs), show) as bar:
+            bar.at(len(jobs) - len(todo))
+            run_jobs(measure_pair, todo, config.workers, on_done=lambda job, _: bar.finished(job.key))
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. Finished pairs are in {jobs[0].folder}; the same command goes on from there.")
+        raise
+    rows = [row for job in jobs for row in json.loads(job.row_path.read_text())]
+    if config.contexts is not None:
+        shutil.copytree(jobs[0].folder / "contexts", config.contexts, dirs_exist_ok=True)
+    shutil.rmtree(jobs[0].folder)
+    return rows
+
+
+def _jobs(config: CalibrateConfig, identity: dict[str, Any]) -> Iterator[Job]:
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    folder = config.out.with_name(f"{config.out.name}.parts-{digest}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for scenario in config.scenarios:
+        bodies = sample_bodies(config.bodies, config.seed, "heldout", scenario)
+        for body in bodies:
+            if not offered(config.task, body.arm, body.gripper):
+                raise ValueError(f"{config.task} is not offered for {body.robot.name}; choose another task or scenario")
+        for index in range(0, config.bodies, 2):
+            yield Job(config, scenario, index, (bodies[index], bodies[index + 1]), folder)
+
+
+def _finished(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """What the output file holds, if it holds exactly these measurements."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        return None
+    same = isinstance(found, dict) and all(found.get(name) == value for name, value in identity.items())
+    return {name: found[name] for name in (*identity, "provenance", "bodies")} if same else None
