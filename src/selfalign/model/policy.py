@@ -23,7 +23,8 @@ from selfalign.model.augment import Augment
 from selfalign.model.context import ContextInfo, EmbodimentContext
 from selfalign.model.contexts import make_contexts
 from selfalign.model.layers import TIME_COMPONENTS, AdaRMSTime, TimeComponent, Timed
-from selfalign.model.streams import Condition, Mixture, PrefixCache, StreamConfig, StreamModulation
+from selfalign.model.prefix import PrefixCache
+from selfalign.model.streams import Condition, Mixture, StreamConfig, StreamModulation
 from selfalign.model.tensorfile import StoredTensor
 from selfalign.model.ttt import TTTConfig, TTTLayer
 from selfalign.model.vision import KeypointTowerConfig, VisionConfig
@@ -57,6 +58,8 @@ class VLAConfig:
     """How flow time comes in: "adarms" (pi0.5) or "concat" (pi0)."""
     state_token: bool = True
     """The state is the action suffix's first token (pi0); False: the prompt holds it, if anything does (pi0.5)."""
+    prompt_tokens: int = 0
+    """Tokens of a latent prompt, which the experts read beside the prefix; 0: there is none."""
 
     @property
     def image_size(self) -> int:
@@ -165,7 +168,7 @@ class VLA(nn.Module):
         depths = config.ttt.depths(config.vlm.depth)
         self._check_ttt_widths(depths)
         ttt = {depth: TTTLayer(config.action.width, config.ttt, times[ACTION].cond_dim) for depth in depths}
-        self.mixture = Mixture(config.vlm, experts, ttt)
+        self.mixture = Mixture(config.vlm, experts, ttt, config.prompt_tokens)
         self.ttt_layers = [ttt[depth] for depth in sorted(ttt)]
         self.contexts = make_contexts(self.prior(), config.ttt.span)
 
