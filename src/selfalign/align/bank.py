@@ -18,7 +18,7 @@ from torch import Tensor
 from selfalign.data.episodes import Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
-from selfalign.model.streams import KeyValues, PrefixCache
+from selfalign.model.prefix import KeyValues, PrefixCache
 from selfalign.policy import Policy, concatenate
 from selfalign.types import Transition
 

@@ -10,7 +10,7 @@ from selfalign.align.bank import PlayBank
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.contexts import Coordinates
 from selfalign.model.policy import ALIGNMENT, VLA, FlowNoise, Losses, LossWeights
-from selfalign.model.streams import PrefixCache
+from selfalign.model.prefix import PrefixCache
 from selfalign.types import Transition
 
 EQUAL = LossWeights()

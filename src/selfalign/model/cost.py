@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from selfalign.model.policy import ALIGNMENT, VLA, VLAConfig
 from selfalign.model.precision import Precision, set_precision
-from selfalign.model.streams import KeyValues, PrefixCache
+from selfalign.model.prefix import KeyValues, PrefixCache
 from selfalign.types import ActionChunk, Observation, Transition
 
 

@@ -24,7 +24,8 @@ from selfalign.model.augment import Augment
 from selfalign.model.context import ContextInfo, EmbodimentContext
 from selfalign.model.contexts import make_contexts
 from selfalign.model.layers import TIME_COMPONENTS, AdaRMSTime, TimeComponent, Timed
-from selfalign.model.streams import Condition, Mixture, PrefixCache, StreamConfig, StreamModulation
+from selfalign.model.prefix import PrefixCache
+from selfalign.model.streams import Condition, Mixture, StreamConfig, StreamModulation
 from selfalign.model.tensorfile import StoredTensor
 from selfalign.model.ttt import TTTConfig, TTTLayer
 from selfalign.model.vision import KeypointTowerConfig, VisionConfig
@@ -58,6 +59,8 @@ class VLAConfig:
     """How flow time comes in: "adarms" (pi0.5) or "concat" (pi0)."""
     state_token: bool = True
     """The state is the action suffix's first token (pi0); False: the prompt holds it, if anything does (pi0.5)."""
+    prompt_tokens: int = 0
+    """Tokens of a latent prompt, which the experts read beside the prefix; 0: there is none."""
     next_offset: int | None = None
     """Steps after o_t at which the next observation is seen, at most the horizon; None: the horizon."""
     next_pixels: int = 0
@@ -183,7 +186,7 @@ class VLA(nn.Module):
         depths = config.ttt.depths(config.vlm.depth)
         self._check_ttt_widths(depths)
         ttt = {depth: TTTLayer(config.action.width, config.ttt, times[ACTION].cond_dim) for depth in depths}
-        self.mixture = Mixture(config.vlm, experts, ttt)
+        self.mixture = Mixture(config.vlm, experts, ttt, config.prompt_tokens)
         self.ttt_layers = [ttt[depth] for depth in sorted(ttt)]
         self.contexts = make_contexts(self.prior(), config.ttt.span)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from selfalign.model import masks
@@ -29,6 +29,7 @@ from selfalign.model.layers import (
     make_norm,
     rotation,
 )
+from selfalign.model.prefix import KeyValues, LatentPrompt, PrefixCache
 from selfalign.model.ttt import TTTLayer
 
 
@@ -47,41 +48,6 @@ class StreamConfig:
 
     def vlm_layers(self) -> tuple[int, ...]:
         return tuple(range(self.depth)) if self.reads is None else self.reads
-
-
-@dataclass(frozen=True)
-class KeyValues:
-    """Keys (after RoPE) and values of one layer."""
-
-    k: Float[Tensor, "B T G K"]
-    v: Float[Tensor, "B T G K"]
-
-
-@dataclass(frozen=True)
-class PrefixCache:
-    """Everything that a suffix needs of the prefix. It does not depend on W."""
-
-    layers: tuple[KeyValues, ...]
-    mask: Bool[Tensor, "B P"]
-    hidden: tuple[Float[Tensor, "B P D"], ...] = ()
-    """Tokens after each layer but the last, where they were asked for."""
-
-    @property
-    def lengths(self) -> Int[Tensor, " B"]:
-        """Valid prefix tokens of each sample: where a suffix's positions start."""
-        return self.mask.long().sum(1)
-
-    def map(self, fn) -> "PrefixCache":
-        """A copy with `fn` applied to every tensor."""
-        layers = tuple(KeyValues(fn(kv.k), fn(kv.v)) for kv in self.layers)
-        return PrefixCache(layers, fn(self.mask), tuple(fn(x) for x in self.hidden))
-
-    def __getitem__(self, index) -> "PrefixCache":
-        """A copy with the batch axis indexed."""
-        return self.map(lambda t: t[index])
-
-    def detach(self) -> "PrefixCache":
-        return self.map(Tensor.detach)
 
 
 @dataclass(frozen=True)
@@ -257,6 +223,7 @@ class Mixture(nn.Module):
         vlm: the prefix's stream.
         experts: the suffixes' streams by name, with the width of their time condition (None: no adaRMS).
         ttt: TTT layers by depth, one object for all experts.
+        prompt_tokens: tokens of a latent prompt, which all experts read; 0: there is none.
     """
 
     def __init__(
@@ -264,6 +231,7 @@ class Mixture(nn.Module):
         vlm: StreamConfig,
         experts: Mapping[str, tuple[StreamConfig, int | None]],
         ttt: Mapping[int, TTTLayer] | None = None,
+        prompt_tokens: int = 0,
     ):
         super().__init__()
         for name, (config, _) in experts.items():
@@ -272,6 +240,15 @@ class Mixture(nn.Module):
         streams = nn.ModuleDict({name: Stream(c, cond_dim, ttt) for name, (c, cond_dim) in experts.items()})
         self.experts = cast(Mapping[str, Stream], streams)
         self.ttt_slots = {depth: i for i, depth in enumerate(sorted(ttt or {}))}
+        self.prompt: LatentPrompt | None = None
+        if prompt_tokens:
+            self.add_prompt(prompt_tokens)
+
+    def add_prompt(self, tokens: int) -> LatentPrompt:
+        """A fresh latent prompt in the place of the one that was there."""
+        depths = sorted({depth for stream in self.experts.values() for depth in stream.config.vlm_layers()})
+        self.prompt = LatentPrompt(depths, tokens, self.vlm.config.num_kv_heads, self.head_dim)
+        return self.prompt
 
     # ---- the fast path: prefix once, suffixes on its cache ---------------------------------------------------------
 
@@ -317,6 +294,7 @@ class Mixture(nn.Module):
         stream, dtype = self.experts[name], x.dtype
         positions = cache.lengths[:, None] + torch.arange(x.shape[1], device=x.device)
         turn = rotation(positions, self.head_dim)
+        cache = cache if self.prompt is None else self.prompt.beside(cache)
         attention = masks.bias(masks.suffix_mask(cache.mask, mask), stream.dtype)
         ahead = isinstance(cond, StreamModulation)
         conds, final = (cond.blocks, cond.final) if ahead else ([cond] * len(stream.blocks), cond)
@@ -352,6 +330,8 @@ class Mixture(nn.Module):
         positions += [start + torch.arange(n, device=prefix.device) for n in lengths[1:]]
         turns = [rotation(p, self.head_dim) for p in positions]
         attention = _joint_mask(prefix_mask, [suffixes[n][2] for n in names])
+        if self.prompt is not None:
+            attention = _with_prompt(attention, prefix_mask.shape[1], self.prompt.tokens)
         for depth in range(len(self.vlm.blocks)):
             blocks = [s.blocks[depth] for s in streams]
             normed, gates = zip(
@@ -359,6 +339,8 @@ class Mixture(nn.Module):
             )
             kvs = [b.key_values(n, p) for b, n, p in zip(blocks, normed, turns, strict=True)]
             q = torch.cat([b.queries(n, p) for b, n, p in zip(blocks, normed, turns, strict=True)], dim=1)
+            if self.prompt is not None:
+                kvs = (*kvs, self.prompt.layer(depth, like=kvs[0]))
             k, v = torch.cat([kv.k for kv in kvs], dim=1), torch.cat([kv.v for kv in kvs], dim=1)
             attended = attend(q, k, v, attention).split(lengths, dim=1)
             fast = [None, *(_fast_weights(context, self.ttt_slots, depth, suffixes[n][2]) for n in names)]
@@ -380,6 +362,13 @@ def _joint_mask(prefix_mask: Tensor, suffixes: list[Tensor]) -> Bool[Tensor, "B 
     return mask
 
 
+def _with_prompt(mask: Bool[Tensor, "B T T"], prefix: int, prompt: int) -> Bool[Tensor, "B T S"]:
+    """Columns for a latent prompt after all others, which the rows of suffixes see."""
+    seen = torch.zeros(*mask.shape[:2], prompt, dtype=torch.bool, device=mask.device)
+    seen[:, prefix:] = True
+    return torch.cat([mask, seen], dim=2)
+
+
 def _check_compatible(name: str, config: StreamConfig, vlm: StreamConfig) -> None:
     for field in ("num_heads", "num_kv_heads", "head_dim"):
         if getattr(config, field) != getattr(vlm, field):
@@ -389,16 +378,3 @@ def _check_compatible(name: str, config: StreamConfig, vlm: StreamConfig) -> Non
             )
     if len(config.vlm_layers()) != config.depth or max(config.vlm_layers()) >= vlm.depth:
         raise ValueError(f"stream {name!r}: `reads` must name one of the VLM's {vlm.depth} layers per layer")
-
-
-__all__ = [
-    "Block",
-    "KeyValues",
-    "Mixture",
-    "PrefixCache",
-    "RMSNorm",
-    "Stream",
-    "StreamConfig",
-    "SuffixOutput",
-    "attend",
-]

@@ -8,10 +8,10 @@ from torch import nn
 
 Part = Literal["vision", "vlm", "action", "alignment", "ttt", "prior"]
 """Vision tower with its connector; VLM; action expert; alignment expert; the slow weights of the TTT layers, which both
-experts share; and W0 (with the span of contexts, where there is one)."""
+experts share; and what fits start from: W0 (with the span of contexts and the latent prompt, where there are such)."""
 
 _NAMES: tuple[tuple[Part, str], ...] = (
-    ("prior", r".*\.ttt\.(W1|b1)$|contexts\."),
+    ("prior", r".*\.ttt\.(W1|b1)$|contexts\.|mixture\.prompt\."),
     ("ttt", r".*\.ttt\."),
     ("vision", r"vision\.|image_proj\."),
     ("vlm", r"mixture\.vlm\.|embed_tokens\.|grounding\."),
