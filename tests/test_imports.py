@@ -18,7 +18,7 @@ LEVELS = [
     {"checkpoint"},
     {"train"},
     {"align"},
-    {"online"},
+    {"online", "robots"},
     {"sim", "serve"},
     {"bench"},
     {"presets"},
