@@ -19,7 +19,7 @@ LEVELS = [
     {"checkpoint"},
     {"train"},
     {"align"},
-    {"online"},
+    {"online", "robots"},
     {"sim", "serve"},
     {"baselines"},
     {"bench"},

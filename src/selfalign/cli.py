@@ -24,6 +24,7 @@ from selfalign.convert import ConvertConfig
 from selfalign.features import FeaturesConfig
 from selfalign.importing import ImportConfig
 from selfalign.inspection import InspectConfig
+from selfalign.robots.session import RobotPlayConfig
 from selfalign.serve.config import ServeConfig
 from selfalign.sim.regions import SOURCE_ARMS, Region, Scenario
 from selfalign.sim.tasks import Kind
@@ -124,30 +125,43 @@ class Record:
     """Store the camera's frames as video, which is smaller and not exact."""
 
     def run(self) -> None:
+        from rich.progress import track
+
         from selfalign.bench.evaluate import read_body
-        from selfalign.data.lerobot import LeRobotWriter
+        from selfalign.robots.record import write_play
         from selfalign.sim.bodies import sample_bodies
-        from selfalign.sim.record import record_play
+        from selfalign.sim.record import play_trajectories
 
         body = sample_bodies(1, self.seed, self.region, self.scenario)[0] if self.body is None else read_body(self.body)
-        description = {"name": body.name, **body.to_dict()}
-        with LeRobotWriter(self.out, embodiments=[description], robot_type=body.robot.name, video=self.video) as writer:
-            for episode in record_play(body, self.trajectories, self.length, self.seed, image_size=self.image_size):
-                writer.add_episode(episode)
+        recording = play_trajectories(body, self.trajectories, self.length, self.seed, image_size=self.image_size)
+        write_play(
+            self.out,
+            track(recording, description="playing", total=self.trajectories),
+            embodiment={"name": body.name, **body.to_dict()},
+            fps=body.control_hz,
+            robot_type=body.robot.name,
+            video=self.video,
+        )
         print(f"{self.trajectories} trajectories of {body.name} in {self.out}")
 
 
 @dataclass(frozen=True)
 class Play:
-    """Unlabelled motion of one robot: recorded in the simulator, or imported from a robot's recordings."""
+    """Unlabelled motion of one robot: recorded in the simulator or on a robot, or imported from recordings."""
 
     what: OmitSubcommandPrefixes[
-        Annotated[Record, subcommand("record")] | Annotated[ImportConfig, subcommand("import")]
+        Annotated[Record, subcommand("record")]
+        | Annotated[RobotPlayConfig, subcommand("robot")]
+        | Annotated[ImportConfig, subcommand("import")]
     ]
 
     def run(self) -> None:
         if isinstance(self.what, Record):
             self.what.run()
+        elif isinstance(self.what, RobotPlayConfig):
+            from selfalign.robots.session import run
+
+            run(self.what)
         else:
             from selfalign.importing import run
 
@@ -359,7 +373,8 @@ def main(args: list[str] | None = None) -> int:
     """Run one command. Mistakes of the caller end with one line on standard error and exit status 2."""
     args = sys.argv[1:] if args is None else list(args)
     if args[:1] == ["play"] and args[1:2] and args[1].startswith("--") and args[1] != "--help":
-        args.insert(1, "record")  # what `selfalign play` alone does
+        named = any(word.split("=")[0] == "--robot" for word in args)
+        args.insert(1, "robot" if named else "record")  # what `selfalign play` alone does
     command = tyro.cli(
         Command,
         prog="selfalign",

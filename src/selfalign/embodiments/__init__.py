@@ -10,6 +10,7 @@ and name its path: `get("my_robot.py")`.
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +28,7 @@ __all__ = [
     "get",
     "names",
     "modules",
+    "load_file",
 ]
 
 
@@ -63,13 +65,27 @@ def modules() -> list[ModuleType]:
     return [module for module in found if hasattr(module, "ROBOTS")]
 
 
-def _from_file(path: Path, chosen: str) -> Embodiment:
+def load_file(path: Path) -> ModuleType:
+    """A Python file as a module, which may import what lies beside it.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no robot file at {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"selfalign_robot_{path.stem}"  # not the stem alone, which may be the name of a package
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    if (folder := str(path.parent.resolve())) not in sys.path:
+        sys.path.append(folder)
     spec.loader.exec_module(module)
+    return module
+
+
+def _from_file(path: Path, chosen: str) -> Embodiment:
+    module = load_file(path)
     known = {robot.name: robot for robot in getattr(module, "ROBOTS", ())}
     if chosen not in known and (chosen or len(known) != 1):
         told = f"choose one as {path}:<name> of {', '.join(known)}" if known else "it defines no ROBOTS"

@@ -110,6 +110,16 @@ class ActionSpace:
         """Undoes `to_body`."""
         return values if self.frame == _CANONICAL else self.frame.invert(values)
 
+    def bounds(
+        self, low: Float[np.ndarray, " n"], high: Float[np.ndarray, " n"]
+    ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Corners of the smallest box in the body's frame that holds a box of canonical numbers."""
+        centre, half = (low + high) / 2, (high - low) / 2
+        # Frames are affine: the image of a box is bounded by its centre's image and its half edges' images.
+        middle = self.to_body(centre)
+        reach = np.abs([self.to_body(centre + edge) - middle for edge in np.diag(half)]).sum(axis=0)
+        return middle - reach, middle + reach
+
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "frame": self.frame.to_dict()}
 

@@ -136,11 +136,8 @@ def action_box(body: BodySpec, sim: Simulation) -> spaces.Box:
         low = -high
     else:
         low, high = sim.joint_limits if space.is_joint else (WORKSPACE_LOW, WORKSPACE_HIGH)
-    centre, half = (low + high) / 2, (high - low) / 2
-    # Frames are affine: the image of a box is bounded by its centre's image and its half edges' images.
-    middle = space.to_body(centre)
-    reach = np.abs([space.to_body(centre + edge) - middle for edge in np.diag(half)]).sum(axis=0)
-    low, high = np.append(middle - reach, -1.0), np.append(middle + reach, 1.0)
+    low, high = space.bounds(low, high)
+    low, high = np.append(low, -1.0), np.append(high, 1.0)
     return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
 

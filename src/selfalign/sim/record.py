@@ -14,6 +14,7 @@ needs to make other bodies of them:
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -206,7 +207,7 @@ def pixel_labels(camera: CameraPose | View, points: Float[np.ndarray, "*T K 3"])
     return np.where(visible, np.concatenate([pixels, visible, depth], axis=-1), 0.0)
 
 
-def record_play(
+def play_trajectories(
     body: BodySpec,
     n: int,
     length: int = PLAY_STEPS,
@@ -215,8 +216,8 @@ def record_play(
     image_size: int = IMAGE_SIZE,
     sim: Simulation | None = None,
     extent: float = 1.0,
-) -> list[Episode]:
-    """Play of a body in its own numbers: image, state and action, nothing else.
+) -> Iterator[Episode]:
+    """Play of a body in its own numbers, each trajectory as it is asked for: image, state and action, nothing else.
 
     Args:
         body: which embodiment.
@@ -228,7 +229,13 @@ def record_play(
         extent: share of the workspace that the motion covers.
     """
     recorder = Recorder(body, sim, image_size)
-    return [recorder.play(np.random.default_rng([seed, 2, i]), length, extent) for i in range(n)]
+    for i in range(n):
+        yield recorder.play(np.random.default_rng([seed, 2, i]), length, extent)
+
+
+def record_play(body: BodySpec, n: int, length: int = PLAY_STEPS, seed: int = 0, **options: Any) -> list[Episode]:
+    """All of `play_trajectories` at once."""
+    return list(play_trajectories(body, n, length, seed, **options))
 
 
 def record_demonstrations(

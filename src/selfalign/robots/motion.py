@@ -1,0 +1,152 @@
+"""Smooth random motion of a robot's axes: between random waypoints, or each axis babbling by itself.
+
+Velocity follows a goal within a largest acceleration, and brakes in time to be at rest there:
+
+    v_goal = sign(d) min(cruise, sqrt(2 a d + (a dt / 2)^2) - a dt / 2),   |v' - v| <= a dt,   d: the way that is left
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from selfalign.robots.protocol import Axis
+
+Kind = Literal["waypoints", "babble"]
+_RAMP = 0.4
+"""Seconds from rest to full speed."""
+_SHARES = (0.2, 1.0)
+"""Of full speed, drawn anew for each goal."""
+_PATIENCE = (0.5, 3.0)
+"""Seconds after which a goal is given up."""
+_NEAR = 0.02
+"""Part of an axis's range within which a goal counts as reached."""
+_RESTING = 0.3
+"""How often a babbling axis rests instead of going to a new goal."""
+_TOGGLES_A_SECOND = 0.8
+_ATTEMPTS = 50
+"""Draws of a goal in the workspace, before the axes stay where they are."""
+
+
+class RandomMotion:
+    """Proposes the next target from the present one; all randomness comes from `rng`.
+
+    Args:
+        axes: where they may go and how fast.
+        hz: control rate.
+        rng: source of randomness.
+        kind: `waypoints`: all axes set out together and arrive together; `babble`: each goes its own way in its own
+            time.
+        allows: whether a goal may be gone to (`Guard.allows`).
+    """
+
+    def __init__(
+        self,
+        axes: tuple[Axis, ...],
+        hz: float,
+        rng: np.random.Generator,
+        kind: Kind = "waypoints",
+        allows: Callable[[Float[np.ndarray, " A"]], bool] = lambda target: True,
+    ):
+        self._rng, self._kind, self._allows, self._dt = rng, kind, allows, 1.0 / hz
+        self._low, self._high = np.array([axis.low for axis in axes]), np.array([axis.high for axis in axes])
+        self._toggles = np.array([axis.toggles for axis in axes])
+        speed = np.array([axis.speed for axis in axes])
+        self._speed = np.where(self._toggles, self._high - self._low, speed)
+        self._acceleration = self._speed / _RAMP
+        self.begin(np.zeros(len(axes)))
+
+    def begin(self, target: Float[np.ndarray, " A"]) -> None:
+        """Sets out from rest at a target."""
+        self._velocity, self._cruise = np.zeros(len(target)), np.zeros(len(target))
+        self._goal, self._patience = target.copy(), np.zeros(len(target), dtype=int)
+
+    @property
+    def resting(self) -> bool:
+        """Whether the target would stay where it is."""
+        return not self._velocity.any()
+
+    def next(self, target: Float[np.ndarray, " A"]) -> Float[np.ndarray, " A"]:
+        """The target of the next control step."""
+        self._patience = self._patience - 1
+        near = np.abs(self._goal - target) <= _NEAR * (self._high - self._low)
+        arrived = near & (self._cruise > 0) & ~self._toggles
+        done = (self._patience <= 0) | arrived
+        if self._kind == "babble" and done.any():
+            self._draw(done, target)
+        elif self._kind == "waypoints" and done[~self._toggles].all():
+            self._draw(np.full(len(target), True), target)
+        ahead, braking = self._goal - target, self._acceleration * self._dt
+        in_time = np.sqrt(2 * self._acceleration * np.abs(ahead) + (braking / 2) ** 2) - braking / 2
+        moved = self._move(target, np.sign(ahead) * np.minimum(self._cruise, in_time))
+        if not self._allows(moved):
+            self.begin(target)
+            return target
+        return np.where(self._toggles, self._toggled(target), moved)
+
+    def slow_down(self, target: Float[np.ndarray, " A"]) -> Float[np.ndarray, " A"]:
+        """As `next`, but on the way to rest."""
+        return np.where(self._toggles, target, self._move(target, np.zeros(len(target))))
+
+    def _move(self, target: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        change = self._acceleration * self._dt
+        self._velocity = self._velocity + np.clip(wanted - self._velocity, -change, change)
+        self._velocity[self._toggles] = 0.0
+        return np.clip(target + self._velocity * self._dt, self._low, self._high)
+
+    def _toggled(self, target: np.ndarray) -> np.ndarray:
+        ends = np.where(target > (self._low + self._high) / 2, self._high, self._low)
+        other = self._low + self._high - ends
+        return np.where(self._rng.random(len(target)) < _TOGGLES_A_SECOND * self._dt, other, ends)
+
+    def _draw(self, which: Bool[np.ndarray, " A"], target: np.ndarray) -> None:
+        """New goals, speeds and patience for some axes."""
+        self._goal = self._drawn_goal(which, target)
+        lowest, highest = np.round(np.array(_PATIENCE) / self._dt).astype(int)
+        shares = self._rng.uniform(*_SHARES, size=len(target))
+        patience = self._rng.integers(lowest, highest + 1, size=len(target))
+        cruise = shares * self._speed * (self._goal != target)  # an axis that rests has nowhere to go
+        if self._kind == "waypoints":
+            ahead = np.abs(self._goal - target) * ~self._toggles
+            slowest = max(float((ahead / self._speed).max()), 1e-9)  # seconds at full speed
+            cruise, patience = shares[0] * ahead / slowest, patience[0]
+        self._cruise = np.where(which, cruise, self._cruise)
+        self._patience = np.where(which, patience, self._patience)
+
+    def _drawn_goal(self, which: np.ndarray, target: np.ndarray) -> np.ndarray:
+        before = np.where(which, target, self._goal)
+        moving = which.copy()
+        if self._kind == "babble":
+            moving &= self._rng.random(len(target)) >= _RESTING
+        for _ in range(_ATTEMPTS):
+            goal = np.where(moving, self._rng.uniform(self._low, self._high), before)
+            if self._allows(goal):
+                return goal
+        return target.copy()
+
+
+def narrowed(axes: tuple[Axis, ...], around: Float[np.ndarray, " A"], reach: float, speed: float) -> tuple[Axis, ...]:
+    """The same axes with less room and less speed; those that toggle stay as they are.
+
+    Args:
+        axes: of a robot.
+        around: where they are now.
+        reach: part of each range that is left, around there as far as the limits allow.
+        speed: part of each speed that is left.
+
+    Raises:
+        ValueError: parts that are not in (0, 1].
+    """
+    if not (0 < reach <= 1 and 0 < speed <= 1):
+        raise ValueError(f"reach and speed are parts of the robot's own limits, in (0, 1]; got {reach} and {speed}")
+
+    def narrow(axis: Axis, at: float) -> Axis:
+        if axis.toggles:
+            return axis
+        half = reach * (axis.high - axis.low) / 2
+        middle = float(np.clip(at, axis.low + half, axis.high - half))
+        return replace(axis, low=middle - half, high=middle + half, speed=speed * axis.speed)
+
+    return tuple(narrow(axis, float(at)) for axis, at in zip(axes, around, strict=True))

@@ -1,0 +1,95 @@
+"""Random motion: within its limits of place, speed and acceleration, smooth, everywhere, and the same for a seed."""
+
+import numpy as np
+import pytest
+
+from robots.fake import AXES
+from selfalign.robots.motion import RandomMotion, narrowed
+from selfalign.robots.protocol import Axis
+
+HZ = 20.0
+
+
+def path(kind: str, seed: int = 0, steps: int = 2000, allows=lambda target: True) -> np.ndarray:
+    motion = RandomMotion(AXES, HZ, np.random.default_rng(seed), kind, allows)
+    targets = [np.array([0.0, 20.0, 0.0])]
+    motion.begin(targets[0])
+    for _ in range(steps):
+        targets.append(motion.next(targets[-1]))
+    return np.array(targets)
+
+
+@pytest.mark.parametrize("kind", ["waypoints", "babble"])
+def test_motion_keeps_its_limits_and_goes_everywhere(kind):
+    targets = path(kind)
+    for i, axis in enumerate(AXES[:2]):
+        speed = np.diff(targets[:, i]) * HZ
+        assert targets[:, i].min() >= axis.low and targets[:, i].max() <= axis.high
+        assert np.abs(speed).max() <= axis.speed + 1e-9
+        assert np.abs(np.diff(speed)).max() <= axis.speed / 0.4 / HZ + 1e-9  # from rest to full speed in 0.4 s
+        assert np.ptp(targets[:, i]) > 0.8 * (axis.high - axis.low)
+        assert len(np.unique(np.histogram(targets[:, i], 5, (axis.low, axis.high))[0])) > 1
+        assert (np.histogram(targets[:, i], 5, (axis.low, axis.high))[0] > 0).all()
+    assert set(targets[:, 2]) == {0.0, 1.0}
+    toggles = np.count_nonzero(np.diff(targets[:, 2]))
+    assert 40 < toggles < 130  # 0.8 a second over 100 s
+
+
+def test_waypoints_are_approached_together_and_babbling_axes_move_by_themselves():
+    def one_alone(targets):
+        """Share of steps at which the first axis goes at a tenth of its speed or more, and the second rests."""
+        speed = np.abs(np.diff(targets[:, :2], axis=0)) * HZ / [2.0, 20.0]
+        return ((speed[:, 0] > 0.1) & (speed[:, 1] < 0.001)).mean()
+
+    assert one_alone(path("waypoints")) < 0.05
+    assert one_alone(path("babble")) > 0.1
+
+
+def test_a_seed_is_a_motion():
+    assert np.array_equal(path("babble", 3, 50), path("babble", 3, 50))
+    assert not np.array_equal(path("babble", 3, 50), path("babble", 4, 50))
+
+
+def test_motion_turns_back_where_it_may_not_go():
+    targets = path("waypoints", allows=lambda target: target[0] <= 0.3)
+    assert 0.2 < targets[:, 0].max() <= 0.3 and targets[:, 0].min() < -0.7
+
+
+def test_motion_comes_to_rest_as_smoothly():
+    motion = RandomMotion(AXES, HZ, np.random.default_rng(0))
+    target = np.array([0.0, 20.0, 1.0])
+    motion.begin(target)
+    for _ in range(12):
+        target = motion.next(target)
+    assert not motion.resting
+    targets = [target]
+    while not motion.resting:
+        targets.append(motion.slow_down(targets[-1]))
+    assert 1 < len(targets) < 15
+    assert np.abs(np.diff(np.diff(targets, axis=0), axis=0))[:, 0].max() * HZ**2 <= 2.0 / 0.4 + 1e-9
+    assert len({target[2] for target in targets}) == 1
+
+
+def test_less_room_and_speed_stay_within_the_limits():
+    lift, turn, gripper = narrowed(AXES, np.array([0.9, 20.0, 0.0]), reach=0.5, speed=0.25)
+    assert (lift.low, lift.high, lift.speed) == (0.0, 1.0, 0.5)
+    assert (turn.low, turn.high, turn.speed) == (15.0, 25.0, 5.0)
+    assert gripper == AXES[2]
+    for reach, speed in ((0.0, 1.0), (1.5, 1.0), (1.0, -1.0), (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match="reach and speed are parts"):
+            narrowed(AXES, np.zeros(3), reach, speed)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"low": 2.0}, "low must be below high"),
+        ({"high": float("nan")}, "low must be below high"),
+        ({"speed": 0.0}, "speed must be positive"),
+        ({"step": -1.0}, "step must be positive"),
+        ({"speed": float("inf")}, "has no speed limit"),
+    ],
+)
+def test_axes_that_make_no_sense_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        Axis(**{"name": "a", "low": 0.0, "high": 1.0, "speed": 1.0} | change)
