@@ -86,6 +86,8 @@ class PretrainConfig:
         Raises:
             ValueError: says what, and what to do.
         """
+        if self.workers < 0:
+            raise ValueError(f"{self.workers} workers cannot load data; give 0 (none) or more")
         if self.strategy == "fsdp" and world.size > 1 and (self.compile or self.held_out.rigs):
             raise ValueError("FSDP takes neither `compile` nor held-out rigs yet; leave them out, or use DDP")
 
@@ -122,11 +124,11 @@ def pretrain(
     pictures = None if config.snapshots is None else Snapshots.open(config.snapshots, model_config.image_size)
     _check_pictures(source, model_config, config)
     odds = embodiment_odds(source, config.data_weights) if config.data_weights else None
-    out.mkdir(parents=True, exist_ok=True)
     checkpoint.seed_everything(config.seed)
     model = VLA(model_config)
     if config.start is not None:
         load_tensors(model, unique_tensors(load_model(config.start)), str(config.start))
+    out.mkdir(parents=True, exist_ok=True)
     with world.main_first():
         cache = EpisodeCache.build(
             source, image_size=model_config.image_size, progress=world.main, workers=config.workers
