@@ -56,6 +56,9 @@ class RecordingFlags:
     """What such bodies have that the recorded one has not: other frames (what --bodies says); a lower control rate;
     targets instead of displacements, or the reverse; one or two more joints, which carry nothing. None: frames, and
     rate where the data allow it. (Bodies of the simulator's regions have frames only.)"""
+    turned_cameras: int = 0
+    """Views of each recorded camera, turned and zoomed by a little, that bodies may have beside the recorded one; the
+    vision tower runs over all pictures once more for each."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +236,7 @@ class TrainingConfig:
             task_weights={"reach": bodies.reach_weight},
             keypoint_words=("tip", *COLOURS),
             data_weights=self.recordings.data_weights,
+            turned_cameras=self.recordings.turned_cameras,
             held_out=HeldOutConfig(rigs=bodies.held_out_rigs),
             freeze=optimiser.freeze,
             lora=LoraSettings(optimiser.lora_rank, optimiser.lora_alpha, parts=optimiser.lora_parts),

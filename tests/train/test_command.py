@@ -1,4 +1,4 @@
-"""`torchrun ... -m selfalign.cli pretrain ...` as a user types it: two processes on CPUs, their logs and checkpoints."""
+"""`torchrun ... -m selfalign.cli pretrain ...` as it is typed: two processes on CPUs, their logs and checkpoints."""
 
 import json
 import os

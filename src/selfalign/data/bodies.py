@@ -159,11 +159,9 @@ class RecordedBodies:
 
     def _same(self) -> EmbodimentPerturbation:
         """The recorded frames."""
-        frames = (
-            JointFrame.identity(joints) if space == "joints" else LinearFrame()
-            for space, joints in ((self.action, self.action_joints), (self.state, self.state_joints))
-        )
-        return EmbodimentPerturbation(*frames)
+        action = JointFrame.identity(self.action_joints) if self.action == "joints" else LinearFrame()
+        state = JointFrame.identity(self.state_joints) if self.state == "joints" else LinearFrame()
+        return EmbodimentPerturbation(action, state)
 
     def _frame(self, rng: np.random.Generator, space: Space, joints: int, width: float) -> LinearFrame | JointFrame:
         if space == "none":
