@@ -2,7 +2,9 @@
 
 import errno
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -93,15 +95,67 @@ def test_bad_play_is_explained(checkpoint, tmp_path, capsys, make, message):
     assert not out.exists()
 
 
-def test_a_missing_checkpoint_is_named(tmp_path, capsys):
-    assert main(align_args(tmp_path / "no_model", write_play(tmp_path / "play"), tmp_path / "c.safetensors")) == 2
-    assert "no_model" in capsys.readouterr().err
+RECORDINGS = Path(__file__).parent / "data" / "recordings" / "v3.0-images"
+MISSING = "no data set at MISSING: the path does not exist"
+NO_CHECKPOINT = "MISSING is not a checkpoint: it has no config.json"
 
 
-def test_an_unknown_preset_is_named(tmp_path, capsys):
-    assert main(["pretrain", "--preset", "huge", "--out", str(tmp_path / "out")]) == 2
-    assert "no preset 'huge'" in capsys.readouterr().err
-    assert main(["inspect", "--preset", "huge"]) == 2
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("sources --arms ur5e --out OUT", "one or more of the arms panda, .*; got ur5e"),
+        ("sources --arms --out OUT", "one or more of the arms panda, .*; got none"),
+        ("sources --rigs 0 --out OUT", "needs at least one rig"),
+        ("sources --cameras 0 --out OUT", "at least one camera pose, got cameras=0"),
+        ("sources --image-size 0 --out OUT", "at least one pixel, got image_size=0"),
+        ("snapshots --count 0 --out OUT", "give an even count from 2 on, not 0"),
+        ("snapshots --count 7 --out OUT", "give an even count from 2 on, not 7"),
+        ("snapshots --arms ur5e --out OUT", "may show the arms panda, .*; got ur5e"),
+        ("pretrain --data MISSING --out OUT", MISSING),
+        ("pretrain --data lerobot: --out OUT", "lerobot: names no path; write lerobot:PATH"),
+        ("pretrain --data hdf5:MISSING --out OUT", "unknown kind of data set 'hdf5'"),
+        ("pretrain --data EMPTY --out OUT", "EMPTY holds no data set"),
+        (
+            "pretrain --out OUT",
+            "there is no data/sources: record it with `selfalign sources`, or name data sets with --data",
+        ),
+        ("pretrain --preset huge --out OUT", "no preset 'huge'; there are: .*tiny"),
+        ("pretrain --preset pi05_alignment_debug --workers -1 --out OUT", "-1 workers cannot load data"),
+        ("pretrain --preset pi05_alignment_debug --data DATA --start MISSING --bodies xyz --out OUT", "MISSING"),
+        ("stats --data MISSING", MISSING),
+        ("stats --data rlds:MISSING", "write rlds:PATH@HZ"),
+        ("stats --data EMPTY", "EMPTY holds no data set"),
+        ("features --data MISSING --checkpoint MISSING --out OUT", MISSING),
+        ("features --data DATA --checkpoint MISSING --out OUT", NO_CHECKPOINT),
+        ("convert MISSING OUT --to openpi", "no checkpoint directory at MISSING"),
+        ("convert EMPTY OUT --to openpi", "EMPTY"),
+        ("play import --source MISSING --out OUT", MISSING),
+        ("play import --source DATA --out BROKEN", "BROKEN exists already; choose another place or remove it first"),
+        ("play --body MISSING --out OUT", "MISSING"),
+        ("align --play MISSING --checkpoint MISSING --out OUT", "MISSING"),
+        ("align --play DATA --checkpoint MISSING --out OUT", "no checkpoint directory at MISSING"),
+        ("inspect --data MISSING", MISSING),
+        ("inspect --checkpoint MISSING", "no model.safetensors"),
+        ("inspect --checkpoint BROKEN", "BROKEN/config.json is not JSON"),
+        ("inspect --context MISSING", "MISSING"),
+        ("inspect --context BROKEN/config.json", "BROKEN/config.json"),
+        ("inspect --preset huge", "no preset 'huge'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_to_do(tmp_path, monkeypatch, capsys, command, message):
+    monkeypatch.chdir(tmp_path)
+    places = {"MISSING": tmp_path / "missing", "EMPTY": tmp_path / "empty", "OUT": tmp_path / "out", "DATA": RECORDINGS}
+    places["BROKEN"] = tmp_path / "broken"
+    for name in ("empty", "broken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    for name, path in places.items():
+        command, message = command.replace(name, str(path)), message.replace(name, str(path))
+    assert main(command.split()) == 2
+    told = capsys.readouterr().err
+    assert re.search(message, told), told
+    assert told.startswith("selfalign: ") and told.count("\n") == 1 and "Traceback" not in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_keeps_the_old_context(checkpoint, tmp_path, capsys, monkeypatch):

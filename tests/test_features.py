@@ -76,12 +76,12 @@ def test_pretraining_reads_stored_features(places, policy):
     with_features = SourceData.open(places / "data", features=places / "drawn")
     assert with_features.fingerprint != source.fingerprint
     cache = EpisodeCache.build(with_features, places / "cache")
-    found = frame_features(model, cache, places, recoloured=True)
+    found = frame_features(model, cache, places, looks=("recoloured",))
     raw = np.asarray(store.features("scene"), np.float64)
     np.testing.assert_allclose(model.feature_mean, raw.mean(0), rtol=1e-5)
     np.testing.assert_allclose(found.next_features, (raw - raw.mean(0)) / raw.std(0, ddof=1), atol=1e-4)
-    np.testing.assert_array_equal(found.recoloured.next_features, found.next_features)
-    assert not np.array_equal(found.recoloured.tokens["scene"], found.tokens["scene"])
+    np.testing.assert_array_equal(found.looks[0].next_features, found.next_features)
+    assert not np.array_equal(found.looks[0].tokens["scene"], found.tokens["scene"])
     np.testing.assert_array_equal(frame_features(model, cache, places).tokens["scene"], found.tokens["scene"])
 
 

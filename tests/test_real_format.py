@@ -41,7 +41,8 @@ def test_recorded_videos_are_pretrained_on_aligned_to_and_acted_upon(tmp_path, m
 
     training = ("--steps", 2, "--slots", 2, "--play-per-slot", 2, "--demonstrations-per-slot", 2, "--threads", 1)
     places = ("--start", tmp_path / "start", "--out", tmp_path / "run")
-    assert run("pretrain", "--data", f"lerobot:{tmp_path / 'data'}", *places, *training) == 0
+    named = ("--changes", "frames", "rate", "targets", "joints", "--widen-steps", 0, "--workers", 1)
+    assert run("pretrain", "--data", f"lerobot:{tmp_path / 'data'}", *places, *training, *named) == 0
 
     play, context = tmp_path / "play", tmp_path / "context.safetensors"
     assert run("play", "--out", play, "--trajectories", 3, "--length", 20, *small, "--video") == 0

@@ -72,18 +72,26 @@ class CheckpointInfo:
         for name in ("settings.json", "config.json"):
             if not (directory / name).is_file():
                 raise FileNotFoundError(f"{directory} is not a checkpoint: it has no {name}")
+        data = read_json(path)
+        told = data.pop("sums", None)
+        if told is not None:  # checkpoints from before have none
+            _check_sums(directory, told, _sums(directory, data))
+        if data.get("format") != SETTINGS_FORMAT:
+            raise ValueError(
+                f"{path} is of another version: its format is {data.get('format')!r}, not {SETTINGS_FORMAT!r}"
+            )
         try:
-            data = read_json(path)
-            told = data.pop("sums", None)
-            if data["format"] != SETTINGS_FORMAT or data["tokenizer"] not in TOKENIZERS:
-                raise ValueError(f"format {data['format']!r} with tokenizer {data['tokenizer']!r} is not known")
-            if told is not None:  # checkpoints from before have none
-                _check_sums(directory, told, _sums(directory, data))
+            if data["tokenizer"] not in TOKENIZERS:
+                raise ValueError(f"the tokenizer {data['tokenizer']!r} is not known")
             stats = NormStats.from_dict(data["norm_stats"]) if "norm_stats" in data else None
             info = cls(data["fingerprint"], data["tokenizer"], AlignSettings.from_dict(data["align"]), stats)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged or of another version: {error!r}") from error
-        return replace(info, calibration=_read_calibration(directory, data.get("calibration"), info.fingerprint))
+        except KeyError as error:
+            problem = f"it lacks {error}"
+        except (TypeError, AttributeError, ValueError) as error:
+            problem = str(error)
+        else:
+            return replace(info, calibration=_read_calibration(directory, data.get("calibration"), info.fingerprint))
+        raise ValueError(f"{path} is damaged or of another version: {problem}; copy the whole checkpoint again")
 
 
 def _read_calibration(directory: Path, told: str | None, fingerprint: str) -> Calibration | None:
@@ -128,11 +136,12 @@ def _sums(directory: Path, data: dict[str, Any]) -> dict[str, str]:
 
 
 def _check_sums(directory: Path, told: Any, found: dict[str, str]) -> None:
-    wrong = [name for name in found if dict(told).get(name) != found[name]]
+    wrong = [name for name in found if not isinstance(told, dict) or told.get(name) != found[name]]
     if wrong:
+        files = " and ".join(str(directory / name) for name in wrong)
         raise ValueError(
-            f"{' and '.join(str(directory / name) for name in wrong)} differs from what was written; restore it, or "
-            'delete "sums" from settings.json if it was changed on purpose'
+            f"{files} {'differs' if len(wrong) == 1 else 'differ'} from what was written; copy the whole checkpoint "
+            'again, or delete "sums" from settings.json if it was changed on purpose'
         )
 
 

@@ -1,6 +1,5 @@
 """`selfalign inspect`: what is in a checkpoint, a context file, a data set or a preset, and what a model costs."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from selfalign.model.context import EmbodimentContext
 from selfalign.model.cost import DEVICES, Device, Phase, Workload, align_step, meta_model, sampling_phases
 from selfalign.model.openpi import CheckpointSettings, checkpoint_shapes, infer_config
 from selfalign.model.policy import VLA, VLAConfig
-from selfalign.model.weights import config_from_dict, load_model, unique_tensors, write_atomically
+from selfalign.model.weights import config_from_dict, load_model, read_json, unique_tensors, write_atomically
 
 HASHED = 1_000_000_000
 """Bytes of a checkpoint up to which its fingerprint, a hash of all of them, is told."""
@@ -91,7 +90,7 @@ def run(config: InspectConfig) -> None:
 def read_config(directory: Path) -> tuple[VLAConfig, str]:
     """The config of a checkpoint, read without its weights, and a title for it."""
     path = directory / "config.json"
-    told = json.loads(path.read_text()) if path.is_file() else {}
+    told = read_json(path) if path.is_file() else {}
     if "vlm" not in told:
         return infer_config(checkpoint_shapes(directory), CheckpointSettings.read(directory)), f"{directory} (openpi)"
     weights = directory / "model.safetensors"

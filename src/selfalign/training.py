@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from selfalign import presets
@@ -12,8 +13,9 @@ from selfalign.align.heldout import HeldOutConfig
 from selfalign.align.pretrain import PretrainConfig, pretrain
 from selfalign.align.settings import ContrastiveConfig, RehearsalConfig
 from selfalign.checkpoint import save_checkpoint
-from selfalign.data.bodies import RecordedBodies
+from selfalign.data.bodies import Change, RecordedBodies
 from selfalign.data.fake import write_fake
+from selfalign.data.schema import ACTION, STATE
 from selfalign.data.sources import SourceData
 from selfalign.data.virtual import DrawPerturbation, PlayUse
 from selfalign.model.policy import VLA, LossWeights, VLAConfig
@@ -29,6 +31,9 @@ from selfalign.train.world import World, open_world
 
 DEBUG_STEPS = {"pi05_alignment_debug": 100}
 """Presets for trying out a training, on made-up recordings where no data is given, and how long they train."""
+
+DATA = Path("data/sources")
+"""What is learned from where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,13 @@ class RecordingFlags:
     bodies: Literal["sim", "xyz", "joints", "none"] | None = None
     """Which bodies rehearsal makes of a recorded one: of the simulator's regions (sim), with other frames of the first
     three numbers (xyz), with other orders, signs and scales of joints (joints), or none. None: as the data says."""
+    changes: tuple[Change, ...] | None = None
+    """What such bodies have that the recorded one has not: other frames (what --bodies says); a lower control rate;
+    targets instead of displacements, or the reverse; one or two more joints, which carry nothing. None: frames, and
+    rate where the data allow it. (Bodies of the simulator's regions have frames only.)"""
+    turned_cameras: int = 0
+    """Views of each recorded camera, turned and zoomed by a little, that bodies may have beside the recorded one; the
+    vision tower runs over all pictures once more for each."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +305,7 @@ class TrainingConfig:
             task_weights={"reach": bodies.reach_weight},
             keypoint_words=("tip", *COLOURS),
             data_weights=self.recordings.data_weights,
+            turned_cameras=self.recordings.turned_cameras,
             held_out=HeldOutConfig(rigs=bodies.held_out_rigs),
             freeze=optimiser.freeze,
             lora=LoraSettings(optimiser.lora_rank, optimiser.lora_alpha, parts=optimiser.lora_parts),
@@ -331,11 +344,12 @@ def run(config: TrainingConfig) -> None:
         ImportError: an extra is missing.
     """
     torch.set_num_threads(config.machine.threads)
-    model_config = config.vla()
+    model_config, settings = config.vla(), config.pretraining()
     with open_world(config.machine.device) as world:
+        settings.check(world)
         source = _source(config, world)
         draw, export = _draw(config, source), _exporter(config, source)
-        model = pretrain(model_config, source, config.out, config.pretraining(), draw, on_save=export, world=world)
+        model = pretrain(model_config, source, config.out, settings, draw, on_save=export, world=world)
         if model is not None:
             export(model)
 
@@ -343,7 +357,11 @@ def run(config: TrainingConfig) -> None:
 def _source(config: TrainingConfig, world: World) -> SourceData:
     """The recordings that are learned from."""
     recordings = config.recordings
-    data: Iterable[str | Path] = ("data/sources",) if recordings.data is None else recordings.data
+    data: Iterable[str | Path] = (DATA,) if recordings.data is None else recordings.data
+    if recordings.data is None and config.preset not in DEBUG_STEPS and not DATA.exists():
+        raise FileNotFoundError(
+            f"there is no {DATA}: record it with `selfalign sources`, or name data sets with --data"
+        )
     with world.main_first():  # who opens RLDS data first, indexes them
         if recordings.data is None and config.preset in DEBUG_STEPS:
             fake = config.out / "fake_data"
@@ -365,8 +383,15 @@ def _draw(config: TrainingConfig, source: SourceData) -> DrawPerturbation:
     if bodies == "sim" or (bodies is None and simulated):
         from selfalign.sim.virtual import source_perturbation
 
+        if config.recordings.changes not in (None, ("frames",)):
+            raise ValueError("--changes are of recorded bodies; those of the simulator's regions have frames only")
         return source_perturbation
-    return RecordedBodies.of(source, bodies)
+    if bodies == "none":
+        return RecordedBodies.of(source, bodies, config.recordings.changes or ())
+    model, features = presets.get(config.preset), source.info.features
+    sizes = {STATE: model.state_dim, ACTION: model.action_dim}
+    room = min(most - int(np.prod(features[name].shape)) for name, most in sizes.items())
+    return RecordedBodies.of(source, bodies, config.recordings.changes, horizon=model.action_horizon, room=room)
 
 
 def _exporter(config: TrainingConfig, source: SourceData) -> Callable[..., None]:

@@ -21,7 +21,7 @@ def coloured_sources(small_cache):
     sources = make_sources(small_cache)
     plain = sources.features
     other = FrameFeatures({c: values + 1 for c, values in plain.tokens.items()}, plain.next_features - 1)
-    sources.features = dataclasses.replace(plain, recoloured=other)
+    sources.features = dataclasses.replace(plain, looks=(other,))
     return sources
 
 
@@ -48,11 +48,11 @@ def test_info_nce_is_the_formula():
 def test_a_group_is_a_body_its_recoloured_twin_and_other_frames_of_the_same_play(coloured_sources):
     bodies = state_with_contrast(coloured_sources).objective.lives.bodies
     for anchor, positive, *negatives in (bodies[:4], bodies[4:]):
-        assert not anchor.recoloured and positive.recoloured
+        assert anchor.look == 0 and positive.look == 1
         assert positive.perturbation == anchor.perturbation and positive.play is anchor.play
         for negative in negatives:
             assert negative.rig == anchor.rig and negative.perturbation != anchor.perturbation
-            assert (negative.play_episodes == anchor.play_episodes).all() and not negative.recoloured
+            assert (negative.play_episodes == anchor.play_episodes).all() and negative.look == 0
 
 
 def test_a_recoloured_body_sees_the_recoloured_frames(coloured_sources):
@@ -91,7 +91,7 @@ def test_groups_live_and_die_together_and_resume(coloured_sources, tmp_path):
     path, expected = checkpoint.save(state, tmp_path), train_step(state)
     resumed = state_with_contrast(coloured_sources, max_age=3, total=12)
     checkpoint.restore(resumed, path)
-    assert [b.recoloured for b in resumed.objective.lives.bodies] == [False, True, False, False] * 2
+    assert [b.look for b in resumed.objective.lives.bodies] == [0, 1, 0, 0] * 2
     assert train_step(resumed) == expected
 
 
@@ -107,5 +107,5 @@ def test_schemes_without_rehearsal_have_no_contrast(coloured_sources):
 
 
 def test_contrast_needs_recoloured_features(small_sources):
-    with pytest.raises(ValueError, match="needs features of recoloured frames"):
+    with pytest.raises(ValueError, match="needs features of frames that look so"):
         train_step(state_with_contrast(small_sources))

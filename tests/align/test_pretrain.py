@@ -8,6 +8,7 @@ import torch
 
 from selfalign.align.pretrain import POINTS, PretrainConfig, pretrain
 from selfalign.align.rehearsal import RehearsalConfig
+from selfalign.align.settings import ContrastiveConfig
 from selfalign.data.episodes import Episode
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.data.perturb import EmbodimentPerturbation
@@ -135,3 +136,18 @@ def test_inputs_are_looked_at_before_anything_is_made(data, tmp_path):
     with pytest.raises(ValueError, match="of one camera only, and the model has scene, wrist: record pictures"):
         pretrain(two, [tmp_path / "two"], out, CONFIG, lambda *_: EmbodimentPerturbation())
     assert not out.exists()
+
+
+def test_turned_cameras_are_seen_once_and_kept(data, tmp_path):
+    save_model(randomise(VLA(config())), tmp_path / "start")
+    out, settings = tmp_path / "out", {"start": tmp_path / "start", "turned_cameras": 1}
+    run(data, out, **settings)
+    plain, turned = sorted(out.glob("tokens-scene-*.npy"), key=lambda path: len(path.name))
+    assert turned.name == plain.name.replace(".npy", "-turned-1.npy")
+    assert np.load(turned).shape == np.load(plain).shape and not np.array_equal(np.load(turned), np.load(plain))
+    before = turned.stat().st_mtime_ns
+    run(data, out, **settings)
+    assert turned.stat().st_mtime_ns == before
+    contrast = dataclasses.replace(CONFIG.rehearsal, slots=6, contrastive=ContrastiveConfig(0.1))
+    with pytest.raises(ValueError, match="the contrastive loss takes no turned cameras"):
+        run(data, tmp_path / "refused", rehearsal=contrast, **settings)

@@ -10,8 +10,10 @@ import torch
 from align.rehearsing import HORIZON, make_sources, seeded_state, state_for
 from selfalign.align.optim import FastAdam
 from selfalign.data.cache import EpisodeCache
+from selfalign.data.changes import RemadeBody
 from selfalign.data.episodes import Episode
 from selfalign.data.lerobot import LeRobotReader, LeRobotWriter
+from selfalign.data.normalize import NormStats
 from selfalign.data.perturb import EmbodimentPerturbation, LinearFrame
 from selfalign.model.weights import unique_tensors
 from selfalign.train import checkpoint
@@ -32,6 +34,29 @@ def test_a_batch_is_the_recording_in_the_bodys_own_frame(small_sources, small_ca
     episodes = small_cache.episode_of_frame
     assert (episodes[frames] == episodes[frames + HORIZON]).all(), "no transition crosses an episode"
     assert batch.observation.tokens.shape == (6, 1), "play has no task words"
+
+
+def test_a_remade_body_is_its_changed_recording(small_sources, small_cache):
+    """At half the rate, by targets, with one more joint: each episode changed alone, seen at the frames that stay."""
+    body = RemadeBody(EmbodimentPerturbation(), swapped=True, step=0.1, every=2, idle_joints=1)
+    made = small_sources.embodiment(1, body)
+    episodes = [*small_cache.episodes_of(1, True), *small_cache.episodes_of(1, False)]
+    spans = [small_cache.episode_starts[e] + np.arange(small_cache.episode_lengths[e]) for e in episodes]
+    columns = [(small_cache.column("observation.state")[s], small_cache.column("action")[s]) for s in spans]
+    changed = [body.changes.apply(Episode({}, state, action)) for state, action in columns]
+    np.testing.assert_array_equal(made.frames, np.concatenate([s[: len(s) // 2 * 2 : 2] for s in spans]))
+    play = sum(len(c) for c in changed[: len(made.play_episodes)])
+    action = np.concatenate([c.action for c in changed])
+    expected = NormStats.from_arrays(np.concatenate([c.state for c in changed])[:play], action[:play])
+    np.testing.assert_allclose(made.action[:, :5], expected.normalize_action(action), rtol=1e-4, atol=1e-5)
+    assert made.action_mask.sum() == 5 and made.state_mask.sum() == 5
+    lengths = [len(c) for c in changed]
+    np.testing.assert_array_equal(made.last, np.repeat(np.cumsum(lengths) - 1, lengths))
+    batch = small_sources.play_batch([made], 6, np.random.default_rng(5))
+    rows = np.random.default_rng(5).choice(made.play, size=6)
+    following = small_sources.features.next_features[made.frames[rows + HORIZON]]
+    np.testing.assert_array_equal(batch.next_features, following)
+    assert (made.frames[rows + HORIZON] == made.frames[rows] + 2 * HORIZON).all()
 
 
 def test_chunks_beyond_the_end_are_masked(small_sources, small_cache):

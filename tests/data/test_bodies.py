@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from data.factory import make_episode
-from selfalign.data.bodies import RecordedBodies, count_joints, space_of
+from selfalign.data.bodies import RecordedBodies, count_joints, kind_of_actions, space_of
+from selfalign.data.changes import RemadeBody
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.data.perturb import EmbodimentPerturbation, JointFrame, LinearFrame
 from selfalign.data.sources import SourceData
@@ -64,3 +65,70 @@ def test_width_0_is_the_recorded_body(space):
 def test_unnamed_dimensions_must_be_told(tmp_path):
     with pytest.raises(ValueError, match=r"does not name the dimensions .* say --bodies xyz"):
         RecordedBodies.of(source(tmp_path / "data"))
+
+
+XYZ = ["x", "y", "z", "gripper"]
+
+
+def moving(root, kind: str, length: int = 40, noise: float = 0.1, seed: int = 0):
+    """Two episodes of a body that moves as its actions say, but for noise."""
+    rng = np.random.default_rng(seed)
+    with LeRobotWriter(root, names={"observation.state": XYZ, "action": XYZ}) as writer:
+        for start in (0.0, 5.0):  # far apart: what happens between episodes is no motion
+            action = rng.normal(size=(length, 4)).astype(np.float32)
+            moved = 0.05 * (action + noise * rng.normal(size=action.shape))
+            state = (start + np.cumsum(moved, axis=0) - moved).astype(np.float32)
+            if kind == "targets":
+                action = (state + moved).astype(np.float32)
+            elif kind == "noise":
+                action = rng.normal(size=(length, 4)).astype(np.float32)
+            numbers = {"state": state, "action": action, "extra": {}, "embodiment_index": 0}
+            writer.add_episode(make_episode(1, length, size=(4, 4), **numbers))
+    return SourceData.open(root)
+
+
+def test_what_actions_are_shows_in_how_states_move(tmp_path):
+    told = kind_of_actions(moving(tmp_path / "displacements", "displacements"), 3)
+    assert told is not None and told[0] == "displacements" and told[1] == pytest.approx(0.05, rel=0.1)
+    assert kind_of_actions(moving(tmp_path / "targets", "targets"), 3) == ("targets", 1.0)
+    assert kind_of_actions(moving(tmp_path / "noise", "noise"), 3) is None
+
+
+def test_bodies_have_the_changes_that_are_named(tmp_path):
+    source = moving(tmp_path / "data", "displacements")
+    named = ("frames", "rate", "targets", "joints")
+    draw = RecordedBodies.of(source, None, named, horizon=8, room=5)
+    assert draw.kind == "displacements" and draw.held == (3,) and draw.rates == (2, 3)
+    bodies = [draw(np.random.default_rng(seed), {}) for seed in range(200)]
+    made = [body for body in bodies if isinstance(body, RemadeBody)]
+    assert {body.every for body in made} == {1, 2, 3} and {body.idle_joints for body in made} == {0, 1, 2}
+    shares = [np.mean([isinstance(b, RemadeBody) and test(b) for b in bodies]) for test in (
+        lambda b: b.every > 1, lambda b: b.swapped, lambda b: b.idle_joints > 0)]  # fmt: skip
+    assert shares == pytest.approx([0.5, 0.25, 0.25], abs=0.1)
+    assert bodies[:9] == [draw(np.random.default_rng(seed), {}) for seed in range(9)], "seeded"
+    at_first = [draw(np.random.default_rng(seed), {}, 0.0) for seed in range(20)]
+    assert all(body == EmbodimentPerturbation() for body in at_first), "width 0 is the recorded body"
+    alone = RecordedBodies.of(source, None, ("rate",), horizon=8)
+    frames = [
+        b.frames if isinstance(b, RemadeBody) else b for b in (alone(np.random.default_rng(s), {}) for s in range(9))
+    ]
+    assert all(frame == EmbodimentPerturbation() for frame in frames)
+
+
+def test_by_default_the_rate_is_changed_where_the_data_allow_it(tmp_path):
+    assert RecordedBodies.of(moving(tmp_path / "a", "targets"), None, None, horizon=8).changes == ("frames", "rate")
+    assert RecordedBodies.of(moving(tmp_path / "b", "noise"), None, None, horizon=8).changes == ("frames",)
+    assert RecordedBodies.of(moving(tmp_path / "c", "targets", 12), None, None, horizon=8).changes == ("frames",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "change", "message"),
+    [
+        ("noise", 40, "targets", "neither displacements nor targets"),
+        ("targets", 12, "rate", "play of 12 frames .* too short for chunks of 8 steps"),
+        ("targets", 40, "joints", "no room for more numbers"),
+    ],
+)
+def test_changes_that_the_data_do_not_allow_are_refused(tmp_path, kind, length, change, message):
+    with pytest.raises(ValueError, match=message):
+        RecordedBodies.of(moving(tmp_path / "data", kind, length), None, (change,), horizon=8)

@@ -1,5 +1,7 @@
 """Changes of whole episodes: undone they are what was recorded, and the other body still does the same."""
 
+import json
+
 import mujoco
 import numpy as np
 import pytest
@@ -7,10 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.factory import assert_same, make_episode
-from selfalign.data.changes import Changes, EpisodeChange, IdleJoints, InFrames, InJoints, WithoutDims
+from selfalign.data.changes import (
+    ActionKind,
+    Changes,
+    EpisodeChange,
+    IdleJoints,
+    InFrames,
+    InJoints,
+    Inverse,
+    RemadeBody,
+    WithoutDims,
+    body_from_dict,
+)
 from selfalign.data.episodes import Episode
 from selfalign.data.homography import CameraTurn
 from selfalign.data.perturb import EmbodimentPerturbation, JointFrame, LinearFrame
+from selfalign.data.rate import ControlRate
 from selfalign.sim.bodies import ActionSpace
 from selfalign.sim.control import JOINT_STEP, TIP_STEP, Controller
 from selfalign.sim.engine import Simulation
@@ -123,6 +137,48 @@ def test_dimensions_that_move_cannot_go():
         WithoutDims(state=(1,))
     with pytest.raises(ValueError, match="at least one joint"):
         IdleJoints(0)
+
+
+def remade(seed: int, recorded: ActionKind) -> RemadeBody:
+    rng = np.random.default_rng(seed)
+    joint = bool(rng.integers(2))
+    frames = [JointFrame.sample(rng, 3) if joint else LinearFrame.sample(rng) for _ in range(2)]
+    settings = {"swapped": bool(rng.integers(2)), "step": 0.1, "every": int(rng.integers(1, 4)), "idle_joints": 2}
+    return RemadeBody(EmbodimentPerturbation(*frames), recorded, seed=seed % 100, **settings)
+
+
+@given(seeds, st.sampled_from(["displacements", "targets"]))
+@settings(max_examples=25, deadline=None)
+def test_a_remade_body_is_its_changes_and_comes_back_from_json(seed, recorded):
+    body = remade(seed, recorded)
+    again = body_from_dict(json.loads(json.dumps(body.to_dict())))
+    assert again == body and hash(again) == hash(body)
+    assert body_from_dict(body.frames.to_dict()) == body.frames
+    episode = make_episode(seed % 1000, length=12, size=(2, 2))
+    slow = ControlRate(body.every, recorded == "targets").apply(episode)
+    there = body.changes.apply(episode)
+    assert there.action.shape == (12 // body.every, 6) and there.fps == slow.fps
+    back = Changes(body.changes.parts[body.every > 1 :]).invert(there)
+    np.testing.assert_allclose(back.action, slow.action, atol=5e-4)
+    np.testing.assert_allclose(back.state, slow.state, atol=1e-5)
+
+
+def test_displacements_become_targets_and_targets_displacements():
+    episode = make_episode(0, length=9)
+    targets = RemadeBody(swapped=True, step=0.5).changes.apply(episode)
+    expected = episode.state[0, :3] + 0.5 * episode.action[:, :3].cumsum(0)
+    np.testing.assert_allclose(targets.action[:, :3], expected, atol=1e-5)
+    displaced = RemadeBody(recorded="targets", swapped=True).changes.apply(episode)
+    np.testing.assert_allclose(displaced.action[1:, :3], np.diff(episode.action[:, :3], axis=0), atol=1e-6)
+    np.testing.assert_allclose(displaced.action[0, :3], episode.action[0, :3] - episode.state[0, :3], atol=1e-6)
+    np.testing.assert_array_equal(displaced.action[:, 3], episode.action[:, 3])
+
+
+def test_the_inverse_is_the_change_the_other_way_round():
+    episode, change = make_episode(0, size=(4, 4)), IdleJoints(2, seed=3)
+    assert_same(Inverse(change).apply(change.apply(episode)), episode)
+    assert_same(Inverse(change).invert(episode), change.apply(episode))
+    assert Inverse(change).exact and not Inverse(ControlRate(2)).exact
 
 
 # ---- in the simulator ----------------------------------------------------------------------------------------------

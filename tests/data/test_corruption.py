@@ -1,15 +1,15 @@
 """Damaged data sets: a clear error or the exact result, never another exception, a hang or a silently wrong frame."""
 
 import shutil
-import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from damage import check_damage, damage, same
 from data import drawn
-from data.corruption import KINDS, damage
+from data.corruption import KINDS
 from data.factory import BODIES, make_episode
 from selfalign.data.lerobot import LeRobotReader, LeRobotWriter
 
@@ -43,45 +43,11 @@ def reading(root):
     return result
 
 
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
-
-
-def outcome(expected, root, right, what):
-    """ "error", "exact", or what went wrong."""
-    began = time.process_time()
-    try:
-        found = reading(root)
-    except (ValueError, FileNotFoundError) as error:
-        result = "error" if str(root) in str(error) else f"the message names no file: {error}"
-    except Exception as error:
-        result = f"{type(error).__name__} {error}"
-    else:
-        result = "exact" if right(expected, found, what) else "a silently wrong result"
-    return result if time.process_time() - began < 5 else "it took too long"
-
-
-def check_all(clean, tmp_path, seeds, right=lambda expected, found, what: same(expected, found)):
-    expected, outcomes = reading(clean), {}
-    for seed in seeds:
-        root = shutil.copytree(clean, tmp_path / str(seed))
-        what = damage(root, seed)
-        outcomes[f"seed {seed}, {what}"] = outcome(expected, root, right, what)
-        shutil.rmtree(root)
-    wrong = {what: result for what, result in outcomes.items() if result not in ("error", "exact")}
-    assert not wrong, "\n".join(f"{what}: {result}" for what, result in wrong.items())
-    assert list(outcomes.values()).count("error") > len(outcomes) / 2, outcomes  # the damage is real
-
-
 @pytest.mark.parametrize("kind", OURS)
 def test_damage_to_our_data_sets_is_an_error_or_harmless(tmp_path, kind):
     OURS[kind](tmp_path / "clean")
     first = EACH * list(OURS).index(kind)
-    check_all(tmp_path / "clean", tmp_path, range(first, first + EACH))
+    check_damage(tmp_path / "clean", tmp_path, range(first, first + EACH), KINDS, reading)
 
 
 def close(expected, found, what):
@@ -108,7 +74,7 @@ def close(expected, found, what):
 def test_damage_to_lerobots_data_sets_is_an_error_or_small(tmp_path, name):
     """These have no checksums: what their files and statistics cannot tell stays unseen."""
     first = EACH * (2 + THEIRS.index(name))
-    check_all(RECORDINGS / name, tmp_path, range(first, first + EACH), right=close)
+    check_damage(RECORDINGS / name, tmp_path, range(first, first + EACH), KINDS, reading, right=close)
 
 
 def test_lenient_reading_never_raises_anything_else(tmp_path):
@@ -116,7 +82,7 @@ def test_lenient_reading_never_raises_anything_else(tmp_path):
     whole = reading(tmp_path / "clean")
     for seed in range(0, 4 * EACH, 7):
         root = shutil.copytree(tmp_path / "clean", tmp_path / str(seed))
-        damage(root, seed)
+        damage(KINDS, root, seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             try:

@@ -54,4 +54,4 @@ def contrast_group(
     rig = sources.cache.embodiments[body.rig]
     others = [sources.draw(rng, rig, width) for _ in range(config.negatives)]
     negatives = [sources.embodiment(body.rig, perturbation, body.play_episodes) for perturbation in others]
-    return [body, replace(body, recoloured=True), *negatives]
+    return [body, replace(body, look=1), *negatives]

@@ -108,10 +108,10 @@ def restored_drawing(state: dict[str, Any]) -> tuple[np.random.Generator, int]:
 
 def _describe(body: VirtualEmbodiment) -> dict[str, Any]:
     play = [int(e) for e in body.play_episodes]
-    colours = {"recoloured": True} if body.recoloured else {}
-    return {"rig": body.rig, "perturbation": body.perturbation.to_dict(), "play": play, **colours}
+    look = {"look": body.look} if body.look else {}
+    return {"rig": body.rig, "perturbation": body.perturbation.to_dict(), "play": play, **look}
 
 
 def _rebuild(sources: VirtualSources, data: dict[str, Any]) -> VirtualEmbodiment:
     body = sources.embodiment(data["rig"], body_from_dict(data["perturbation"]), np.array(data["play"]))
-    return replace(body, recoloured=data.get("recoloured", False))
+    return replace(body, look=data.get("look", int(data.get("recoloured", False))))  # which older checkpoints have

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +16,7 @@ from rich.progress import track
 from torch import Tensor
 
 from selfalign.align.heldout import HeldOut, HeldOutConfig, hold_out
+from selfalign.align.looks import RECOLOURED, picture_blocks, turned_looks
 from selfalign.align.rehearsal import RehearsalConfig, make_objective
 from selfalign.data.cache import EpisodeCache
 from selfalign.data.features import check_size, stored_features
@@ -35,7 +36,7 @@ from selfalign.train.loop import LoopConfig, fit
 from selfalign.train.lora import LoraSettings, add_lora
 from selfalign.train.parallel import Strategy, make_engine
 from selfalign.train.parts import Part, freeze
-from selfalign.train.pointing import PointingConfig, colour_jitter, pointing_error, train_tower
+from selfalign.train.pointing import PointingConfig, pointing_error, train_tower
 from selfalign.train.recompute import recompute_blocks
 from selfalign.train.step import OptimConfig, TrainState, make_state
 from selfalign.train.world import ALONE, World
@@ -68,6 +69,8 @@ class PretrainConfig:
     """How often demonstrations of tasks that begin with a word are drawn, relative to the others."""
     data_weights: tuple[float, ...] = ()
     """How often bodies of each data set are drawn, relative to the others; empty: every rig is drawn as often."""
+    turned_cameras: int = 0
+    """Views of each recorded camera, turned and zoomed, that bodies may have beside the recorded one."""
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     freeze: tuple[Part, ...] = ()
     """Parts that stay as they start."""
@@ -91,6 +94,10 @@ class PretrainConfig:
         Raises:
             ValueError: says what, and what to do.
         """
+        if self.turned_cameras and self.rehearsal.contrastive.weight:
+            raise ValueError("the contrastive loss takes no turned cameras: its twins differ in colours alone")
+        if self.workers < 0:
+            raise ValueError(f"{self.workers} workers cannot load data; give 0 (none) or more")
         if self.strategy == "fsdp" and world.size > 1 and (self.compile or self.held_out.rigs):
             raise ValueError("FSDP takes neither `compile` nor held-out rigs yet; leave them out, or use DDP")
 
@@ -127,7 +134,6 @@ def pretrain(
     pictures = None if config.snapshots is None else Snapshots.open(config.snapshots, model_config.image_size)
     _check_pictures(source, model_config, config)
     odds = embodiment_odds(source, config.data_weights) if config.data_weights else None
-    out.mkdir(parents=True, exist_ok=True)
     checkpoint.seed_everything(config.seed)
     model = VLA(model_config)
     if config.start is not None:
@@ -143,7 +149,8 @@ def pretrain(
         if pictures is not None:
             prepare_tower(model, pictures, store, config.pointing)
         model.to(world.device).vision.eval().requires_grad_(False)
-        features = frame_features(model, cache, store, recoloured=config.rehearsal.contrastive.weight > 0)
+        looks = (RECOLOURED,) if config.rehearsal.contrastive.weight > 0 else turned_looks(config.turned_cameras)
+        features = frame_features(model, cache, store, looks=looks)
     rigs, held_out = hold_out(np.unique(cache.embodiment_index), config.held_out.rigs, config.seed)
     sources = partial(
         VirtualSources,
@@ -158,6 +165,7 @@ def pretrain(
         task_weights=config.task_weights,
         keypoint_words=config.keypoint_words,
         play=config.play,
+        any_look=config.turned_cameras > 0,
     )
     checkpoint.seed_everything(config.seed)  # the same start whether the tower was trained just now or before
     rehearsal = dataclasses.replace(config.rehearsal, seed=config.seed)
@@ -222,6 +230,8 @@ def _about(model_config: VLAConfig, source: SourceData, config: PretrainConfig) 
 def _check_pictures(source: SourceData, model_config: VLAConfig, config: PretrainConfig) -> None:
     """Raises `ValueError` unless the data have the model's cameras, and its tower something to learn on."""
     source.require_cameras(model_config.cameras)
+    if config.turned_cameras and source.features is not None:
+        raise ValueError("stored features are of the recorded cameras: use them, or turned cameras, not both")
     taught = config.start is not None or config.snapshots is not None
     if taught or not isinstance(model_config.vision, KeypointTowerConfig):
         return
@@ -259,12 +269,15 @@ def prepare_tower(model: VLA, labelled: Snapshots, out: Path, config: PointingCo
 
 
 def frame_features(
-    model: VLA, cache: EpisodeCache, out: Path, batch: int = 256, *, recoloured: bool = False
+    model: VLA, cache: EpisodeCache, out: Path, batch: int = 256, looks: Sequence[str] = ()
 ) -> FrameFeatures:
     """The tower's tokens of every frame, computed once and kept in `out`; sets the model's feature statistics.
 
-    Where the data carry stored features, next observations are told by those. With `recoloured`, there are tokens of
-    every frame in other colours too; stored features and shrunk pictures stay those of the recorded colours.
+    Where the data carry stored features, next observations are told by those; they stay those of the recorded
+    frames, and so do shrunk pictures.
+
+    Args:
+        looks: how frames look otherwise (`align.looks`).
 
     Raises:
         ValueError: stored features of some cameras only, or of another size than the model takes.
@@ -280,20 +293,20 @@ def frame_features(
     mean, std = following.mean(0), following.std(0).clamp_min(1e-3)
     model.feature_mean.copy_(mean)
     model.feature_std.copy_(std)
-    features = FrameFeatures(tokens, ((following - mean) / std).numpy())
-    if not recoloured:
-        return features
-    others = _tokens(model, cache, out, batch, recolour=True)
-    if stored is None and not model.config.next_pixels:
-        following = _summaries(model, others)
-    return dataclasses.replace(features, recoloured=FrameFeatures(others, ((following - mean) / std).numpy()))
+    told_by_tower = stored is None and not model.config.next_pixels
+    others = []
+    for look in looks:
+        seen = _tokens(model, cache, out, batch, look)
+        shown = _summaries(model, seen) if told_by_tower else following
+        others.append(FrameFeatures(seen, ((shown - mean) / std).numpy()))
+    return FrameFeatures(tokens, ((following - mean) / std).numpy(), tuple(others))
 
 
-def _tokens(model: VLA, cache: EpisodeCache, out: Path, batch: int, *, recolour: bool = False) -> dict[str, np.ndarray]:
+def _tokens(model: VLA, cache: EpisodeCache, out: Path, batch: int, look: str | None = None) -> dict[str, np.ndarray]:
     # Another tower, another file: `start` may bring one into a used folder.
-    suffix = f"{_digest(model.vision)}{'-recoloured' if recolour else ''}"
+    suffix = _digest(model.vision) + ("" if look is None else f"-{look}")
     return {
-        camera: _tower_tokens(model, cache, camera, out / f"tokens-{camera}-{suffix}.npy", batch, recolour)
+        camera: _tower_tokens(model, cache, camera, out / f"tokens-{camera}-{suffix}.npy", batch, look)
         for camera in model.config.cameras
     }
 
@@ -322,21 +335,20 @@ def _digest(module: torch.nn.Module) -> str:
 
 
 @torch.no_grad()
-def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batch: int, recolour: bool) -> np.ndarray:
-    images = cache.images(camera)
+def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batch: int, look: str | None) -> np.ndarray:
     if path.is_file():
         found = np.load(path, mmap_mode="r")
-        if len(found) == len(images):
+        if len(found) == cache.num_frames:
             return np.asarray(found)
-    partial, values, generator = path.with_suffix(".partial.npy"), None, torch.Generator().manual_seed(0)
-    for start in track(range(0, len(images), batch), description=f"features of {camera}"):
-        pixels = pixels_to_model(images[start : start + batch])
-        pixels = colour_jitter(pixels, generator=generator) if recolour else pixels
+    partial, values, done = path.with_suffix(".partial.npy"), None, 0
+    blocks = picture_blocks(cache, camera, look, batch)
+    for pixels in track(blocks, description=f"features of {camera}", total=-(-cache.num_frames // batch)):
         block = model.vision(pixels.to(model.feature_mean.device)).half().cpu().numpy()
         if values is None:
-            shape = (len(images), *block.shape[1:])
+            shape = (cache.num_frames, *block.shape[1:])
             values = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-        values[start : start + len(block)] = block
+        values[done : done + len(block)] = block
+        done += len(block)
     assert values is not None
     values.flush()
     partial.replace(path)

@@ -5,7 +5,7 @@ rig and a perturbation of its action and state spaces; together they are an embo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -36,31 +36,32 @@ class FrameFeatures:
     """Per camera, `[frames, N, D]`, float16."""
     next_features: Float[np.ndarray, "frames n F"]
     """Normalised next-observation features, float32."""
-    recoloured: "FrameFeatures | None" = None
-    """The same of every frame in other colours; None: there are none."""
+    looks: tuple["FrameFeatures", ...] = ()
+    """The same of every frame as it looks otherwise: in other colours, or through turned cameras."""
 
     def fetch(self, request: "FrameRequest") -> "Seen":
         """What was seen at some frames.
 
         Raises:
-            ValueError: other colours are wanted, and there are none.
+            ValueError: another look is wanted, and there is none.
         """
         tokens = {
-            camera: self._of(lambda features, c=camera: features.tokens[c], request.now, request.recoloured)
+            camera: self._of(lambda features, c=camera: features.tokens[c], request.now, request.look)
             for camera in self.tokens
         }
         if request.later is None:
             return Seen(tokens, None)
-        return Seen(tokens, self._of(lambda features: features.next_features, request.later, request.recoloured))
+        return Seen(tokens, self._of(lambda features: features.next_features, request.later, request.look))
 
     def _of(
-        self, column: Callable[["FrameFeatures"], np.ndarray], frames: np.ndarray, recoloured: Bool[np.ndarray, " B"]
+        self, column: Callable[["FrameFeatures"], np.ndarray], frames: np.ndarray, look: Int[np.ndarray, " B"]
     ) -> Tensor:
+        if look.max(initial=0) > len(self.looks):
+            raise ValueError("a body that looks otherwise needs features of frames that look so")
         values = np.ascontiguousarray(column(self)[frames])
-        if recoloured.any():
-            if self.recoloured is None:
-                raise ValueError("a body in other colours needs features of recoloured frames")
-            values[recoloured] = column(self.recoloured)[frames[recoloured]]
+        for number in np.unique(look[look > 0]):
+            rows = look == number
+            values[rows] = column(self.looks[number - 1])[frames[rows]]
         return torch.from_numpy(values)
 
 
@@ -71,8 +72,8 @@ class FrameRequest:
     now: Int[np.ndarray, " B"]
     later: Int[np.ndarray, " B"] | None
     """Those of the next observations; None: they are not needed."""
-    recoloured: Bool[np.ndarray, " B"]
-    """Which are seen in other colours."""
+    look: Int[np.ndarray, " B"]
+    """How each is seen: 0 as it was recorded, otherwise in one of the other looks, from 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +137,8 @@ class VirtualEmbodiment:
     """With which probability each of them is drawn."""
     last: Int[np.ndarray, " K"]
     """Row of the last frame of each row's episode."""
-    recoloured: bool = False
-    """Its cameras show other colours."""
+    look: int = 0
+    """What its cameras show: 0 what was recorded, otherwise one of the other looks of the features, from 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +166,7 @@ class VirtualSources:
         task_weights: Mapping[str, float] | None = None,
         keypoint_words: Sequence[str] = (),
         play: PlayUse = PlayUse(),
+        any_look: bool = False,
     ):
         """Args beyond the fields:
 
@@ -174,8 +176,9 @@ class VirtualSources:
         keypoint_words: the words for the first keypoints of the tower; where a task has one of them, its keypoint is
             what the instruction refers to.
         play: what serves as play.
+        any_look: bodies are drawn with any look of the features; otherwise as they were recorded.
         """
-        self.play = play
+        self.play, self.any_look = play, any_look
         self.task_weight = np.array([(task_weights or {}).get(task.split(" ")[0], 1.0) for task in cache.tasks])
         self.referent = np.array([_first_match(task, keypoint_words) for task in cache.tasks])
         self.cache, self.features, self.shape, self.draw = cache, features, shape, draw
@@ -238,13 +241,17 @@ class VirtualSources:
         )
 
     def sample(self, rng: np.random.Generator, rig: int | None = None, width: float = 1.0) -> VirtualEmbodiment:
-        """A random rig (or the given one) under a random perturbation of a width, with a random share of its play."""
+        """A random rig (or the given one) under a random perturbation of a width, with a random share of its play. Of
+        other looks, too: the wider, the more often."""
         rig = int(rng.choice(self.rigs, p=self.odds)) if rig is None else rig
         play = self._play_of(rig)
         play = play[self.cache.episode_lengths[play] > self.shape.horizon]  # a share of short ones has no transition
         count = int(rng.integers((len(play) + 1) // 2, len(play) + 1))
         chosen = np.sort(rng.choice(play, size=count, replace=False))
-        return self.embodiment(rig, self.draw(rng, self.cache.embodiments[rig], width), chosen)
+        body = self.embodiment(rig, self.draw(rng, self.cache.embodiments[rig], width), chosen)
+        if self.any_look and rng.uniform() < width:
+            return replace(body, look=int(rng.integers(len(self.features.looks) + 1)))
+        return body
 
     def play_samples(
         self, bodies: Sequence[VirtualEmbodiment], each: int, rng: np.random.Generator, own: slice = slice(None)
@@ -290,8 +297,8 @@ class VirtualSources:
         if with_next:
             later = np.concatenate([b.frames[r + self.shape.next_step] for b, r in zip(bodies, rows, strict=True)])
         now = np.concatenate([b.frames[r] for b, r in zip(bodies, rows, strict=True)])
-        recoloured = np.repeat([b.recoloured for b in bodies], [len(r) for r in rows])
-        return Samples(bodies, rows, FrameRequest(now, later, recoloured))
+        look = np.repeat([b.look for b in bodies], [len(r) for r in rows])
+        return Samples(bodies, rows, FrameRequest(now, later, look))
 
     def batch(self, samples: Samples, seen: Seen) -> Transition:
         """Samples with what was seen there. The prompt is the instruction; play has none: state-free, task-free."""
@@ -309,16 +316,18 @@ class VirtualSources:
         present = {camera: torch.ones(len(frames), dtype=torch.bool) for camera in features}
         observation = Observation({}, present, state, tokens, mask, state_mask, features)
         chunk = ActionChunk(actions, torch.from_numpy(valid), action_mask)
-        return Transition(observation, chunk, seen.following, referent=None if is_play else self._referent(frames))
+        return Transition(
+            observation, chunk, seen.following, referent=None if is_play else self._referent(frames, seen)
+        )
 
-    def _referent(self, frames: np.ndarray) -> Float[Tensor, "B 2"] | None:
+    def _referent(self, frames: Int[np.ndarray, " B"], seen: Seen) -> Float[Tensor, "B 2"] | None:
         """Where the frozen tower sees, with the first camera, what the instruction names; None where the tasks name no
         keypoint."""
         index = self.referent[self.cache.task_index[self.cache.episode_of_frame[frames]]]
         if (index < 0).any():
             return None
-        tokens = next(iter(self.features.tokens.values()))
-        return torch.from_numpy(tokens[frames, index, :2]).float()
+        tokens = next(iter(seen.tokens.values()))
+        return tokens[torch.arange(len(frames)), torch.from_numpy(index), :2].float()
 
     def _prompts(self, frames: Int[np.ndarray, " B"], *, empty: bool) -> tuple[Tensor, Tensor]:
         tasks = torch.from_numpy(self.cache.task_index[self.cache.episode_of_frame[frames]])
@@ -338,8 +347,12 @@ def _remade(
     for start, length in zip(starts, lengths, strict=True):
         rows = np.arange(start, start + length)
         made.append(change.apply(Episode({}, state[rows], action[rows], extra={"row": rows})))
-    joined = (np.concatenate(parts) for parts in zip(*((e.state, e.action, e.extra["row"]) for e in made), strict=True))
-    return *joined, np.array([len(episode) for episode in made])
+    return (
+        np.concatenate([episode.state for episode in made]),
+        np.concatenate([episode.action for episode in made]),
+        np.concatenate([episode.extra["row"] for episode in made]),
+        np.array([len(episode) for episode in made]),
+    )
 
 
 def _first_match(task: str, words: Sequence[str]) -> int:

@@ -49,9 +49,12 @@ class SnapshotPlan:
 
     def __post_init__(self) -> None:
         if not self.arms or not set(self.arms) <= set(SOURCE_ARMS):
-            raise ValueError(f"snapshots may show the arms {', '.join(SOURCE_ARMS)}; got {self.arms}")
-        if self.count < 2 or self.count % 2 or self.image_size < 1:
-            raise ValueError(f"snapshots come in pairs: they need an even count and an image size; got {self}")
+            found = ", ".join(self.arms) or "none"
+            raise ValueError(f"snapshots may show the arms {', '.join(SOURCE_ARMS)}; got {found}")
+        if self.count < 2 or self.count % 2:
+            raise ValueError(f"snapshots come in pairs: give an even count from 2 on, not {self.count}")
+        if self.image_size < 1:
+            raise ValueError(f"pictures need at least one pixel, got image_size={self.image_size}")
 
     def parts(self) -> list[int]:
         """How many snapshots each part has."""

@@ -49,6 +49,8 @@ class SourcePlan:
                     raise ValueError(f"{rig.name} cannot be a source: {reason}")
         if not self.rigs or min(self.play_per_rig, self.demonstrations_per_rig) < 0:
             raise ValueError("a source data set needs at least one rig and no negative counts")
+        if self.image_size < 1:
+            raise ValueError(f"pictures need at least one pixel, got image_size={self.image_size}")
 
     @property
     def episodes(self) -> int:
