@@ -57,6 +57,8 @@ class AblateConfig:
     """Folder of a tower and its features to use: the `out` or `shared` of another pretraining with the same data."""
     features: Path | None = None
     """Folder of `selfalign features` for the cell stored-features."""
+    weights: Path | None = None
+    """File with the weights of the extractor that made them."""
     seeds: tuple[int, ...] = (0,)
     """Of the trainings: every recipe is trained once with each."""
     split: Split = "validation"
@@ -151,8 +153,11 @@ def plan_trainings(config: AblateConfig) -> list[Training]:
     found = []
     for name in chosen(config.cells):
         recipe = RECIPES[name]
-        if recipe.stored_features and config.features is None:
-            raise ValueError(f"the cell {name} needs features: compute some with `selfalign features`, give --features")
+        if recipe.stored_features and (config.features is None or config.weights is None):
+            raise ValueError(
+                f"the cell {name} needs features: compute some with `selfalign features`, and give --features and the "
+                "extractor's --weights"
+            )
         features = config.features if recipe.stored_features else None
         if features not in identities:
             identities[features] = SourceData.open(config.data, features=features).fingerprint
@@ -261,6 +266,8 @@ def bench_cells(config: AblateConfig, trainings: Sequence[Training]) -> list[Cel
                 episodes=scale.episodes,
                 play=scale.play,
                 label=job.label,
+                features="" if job.config.recordings.features is None else str(job.config.recordings.features),
+                weights="" if config.weights is None else str(config.weights),
             )
             cell = changed(plain, job.recipe.bench)
             cells += [*with_oracle(cell), dataclasses.replace(cell, method="frozen", play=(max(cell.play),))]

@@ -57,6 +57,10 @@ class Cell:
     """Steps of each action chunk that are carried out before the policy is asked again."""
     num_steps: int = 10
     """Euler steps of the flow per chunk."""
+    features: str = ""
+    """Folder of the stored features that the checkpoint was pretrained with, where it was."""
+    weights: str = ""
+    """File with the weights of the extractor that made them."""
     label: str = ""
     """What the cell is called in tables; nothing depends on it."""
 
@@ -98,8 +102,12 @@ class Cell:
         return self.label or Path(self.checkpoint).name
 
     def measured(self) -> dict[str, Any]:
-        """What the numbers depend on, beside the checkpoint's files, as JSON values."""
-        told = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("checkpoint", "label")}
+        """What the numbers depend on, beside the checkpoint's files, as JSON values.
+
+        (The checkpoint says by which features it knows next observations; they may lie anywhere.)
+        """
+        names = ("checkpoint", "label", "features", "weights")
+        told = {name: value for name, value in dataclasses.asdict(self).items() if name not in names}
         return json.loads(json.dumps(told))
 
     @classmethod
