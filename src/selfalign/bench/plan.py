@@ -219,6 +219,18 @@ def few_shot(checkpoint: str, split: Split) -> list[Cell]:
     return cells
 
 
+def baselines(checkpoint: str, split: Split) -> list[Cell]:
+    """What else can be made of the same play, and of demonstrations."""
+    cells = []
+    for scenario in HEADLINE:
+        cell = Cell(checkpoint, scenario=scenario, seed=seeds_of(split)[0])
+        learned = dataclasses.replace(cell, play=(), demonstrations=FEW_SHOT[-1:])
+        cells += with_oracle(cell)
+        cells += [dataclasses.replace(cell, method=name) for name in ("frozen", "pad", "prompt", "encoder")]
+        cells += [dataclasses.replace(learned, method=name) for name in ("finetune", "lora")]
+    return cells
+
+
 def play_quality(checkpoint: str, split: Split) -> list[Cell]:
     """Does it matter what the body does as it plays?"""
     cell = Cell(checkpoint, scenario="action", seed=seeds_of(split)[0], play=(3, 10))
@@ -230,5 +242,6 @@ PLANS: dict[str, Callable[[str, Split], list[Cell]]] = {
     "headline": headline,
     "curve": curve,
     "few-shot": few_shot,
+    "baselines": baselines,
     "play-quality": play_quality,
 }
