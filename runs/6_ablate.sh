@@ -1,17 +1,13 @@
 #!/usr/bin/env bash
-# What rehearsal is worth: the same model, vision tower, data, steps and bodies with rehearsed contexts, with one learned
-# context per body, and with one for all; then adaptation to unseen action frames. Needs the data of 1_pretrain.sh; some
-# hours on two cores.
+# What each part of the recipe is worth: recipes that differ in one thing, with one vision tower, measured on the same
+# validation bodies. Needs the data of 1_pretrain.sh. A recipe takes about 20 minutes on two quiet cores, all of them half
+# a day; what is finished is kept, so it may be stopped. Then the headline cells at the shipped checkpoint's scale, on test
+# bodies: about 75 minutes each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-pretrain=(selfalign pretrain --preset tiny --data data/sources --snapshots data/snapshots --seed 0 --pointing-steps 6000)
-"${pretrain[@]}" --out runs/ablation/tower --steps 0
-for scheme in rehearsal per_body global; do
-    mkdir -p "runs/ablation/$scheme"
-    cp runs/ablation/tower/{tower.pt,tokens-*.npy} "runs/ablation/$scheme/"
-    "${pretrain[@]}" --out "runs/ablation/$scheme" --scheme "$scheme" --steps 3000 --learning-rate 2.5e-3 \
-        --widen-steps 1000 --reach-weight 100 --lambda-action 4 --lambda-grounding 20 --play-per-slot 4 \
-        --demonstrations-per-slot 12
-    selfalign bench adapt --checkpoint "runs/ablation/$scheme/policy" --scenario action --bodies 12 --seed 0 --play 20 \
-        --episodes 20 --json "benchmarks/results/ablation_$scheme.json"
-done
+selfalign bench ablate --out runs/ablation --cells losses contexts architecture data --data data/sources \
+    --snapshots data/snapshots
+cp runs/ablation/ablation.json benchmarks/results/ablation.json
+selfalign bench ablate --out runs/ablation_shipped --scale shipped --split test --cells headline --data data/sources \
+    --snapshots data/snapshots
+cp runs/ablation_shipped/ablation.json benchmarks/results/ablation_shipped.json

@@ -21,11 +21,18 @@ def run_on(
     jobs: Sequence[Any],
     workers: int,
     *,
+    cores: int = 1,
     on_done: Callable[[Any, Any], None] = lambda item, result: None,
 ) -> None:
-    """Runs jobs in processes of this machine, or on Ray; arguments and errors are those of `run_jobs`."""
-    run = run_jobs if cluster == "none" else run_on_ray
-    run(job, jobs, workers, on_done=on_done)
+    """Runs jobs in processes of this machine, or on Ray; other arguments and errors are those of `run_jobs`.
+
+    Args:
+        cores: that each job uses. Ray counts them.
+    """
+    if cluster == "none":
+        run_jobs(job, jobs, workers, on_done=on_done)
+    else:
+        run_on_ray(job, jobs, workers, cores=cores, on_done=on_done)
 
 
 def run_on_ray(
@@ -33,14 +40,16 @@ def run_on_ray(
     jobs: Sequence[Any],
     workers: int,
     *,
+    cores: int = 1,
     on_done: Callable[[Any, Any], None] = lambda item, result: None,
 ) -> None:
-    """Runs `job(item)` for each item, each in a Ray task of one core.
+    """Runs `job(item)` for each item, each in a Ray task.
 
     Args:
         job: a module-level function.
         jobs: arguments that can be pickled.
-        workers: cores of the Ray that is started on this machine; a cluster has its own.
+        workers: tasks at a time on the Ray that is started on this machine; a cluster takes what it has room for.
+        cores: of each task.
         on_done: called here with (item, result) as jobs finish, in any order.
 
     Raises:
@@ -50,10 +59,10 @@ def run_on_ray(
     ray = _ray()
     if not jobs:
         return
-    local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
+    local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers * cores, "include_dashboard": False}
     ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT}, log_to_driver=False, logging_level="ERROR", **local)
     try:
-        task = ray.remote(num_cpus=1, max_retries=RETRIES)(job)
+        task = ray.remote(num_cpus=cores, max_retries=RETRIES)(job)
         items = {task.remote(item): item for item in jobs}
         pending = list(items)
         while pending:

@@ -40,6 +40,7 @@ def small(config: VLAConfig) -> VLAConfig:
         ttt=replace(config.ttt, num_heads=2, head_dim=8),
         vision=tower,
         cameras=("scene",),
+        action_horizon=4,
     )
 
 

@@ -182,7 +182,7 @@ RECIPES: dict[str, Recipe] = {**LOSSES, **CONTEXTS, **ARCHITECTURE, **DATA}
 GROUPS: dict[str, tuple[str, ...]] = {
     "losses": tuple(LOSSES),
     "contexts": tuple(CONTEXTS),
-    "architecture": tuple(ARCHITECTURE),
+    "architecture": tuple(name for name in ARCHITECTURE if name != "stored-features"),
     "data": tuple(DATA),
     "headline": ("all", "baseline", "no-rehearsal", "global-w", "attached"),
 }

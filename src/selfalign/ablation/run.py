@@ -32,7 +32,7 @@ from selfalign.bench.seeds import Split, seeds_of
 from selfalign.cluster import Cluster, run_on
 from selfalign.data.sources import SourceData
 from selfalign.train import checkpoint
-from selfalign.training import ModelFlags, TrainingConfig
+from selfalign.training import TrainingConfig
 from selfalign.workers import progress_bar
 
 FORMAT = "selfalign-ablation-1"
@@ -57,6 +57,8 @@ class AblateConfig:
     """Folder of a tower and its features to use: the `out` or `shared` of another pretraining with the same data."""
     features: Path | None = None
     """Folder of `selfalign features` for the cell stored-features."""
+    weights: Path | None = None
+    """File with the weights of the extractor that made them."""
     seeds: tuple[int, ...] = (0,)
     """Of the trainings: every recipe is trained once with each."""
     split: Split = "validation"
@@ -127,7 +129,7 @@ def run(config: AblateConfig, *, show: bool = True) -> dict[str, Any]:
             console.print(f"failed: {job.label}: {failed[job.digest]['error']}", markup=False)
     result = {
         "format": FORMAT,
-        "scale": {"name": config.scale, **dataclasses.asdict(SCALES[config.scale])},
+        "scale": json.loads(json.dumps({"name": config.scale, **dataclasses.asdict(SCALES[config.scale])})),
         "trainings": [_told(job, failed) for job in trainings],
         "provenance": provenance(watch.seconds),
     }
@@ -144,15 +146,17 @@ def run(config: AblateConfig, *, show: bool = True) -> dict[str, Any]:
 
 def plan_trainings(config: AblateConfig) -> list[Training]:
     """Every chosen recipe with every seed. Recipes that train alike are trained once: they have one folder."""
-    start = base(config.scale, config.data, config.snapshots)
-    start = changed(start, {"machine": {"threads": config.threads}})
+    start = _start(config)
     identities: dict[Path | None, str] = {None: SourceData.open(config.data).fingerprint}
     tower = config.out / "towers" / tower_digest(start, identities[None]) if config.tower is None else config.tower
     found = []
     for name in chosen(config.cells):
         recipe = RECIPES[name]
-        if recipe.stored_features and config.features is None:
-            raise ValueError(f"the cell {name} needs features: compute some with `selfalign features`, give --features")
+        if recipe.stored_features and (config.features is None or config.weights is None):
+            raise ValueError(
+                f"the cell {name} needs features: compute some with `selfalign features`, and give --features and the "
+                "extractor's --weights"
+            )
         features = config.features if recipe.stored_features else None
         if features not in identities:
             identities[features] = SourceData.open(config.data, features=features).fingerprint
@@ -163,6 +167,11 @@ def plan_trainings(config: AblateConfig) -> list[Training]:
             placed = dataclasses.replace(flags, out=config.out / "trainings" / digest)
             found.append(Training(name, recipe, placed, digest))
     return found
+
+
+def _start(config: AblateConfig) -> TrainingConfig:
+    """What recipes differ from."""
+    return changed(base(config.scale, config.data, config.snapshots), {"machine": {"threads": config.threads}})
 
 
 def training_digest(config: TrainingConfig, data: str) -> str:
@@ -193,7 +202,8 @@ def _train_all(config: AblateConfig, trainings: Sequence[Training], show: bool) 
     failed: dict[str, dict[str, str]] = {}
     if not todo:
         return failed
-    _make_tower(todo[0])
+    assert todo[0].config.shared is not None
+    _make_tower(config, todo[0].config.shared)
     with progress_bar("training recipes", len(distinct), show=show and config.trainings > 1) as bar:
         bar.at(len(distinct) - len(todo))
 
@@ -202,23 +212,20 @@ def _train_all(config: AblateConfig, trainings: Sequence[Training], show: bool) 
                 failed[item.digest] = error
             bar.finished(item.label)
 
-        run_on(config.cluster, train, todo, config.trainings, on_done=done)
+        run_on(config.cluster, train, todo, config.trainings, cores=config.threads, on_done=done)
     return failed
 
 
-def _make_tower(job: Training) -> None:
+def _make_tower(config: AblateConfig, shared: Path) -> None:
     """The tower and its features, where they are not there: what trainings at the same time would all begin with."""
-    shared = job.config.shared
-    assert shared is not None
-    out = job.config.out.with_name(f"tower-{_digest(shared)}")
+    out = config.out / "trainings" / f"tower-{_digest(shared)}"
     if not (out / "policy").is_dir():
-        plain = changed(job.config, {"losses": {"lambda_contrastive": 0.0}, "recordings": {"features": None}})
-        training.run(dataclasses.replace(plain, model=ModelFlags(), out=out, steps=0))
+        training.run(dataclasses.replace(_start(config), shared=shared, out=out, steps=0))
 
 
 def train(job: Training) -> dict[str, str]:
     """What a worker does: nothing comes back, or what went wrong."""
-    memory, watch = PeakMemory(), Stopwatch()
+    memory, watch, resumed = PeakMemory(), Stopwatch(), bool(checkpoint.available(job.config.out))
     torch.compiler.reset()  # the compilations of the training before count against this one's
     try:
         training.run(job.config)
@@ -232,7 +239,7 @@ def train(job: Training) -> dict[str, str]:
         "name": job.name,
         "about": job.recipe.about,
         "training": json.loads(json.dumps(dataclasses.asdict(job.config), default=str)),
-        "seconds": round(watch.seconds, 1),
+        "seconds": None if resumed else round(watch.seconds, 1),  # of a part of it, they would mislead
         "peak_megabytes": memory.megabytes,
         "provenance": provenance(watch.seconds),
     }
@@ -261,6 +268,8 @@ def bench_cells(config: AblateConfig, trainings: Sequence[Training]) -> list[Cel
                 episodes=scale.episodes,
                 play=scale.play,
                 label=job.label,
+                features="" if job.config.recordings.features is None else str(job.config.recordings.features),
+                weights="" if config.weights is None else str(config.weights),
             )
             cell = changed(plain, job.recipe.bench)
             cells += [*with_oracle(cell), dataclasses.replace(cell, method="frozen", play=(max(cell.play),))]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selfalign.bench.live_features import LiveFeatures
 from selfalign.bench.memory import PeakMemory
 from selfalign.bench.methods import fit
 from selfalign.bench.plan import NARROW, Cell
@@ -93,6 +94,8 @@ def record(job: BodyJob, policy: Policy) -> tuple[Play | None, list[Episode]]:
     elif cell.play:
         extent = NARROW if cell.motion == "narrow" else 1.0
         play = collect_play(policy, job.body, max(cell.play), cell.play_length, job.seed, sim, extent=extent)
+    if play is not None and policy.settings.features is not None:
+        play = LiveFeatures.like(cell.features, cell.weights).attach(play)
     # Other demonstrations than those that may serve as play.
     return play, record_demonstrations(job.body, most, body_seed(job.seed, 1), **shown)
 

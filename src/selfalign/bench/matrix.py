@@ -39,7 +39,7 @@ class MatrixConfig:
     """A plan of cells: checkpoints, methods, scenarios, tasks and amounts of play. Resumable, and cached by cell."""
 
     plan: str
-    """JSON file of the plan, or a name: smoke, headline, curve, few-shot, play-quality."""
+    """JSON file of the plan, or a name: smoke, headline, curve, few-shot, baselines, play-quality."""
     out: Path
     """Folder of the results. What is finished in it is not measured again."""
     checkpoint: str = "checkpoints/tiny"

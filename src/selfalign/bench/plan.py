@@ -57,6 +57,10 @@ class Cell:
     """Steps of each action chunk that are carried out before the policy is asked again."""
     num_steps: int = 10
     """Euler steps of the flow per chunk."""
+    features: str = ""
+    """Folder of the stored features that the checkpoint was pretrained with, where it was."""
+    weights: str = ""
+    """File with the weights of the extractor that made them."""
     label: str = ""
     """What the cell is called in tables; nothing depends on it."""
 
@@ -98,8 +102,12 @@ class Cell:
         return self.label or Path(self.checkpoint).name
 
     def measured(self) -> dict[str, Any]:
-        """What the numbers depend on, beside the checkpoint's files, as JSON values."""
-        told = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("checkpoint", "label")}
+        """What the numbers depend on, beside the checkpoint's files, as JSON values.
+
+        (The checkpoint says by which features it knows next observations; they may lie anywhere.)
+        """
+        names = ("checkpoint", "label", "features", "weights")
+        told = {name: value for name, value in dataclasses.asdict(self).items() if name not in names}
         return json.loads(json.dumps(told))
 
     @classmethod
@@ -211,6 +219,18 @@ def few_shot(checkpoint: str, split: Split) -> list[Cell]:
     return cells
 
 
+def baselines(checkpoint: str, split: Split) -> list[Cell]:
+    """What else can be made of the same play, and of demonstrations."""
+    cells = []
+    for scenario in HEADLINE:
+        cell = Cell(checkpoint, scenario=scenario, seed=seeds_of(split)[0])
+        learned = dataclasses.replace(cell, play=(), demonstrations=FEW_SHOT[-1:])
+        cells += with_oracle(cell)
+        cells += [dataclasses.replace(cell, method=name) for name in ("frozen", "pad", "prompt", "encoder")]
+        cells += [dataclasses.replace(learned, method=name) for name in ("finetune", "lora")]
+    return cells
+
+
 def play_quality(checkpoint: str, split: Split) -> list[Cell]:
     """Does it matter what the body does as it plays?"""
     cell = Cell(checkpoint, scenario="action", seed=seeds_of(split)[0], play=(3, 10))
@@ -222,5 +242,6 @@ PLANS: dict[str, Callable[[str, Split], list[Cell]]] = {
     "headline": headline,
     "curve": curve,
     "few-shot": few_shot,
+    "baselines": baselines,
     "play-quality": play_quality,
 }

@@ -31,7 +31,7 @@ def pixels_to_model(frames: UInt8[Tensor, "*lead H W 3"] | UInt8[np.ndarray, "*l
     Raises:
         ValueError: not uint8, or not channel-last RGB.
     """
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)) if isinstance(frames, np.ndarray) else frames
+    pixels = torch.from_numpy(np.require(frames, requirements=("C", "W"))) if isinstance(frames, np.ndarray) else frames
     if pixels.dtype != torch.uint8 or pixels.ndim < 3 or pixels.shape[-1] != 3:
         raise ValueError(f"images must be uint8 [..., H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
     return pixels.movedim(-1, -3).to(torch.float32).div_(127.5).sub_(1.0)
