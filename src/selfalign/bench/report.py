@@ -27,7 +27,10 @@ LABELS = {
 
 def label(condition: str) -> str:
     """A condition in words."""
-    return LABELS.get(condition) or f"after {condition.removeprefix('after_')} steps"
+    if condition.startswith("after_"):
+        return f"after {condition.removeprefix('after_')} steps"
+    method, _, amount = condition.partition("@")
+    return LABELS.get(condition) or (f"{method}, given {amount}" if amount else condition)
 
 
 def percent(result: Mapping[str, Any]) -> str:
