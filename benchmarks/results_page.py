@@ -13,8 +13,9 @@ import tyro
 
 from selfalign.bench import figures
 from selfalign.bench.quality import confusion, loss_drop, roc
+from selfalign.bench.reading import MATRIX, read_cells
 from selfalign.bench.report import label, percent
-from selfalign.bench.results import Cell, read_cells
+from selfalign.bench.results import Cell
 from selfalign.bench.stats import Interval
 
 ROOT = Path(__file__).parents[1]
@@ -165,7 +166,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def is_bench(data: Any) -> bool:
     """Whether these are cells of a benchmark of adaptation."""
-    return _format(data).startswith("selfalign-bench-") and ("bodies" in data or "cells" in data)
+    return _format(data) == MATRIX or (_format(data).startswith("selfalign-bench-") and "bodies" in data)
 
 
 def _format(data: Any) -> str:

@@ -101,7 +101,8 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"format": FORMAT, **asdict(self)}
+        values = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
+        return {"format": FORMAT, **values}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Calibration":

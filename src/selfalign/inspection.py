@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from selfalign import presets
+from selfalign.bench.report import print_calibration
+from selfalign.checkpoint import CheckpointInfo
 from selfalign.data.sources import SourceData
 from selfalign.data.summary import ColumnSummary, DataSummary, sparkline
 from selfalign.data_page import data_page
@@ -83,6 +85,10 @@ def run(config: InspectConfig) -> None:
         print_data(console, SourceData.open(config.data, strict=config.strict), config.data, config.plots)
     elif config.checkpoint is not None:
         print_model(console, *read_config(config.checkpoint), config)
+        if (config.checkpoint / "settings.json").is_file():
+            calibration = CheckpointInfo.read(config.checkpoint).calibration
+            if calibration is not None:
+                print_calibration(calibration, console)
     elif config.preset is not None:
         print_model(console, presets.get(config.preset), f"preset {config.preset}", config)
 

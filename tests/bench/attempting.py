@@ -72,6 +72,34 @@ def adapt_result(scenario: str = "camera", seed: int = 0, **changes) -> dict:
     return {"settings": settings, "fingerprint": "0123", "provenance": provenance, "bodies": rows, **changes}
 
 
+def matrix_result() -> dict:
+    """As `bench matrix` writes it: three methods on two bodies, an oracle, and a cell that failed."""
+    bodies = sample_bodies(2, 3, "heldout", "action")
+
+    def cell(method: str, levels: dict[int, int], region: str = "heldout", **more) -> dict:
+        told = {"method": method, "scenario": "action", "task": "reach", "region": region, "seed": 0, "motion": "free"}
+        spent = {"fit_seconds": 2.0, "peak_megabytes": 100.0, "bytes_stored": 29000}
+        verdict = {"verdict": judge(3.0, 1.0, 4.0).to_dict()} if method == "selfalign" else {}
+        rows = [
+            {
+                "name": body.name,
+                "body": body.to_dict(),
+                "results": {
+                    str(amount): {"success": outcome(level), "robot_seconds": 2.5 * amount, **spent, **verdict}
+                    for amount, level in levels.items()
+                },
+            }
+            for body in bodies
+        ]
+        return {"label": "tiny", "fingerprint": "0123", "settings": told, "summary": {}, "bodies": rows, **more}
+
+    failed = cell("prompt", {20: 0}, error="it broke")
+    cells = [cell("frozen", {20: 1}), cell("selfalign", {1: 4, 20: 9}), cell("lora", {20: 5})]
+    oracle = cell("selfalign", {20: 8}, "source")
+    made = adapt_result()["provenance"]
+    return {"format": "selfalign-matrix-1", "plan": "p", "provenance": made, "cells": [*cells, oracle, failed]}
+
+
 def write(path: Path, data) -> Path:
     path.write_text(json.dumps(data))
     return path

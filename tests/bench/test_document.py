@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.attempting import adapt_result, write
+from bench.attempting import adapt_result, matrix_result, write
 from calibrations import make_calibration
 from selfalign.bench import figures
 from selfalign.bench.document import ReportConfig, run
 from selfalign.bench.pdf import text_table
-from selfalign.bench.results import read_cells
+from selfalign.bench.reading import read_cells, read_failures
 from selfalign.bench.sections import Table, principal_components, verdicts
 from selfalign.model.context import EmbodimentContext
 
@@ -25,8 +25,7 @@ pytest.importorskip("matplotlib")
 @pytest.fixture
 def results(tmp_path: Path) -> tuple[Path, ...]:
     adapt = write(tmp_path / "adapt.json", adapt_result())
-    cells = [adapt_result("action", seed) for seed in (0, 1)]
-    return adapt, write(tmp_path / "matrix.json", {"provenance": adapt_result()["provenance"], "cells": cells})
+    return adapt, write(tmp_path / "matrix.json", matrix_result())
 
 
 def gif(path: Path) -> Path:
@@ -58,9 +57,12 @@ def test_the_page_stands_alone_and_says_what_was_measured(results, tmp_path: Pat
     assert titles == [
         "Success on unseen bodies",
         "Over alignment steps",
+        "Over play",
+        "Costs",
         "Verdicts",
         "Map of contexts",
         "Films",
+        "Failed",
         "Where the numbers come from",
     ]
     page = config.out.read_text()
@@ -69,7 +71,7 @@ def test_the_page_stands_alone_and_says_what_was_measured(results, tmp_path: Pat
     assert "data:image/gif;base64," in page and "1 in grey are of bodies" in page
     assert not re.search(r'(src|href)="(?!#|data:)', page.replace("xlink:href", "")), "nothing beside it is needed"
     drawn = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawn) == 4
+    assert len(drawn) == 5
     for text in drawn:
         ElementTree.fromstring(text)
     assert config.pdf.read_bytes().startswith(b"%PDF")
@@ -86,25 +88,33 @@ def test_the_same_results_give_the_same_files(results, tmp_path: Path):
 
 
 def test_cells_are_read_from_every_kind_of_file(results, tmp_path: Path):
-    bare = write(tmp_path / "list.json", [adapt_result("robot")])
-    calibrated = adapt_result(
-        bodies=[{**row, "scenario": s} for s in ("camera", "all") for row in adapt_result()["bodies"][:3]]
-    )
-    cells = read_cells((*results, bare, write(tmp_path / "calibrate.json", calibrated)))
+    rows = adapt_result()["bodies"][:3]
+    calibrated = adapt_result(bodies=[{**row, "scenario": scenario} for scenario in ("camera", "all") for row in rows])
+    cells = read_cells((*results, write(tmp_path / "calibrate.json", calibrated)))
     assert [cell.name for cell in cells] == [
         "camera, reach, seed 0 (adapt)",
-        "action, reach, seed 0",
-        "action, reach, seed 1",
-        "robot, reach, seed 0",
+        "tiny: action, reach, seed 0",
         "camera, reach, seed 0 (calibrate)",
         "all, reach, seed 0",
     ]
     first = cells[0]
     assert first.success("aligned").value == pytest.approx(0.9) and first.success("oracle").value == pytest.approx(0.8)
-    assert {step: value.value for step, value in first.success_by_steps().items()} == pytest.approx(
-        {0: 0.1, 10: 0.8, 30: 0.9}
-    )
+    curve = {step: value.value for step, value in first.success_by_steps().items()}
+    assert curve == pytest.approx({0: 0.1, 10: 0.8, 30: 0.9})
     assert first.loss_by_steps()[30].value == pytest.approx(1.1)
+
+
+def test_methods_of_a_matrix_are_conditions_of_one_cell(results):
+    (cell,) = read_cells(results[1:])
+    found = {name: cell.success(name).value for name in ("before", "aligned", "lora", "oracle")}
+    assert found == pytest.approx({"before": 0.1, "aligned": 0.9, "lora": 0.5, "oracle": 0.8})
+    ((method, curve),) = cell.success_by_amount().items()
+    assert method == "selfalign" and {n: v.value for n, v in curve.items()} == pytest.approx({1: 0.4, 20: 0.9})
+    attempts = {attempt.kind: attempt for attempt in cell.attempts()}
+    assert set(attempts) == {"aligned", "selfalign@1"}
+    assert attempts["selfalign@1"].gain == pytest.approx(0.3) and attempts["aligned"].gain == pytest.approx(0.8)
+    assert cell.rows[0]["costs"]["lora"]["bytes_stored"] == 29000
+    assert read_failures(results) == [("tiny: action, reach, seed 0, prompt", "it broke")]
 
 
 def test_errors_name_the_file(tmp_path: Path):

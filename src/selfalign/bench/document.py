@@ -12,7 +12,7 @@ from rich.console import Console
 
 from selfalign.bench import figures
 from selfalign.bench.pdf import pdf_bytes
-from selfalign.bench.results import read_cells
+from selfalign.bench.reading import read_cells, read_failures
 from selfalign.bench.sections import Film, Section, Table, sections
 from selfalign.calibration import Calibration
 from selfalign.checkpoint import CheckpointInfo
@@ -61,7 +61,7 @@ def run(config: ReportConfig, *, show: bool = True) -> list[Section]:
     cells = read_cells(config.results)
     calibration = None if config.calibration is None else _calibration(config.calibration)
     contexts = [EmbodimentContext.load(path) for path in _context_files(config.contexts)]
-    content = list(sections(cells, calibration, config.films, contexts))
+    content = list(sections(cells, calibration, config.films, contexts, read_failures(config.results)))
     page = html_page(config.title, content)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(config.out, lambda path: path.write_text(page, encoding="utf-8"))

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from selfalign.bench.attempts import Attempt
 from selfalign.bench.quality import Confusion, Reliability, Roc
 from selfalign.bench.report import label
-from selfalign.bench.results import Cell
+from selfalign.bench.results import AT, STEPS, Cell
 from selfalign.bench.stats import Interval
 from selfalign.calibration import Calibration
 from selfalign.sim.bodies import BodySpec
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac")
 SHOWN = {"before": 3, "aligned": 2, "oracle": 0, "swap": 1, "random": 7}
 """Contexts of the overview, and their colours."""
+PANELS = 6
+"""Cells of `over_amounts`, at most."""
 TOGETHER = len(COLOURS)
 """Curves in one figure, at most."""
 
@@ -58,10 +60,13 @@ def svg(figure: "Figure") -> str:
 def overview(cells: Sequence[Cell]) -> "Figure":
     """Success of each cell under the main contexts, with intervals."""
     figure, (axis,) = new_figure(1, 1, 9, 1.3 + 0.62 * len(cells))
-    for index, (name, colour) in enumerate(SHOWN.items()):
+    names = shown(cells)
+    free = [i for i in range(len(COLOURS)) if i not in SHOWN.values()]
+    for index, name in enumerate(names):
+        colour = SHOWN.get(name, free[index % len(free)])
         found = [(i, cell.success(name)) for i, cell in enumerate(cells) if name in [*cell.conditions, *_oracle(cell)]]
         if found:
-            offset = 0.13 * (index - (len(SHOWN) - 1) / 2)
+            offset = 0.65 / max(5, len(names)) * (index - (len(names) - 1) / 2)
             _whiskers(axis, [v for _, v in found], [i + offset for i, _ in found], COLOURS[colour], label(name))
     axis.set_yticks(range(len(cells)), [cell.name for cell in cells])
     axis.set_ylim(len(cells) - 0.5, -0.5)
@@ -69,6 +74,40 @@ def overview(cells: Sequence[Cell]) -> "Figure":
     axis.set_xlabel("success, %")
     axis.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def shown(cells: Sequence[Cell]) -> list[str]:
+    """Contexts and methods of the overview: the main ones, then what else was tried at one amount."""
+    found = dict.fromkeys(name for cell in cells for name in cell.conditions)
+    others = [name for name in found if name not in SHOWN and AT not in name and not name.startswith(STEPS)]
+    return [name for name in SHOWN if name in found or name == "oracle"] + others
+
+
+def over_amounts(cells: Sequence[Cell]) -> "Figure":
+    """Success by the amount that methods were given, a panel for each cell, with intervals over bodies."""
+    columns = min(3, len(cells))
+    rows = -(-len(cells) // columns)
+    figure, axes = new_figure(rows, columns, 3.6 * columns + 0.4, 3.2 * rows + 0.4)
+    methods = list(dict.fromkeys(method for cell in cells for method in cell.success_by_amount()))
+    for axis, cell in zip(axes, cells, strict=False):
+        curves = cell.success_by_amount()
+        for method, curve in curves.items():
+            _band(axis, curve, 100, COLOURS[methods.index(method) % len(COLOURS)], method)
+        if _oracle(cell):
+            axis.axhline(100 * cell.success("oracle").value, color="black", linestyle="--", linewidth=0.8)
+        amounts = sorted({amount for curve in curves.values() for amount in curve})
+        axis.set_xscale("log")
+        axis.set_xticks(amounts, [str(amount) for amount in amounts])
+        axis.minorticks_off()
+        axis.set_ylim(-2, 102)
+        axis.set_title(cell.name, fontsize=9)
+        axis.grid(alpha=0.3)
+    for axis in axes[len(cells) :]:
+        axis.set_axis_off()
+    axes[0].set_ylabel("success, %")
+    handles = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize=9)
     return figure
 
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from selfalign.bench.attempts import Attempt
 from selfalign.bench.stats import Interval
 from selfalign.calibration import Calibration
+
+if TYPE_CHECKING:
+    from selfalign.bench.attempts import Attempt
 
 LABELS = {
     "before": "before (prior W0)",
@@ -25,7 +27,10 @@ LABELS = {
 
 def label(condition: str) -> str:
     """A condition in words."""
-    return LABELS.get(condition) or f"after {condition.removeprefix('after_')} steps"
+    if condition.startswith("after_"):
+        return f"after {condition.removeprefix('after_')} steps"
+    method, _, amount = condition.partition("@")
+    return LABELS.get(condition) or (f"{method}, given {amount}" if amount else condition)
 
 
 def percent(result: Mapping[str, Any]) -> str:
@@ -120,7 +125,7 @@ def print_calibration(calibration: Calibration, console: Console) -> None:
     )
 
 
-def print_attempts(attempts: Sequence[Attempt], console: Console) -> None:
+def print_attempts(attempts: "Sequence[Attempt]", console: Console) -> None:
     """What verdicts said, by how the contexts came about, and whether they were right."""
     table = Table(title="Verdicts", title_justify="left", box=SIMPLE_HEAD)
     for column in ("context", "play loss", "success", "gained", "accepted", "wrongly accepted"):

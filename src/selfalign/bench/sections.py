@@ -11,7 +11,7 @@ from selfalign.bench import figures
 from selfalign.bench.attempts import Attempt
 from selfalign.bench.quality import confusion, expected_success, loss_drop, reliability, roc
 from selfalign.bench.report import label, percent
-from selfalign.bench.results import Cell
+from selfalign.bench.results import AT, Cell
 from selfalign.calibration import Calibration
 from selfalign.model.context import EmbodimentContext
 from selfalign.sim.bodies import BodySpec
@@ -55,6 +55,7 @@ def sections(
     calibration: Calibration | None = None,
     films: Sequence[Path] = (),
     contexts: Sequence[EmbodimentContext] = (),
+    failures: Sequence[tuple[str, str]] = (),
 ) -> Iterator[Section]:
     """The report, first to last; sections without content are left out."""
     yield success(cells)
@@ -63,6 +64,14 @@ def sections(
         parts = [curves[i : i + figures.TOGETHER] for i in range(0, len(curves), figures.TOGETHER)]
         text = "Means over bodies; the bands are 95 % intervals of a bootstrap over bodies. Step 0 is the prior W0."
         yield Section("Over alignment steps", text, [figures.over_steps(part) for part in parts])
+    growing = [cell for cell in cells if cell.success_by_amount()]
+    if growing:
+        parts = [growing[i : i + figures.PANELS] for i in range(0, len(growing), figures.PANELS)]
+        text = "Given so many trajectories of play, or demonstrations. The dashed line is the oracle."
+        yield Section("Over play", text, [figures.over_amounts(part) for part in parts])
+    costly = [cell for cell in cells if any("costs" in row for row in cell.rows)]
+    if costly:
+        yield costs(costly)
     attempts = [attempt for cell in cells for attempt in cell.attempts(calibration)]
     yield verdicts(attempts)
     if calibration is not None:
@@ -73,12 +82,14 @@ def sections(
     if films:
         shown = [Film(path.stem.replace("_", " "), path.read_bytes()) for path in films]
         yield Section("Films", "The same scenes before and after aligning.", films=shown)
+    if failures:
+        yield Section("Failed", tables=[Table(("cell", "why"), failures)])
     yield commands(cells)
 
 
 def success(cells: Sequence[Cell]) -> Section:
     """How well held-out bodies act."""
-    main = [name for name in figures.SHOWN if name != "oracle"]
+    main = [name for name in figures.shown(cells) if name != "oracle"]
     rows = []
     for cell in cells:
         oracle = percent(cell.success("oracle").to_dict()) if cell.sources else "-"
@@ -93,6 +104,20 @@ def success(cells: Sequence[Cell]) -> Section:
     parts = [cells[i : i + 12] for i in range(0, len(cells), 12)]
     columns = ("cell", "bodies", *(label(name) for name in main), label("oracle"), "accepted")
     return Section("Success on unseen bodies", text, [figures.overview(part) for part in parts], [Table(columns, rows)])
+
+
+def costs(cells: Sequence[Cell]) -> Section:
+    """What methods take, on average over bodies."""
+    rows = []
+    for cell in cells:
+        for name in cell.conditions:
+            found = [row["costs"][name] for row in cell.rows if name in row.get("costs", {})]
+            if found and AT not in name:
+                mean = {cost: sum(of[cost] for of in found) / len(found) for cost in found[0]}
+                told = [f"{mean['robot_seconds']:.0f}", f"{mean['fit_seconds']:.1f}", f"{mean['peak_megabytes']:.0f}"]
+                rows.append([cell.name, label(name), *told, f"{mean['bytes_stored'] / 1e3:.1f}"])
+    columns = ("cell", "method", "robot's time, s", "fitting, s", "peak memory, MB", "kept for a body, kB")
+    return Section("Costs", tables=[Table(columns, rows)])
 
 
 def _accepted(row: Mapping[str, Any]) -> bool:
