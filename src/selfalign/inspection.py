@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfalign import presets
+from selfalign.data.pretrained import kind_of
 from selfalign.data.sources import SourceData
 from selfalign.data.summary import ColumnSummary, DataSummary, sparkline
 from selfalign.data_page import data_page
@@ -93,7 +94,8 @@ def read_config(directory: Path) -> tuple[VLAConfig, str]:
     path = directory / "config.json"
     told = json.loads(path.read_text()) if path.is_file() else {}
     if "vlm" not in told:
-        return infer_config(checkpoint_shapes(directory), CheckpointSettings.read(directory)), f"{directory} (openpi)"
+        config = infer_config(checkpoint_shapes(directory), CheckpointSettings.read(directory), str(directory))
+        return config, f"{directory} ({kind_of(directory)})"
     weights = directory / "model.safetensors"
     if not weights.is_file() or weights.stat().st_size > HASHED:
         return config_from_dict(told), str(directory)
