@@ -31,7 +31,8 @@ from selfalign.checkpoint import save_checkpoint
 from selfalign.convert import ConvertConfig, convert
 from selfalign.data.normalize import FieldStats, NormStats
 from selfalign.model.cost import meta_model
-from selfalign.model.openpi import EMBEDDING, UNUSED, openpi_tensors, written_names
+from selfalign.model.openpi import openpi_tensors
+from selfalign.model.openpi_names import EMBEDDING, UNUSED, written_names
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.tokenizer import PaliGemmaTokenizer
 from selfalign.policy import AlignSettings, Policy

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from goldens import OpenPIGolden
 from selfalign import presets
 from selfalign.model.cost import meta_model
-from selfalign.model.openpi import UNUSED, written_names
+from selfalign.model.openpi_names import UNUSED, written_names
 
 STATE_DIM, ACTION_DIM = 7, 6
 STATISTICS = ("mean", "std", "min", "max", "q01", "q99")

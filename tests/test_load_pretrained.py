@@ -179,6 +179,10 @@ def change_norm_map(**values):
     return lambda folder: edit_json(folder / "policy_preprocessor.json", change)
 
 
+def change_steps(folder):
+    edit_json(folder / "policy_preprocessor.json", lambda data: data.update(steps="none"))
+
+
 def drop_normaliser(folder):
     edit_json(folder / "policy_postprocessor.json", lambda data: data["steps"].pop())
 
@@ -201,6 +205,7 @@ def swap_statistics(folder):
         (change_config(min_period=1e-3, n_obs_steps=2), "min_period=0.001, n_obs_steps=2"),
         (change_norm_map(ACTION="MIN_MAX"), "by MEAN_STD and MIN_MAX; both must be"),
         (change_norm_map(ACTION="MIN_MAX", STATE="MIN_MAX"), "by MIN_MAX; both must be"),
+        (change_steps, r"preprocessor\.json is damaged: its steps"),
         (drop_normaliser, "has 0 steps 'unnormalizer_processor'"),
         (swap_statistics, "different statistics of actions"),
         (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is not JSON"),

@@ -155,7 +155,7 @@ IMAGE, STATE = "observation.images.scene", "observation.state"
         (lambda raw: {**raw, IMAGE: raw[IMAGE][None]}, r"must be uint8 \[H, W, 3\], got uint8 \[1, 16, 16, 3\]"),
         (
             lambda raw: {**raw, STATE: raw[STATE][:2]},
-            "observation.state has 2 dimensions, the robot's statistics have 3",
+            r"observation.state has 2 dimensions, the robot's statistics have 3\. Cut padded ones with NormStats",
         ),
         (
             lambda raw: {**raw, STATE: np.arange(3)},

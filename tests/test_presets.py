@@ -5,7 +5,8 @@ import torch
 
 from selfalign import presets
 from selfalign.model.cost import align_step, meta_model, sampling_phases
-from selfalign.model.openpi import CheckpointSettings, infer_config, tensor_names
+from selfalign.model.openpi import CheckpointSettings, infer_config
+from selfalign.model.openpi_names import tensor_names
 from selfalign.model.policy import ALIGNMENT, VLA, VLAConfig
 
 

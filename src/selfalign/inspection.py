@@ -8,8 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from selfalign import presets
+<<<<<<< HEAD
 from selfalign.bench.report import print_calibration
 from selfalign.checkpoint import CheckpointInfo
+=======
+from selfalign.data.pretrained import kind_of
+>>>>>>> audit3
 from selfalign.data.sources import SourceData
 from selfalign.data.summary import ColumnSummary, DataSummary, sparkline
 from selfalign.data_page import data_page
@@ -98,7 +102,8 @@ def read_config(directory: Path) -> tuple[VLAConfig, str]:
     path = directory / "config.json"
     told = read_json(path) if path.is_file() else {}
     if "vlm" not in told:
-        return infer_config(checkpoint_shapes(directory), CheckpointSettings.read(directory)), f"{directory} (openpi)"
+        config = infer_config(checkpoint_shapes(directory), CheckpointSettings.read(directory), str(directory))
+        return config, f"{directory} ({kind_of(directory)})"
     weights = directory / "model.safetensors"
     if not weights.is_file() or weights.stat().st_size > HASHED:
         return config_from_dict(told), str(directory)

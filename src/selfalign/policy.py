@@ -469,7 +469,9 @@ def _read_state(raw: Mapping[str, Any], stats: Sequence[NormStats]) -> np.ndarra
         raise ValueError(f"{STATE} must be float [S] or [B, S], got {state.dtype} {list(state.shape)}")
     wrong = [s.state_dim for s in stats if s.state_dim != state.shape[-1]]
     if wrong:
-        raise ValueError(f"{STATE} has {state.shape[-1]} dimensions, the robot's statistics have {wrong[0]}")
+        padded = ". Cut padded ones with NormStats.read_openpi(path, mode, state_dim=..., action_dim=...)"
+        more = padded if wrong[0] > state.shape[-1] else ""
+        raise ValueError(f"{STATE} has {state.shape[-1]} dimensions, the robot's statistics have {wrong[0]}{more}")
     if not np.isfinite(state).all():
         bad = np.argwhere(~np.isfinite(state))[0].tolist()
         raise ValueError(f"{STATE} is NaN or infinite at index {bad}; check the robot's sensors")

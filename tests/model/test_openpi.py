@@ -1,6 +1,7 @@
 """Numbers of openpi's PyTorch pi0 and pi0.5, on small random checkpoints that openpi itself wrote."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from goldens import OPENPI, OpenPIGolden
 from selfalign.model import flow, masks
 from selfalign.model.layers import rotation, time_embedding
-from selfalign.model.openpi import load_openpi, run_checkpoint, tensor_names
+from selfalign.model.openpi import load_openpi, run_checkpoint
+from selfalign.model.openpi_names import tensor_names
 from selfalign.model.policy import ACTION, FlowNoise
 from selfalign.model.weights import unique_tensors
 
@@ -119,6 +121,19 @@ def test_one_call_gives_loss_velocity_and_actions(golden):
     torch.testing.assert_close(out.loss, expected["loss"], **CLOSE)
     torch.testing.assert_close(out.loss, expected["loss_eval"], **CLOSE)
     torch.testing.assert_close(out.actions, expected["sampled_actions"], **ACTIONS)
+
+
+def test_noise_of_another_batch_is_refused(golden):
+    given = {name: golden.inputs[name][:1] for name in ("noise", "time", "sample_noise")}
+    with pytest.raises(ValueError, match=r"^noise must be \[2, 8, 32\], got \[1, 8, 32\]"):
+        run_checkpoint(golden.directory, golden.batch, **given, **golden.settings)
+
+
+def test_a_camera_without_a_mask_is_named(golden, model):
+    observation = golden.batch.observation
+    some = replace(observation, image_masks={"base_0_rgb": observation.image_masks["base_0_rgb"]})
+    with pytest.raises(ValueError, match=r"reads camera 'left_wrist_0_rgb'; .* masks of \['base_0_rgb'\]"):
+        model.prefix(some)
 
 
 def test_every_euler_step_is_alike(golden, model, prefix):

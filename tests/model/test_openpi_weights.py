@@ -1,25 +1,31 @@
 """The loader of openpi's and LeRobot's files: every published variant, and loud refusals."""
 
 import json
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from goldens import OpenPIGolden
-from selfalign.model.openpi import CheckpointSettings, load_openpi, openpi_tensors
+from selfalign.model.openpi import CheckpointSettings, checkpoint_shapes, infer_config, load_openpi, openpi_tensors
 from selfalign.model.streams import StreamConfig
 from selfalign.model.weights import unique_tensors
 
 HEAD = "paligemma_with_expert.paligemma.lm_head.weight"
 EMBEDDING = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
 UNUSED = "paligemma_with_expert.gemma_expert.lm_head.weight"
+KINDS = {"openpi_pi0": "pi0", "openpi_pi05": "pi0.5"}
 GOLDEN = OpenPIGolden.read("openpi_pi05")
 
 
 @pytest.fixture
 def tensors():
     return load_file(GOLDEN.directory / "model.safetensors")
+
+
+def settings_of(name):
+    return CheckpointSettings(**OpenPIGolden.read(name).settings)
 
 
 def load(directory, tensors, **changes):
@@ -151,8 +157,49 @@ def test_many_missing_tensors_are_counted(tensors, tmp_path):
 
 
 def test_a_file_of_another_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"does not fit pi0 or pi0\.5:\n  missing: action_in_proj\.weight"):
+    with pytest.raises(ValueError, match=r"does not fit pi0:\n  missing: action_in_proj\.bias\n(.*\n)+  and \d+ more"):
         load(tmp_path, {"conv.weight": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("name", ["openpi_pi0", "openpi_pi05"])
+def test_a_tensor_that_tells_sizes_is_named_when_it_is_gone_or_wrong(name):
+    """What the others say is believed, and the one is an error like any other."""
+    shapes, settings = checkpoint_shapes(OpenPIGolden.read(name).directory), settings_of(name)
+    tellers = r"(action_in_proj|time_mlp_in|0\.mlp\.(fc1|up_proj)|0.*[qk]_proj)\.weight"
+    sized = [n for n in shapes if re.search(tellers, n)]
+    assert len(sized) >= 8
+    for told in sized:
+        with pytest.raises(ValueError) as error:
+            infer_config({n: shape for n, shape in shapes.items() if n != told}, settings)
+        assert str(error.value) == f"the checkpoint does not fit {KINDS[name]}:\n  missing: {told}"
+        rows, columns = shapes[told]
+        for wrong in ((rows,), (rows + 1, columns), (rows, columns - 1)):
+            with pytest.raises(ValueError) as error:
+                infer_config({**shapes, told: wrong}, settings)
+            expected = f"shape of {told}: file {wrong}, model {(rows, columns)}"
+            assert str(error.value) == f"the checkpoint does not fit {KINDS[name]}:\n  {expected}"
+
+
+@pytest.mark.parametrize("stack", ["gemma_expert.model", "paligemma.model.language_model"])
+def test_a_stream_without_its_last_layer_is_no_shallower_model(tensors, tmp_path, stack):
+    layer = f"paligemma_with_expert.{stack}.layers.2."
+    gone = [n for n in tensors if n.startswith(layer)]
+    with pytest.raises(ValueError, match=rf"missing: {layer}"):
+        load(tmp_path, {n: t for n, t in tensors.items() if n not in gone})
+
+
+def test_a_damaged_layer_number_asks_for_no_memory(tmp_path):
+    shapes = checkpoint_shapes(GOLDEN.directory)
+    name = next(n for n in shapes if ".language_model.layers.2." in n)
+    moved = {n.replace(".layers.2.", ".layers.2000000000.") if n == name else n: s for n, s in shapes.items()}
+    with pytest.raises(ValueError, match=r"missing: .*\n  and \d+ more"):
+        infer_config(moved, settings_of("openpi_pi05"))
+
+
+def test_weights_that_are_no_floats_are_refused(tensors, tmp_path):
+    tensors["time_mlp_in.bias"] = tensors["time_mlp_in.bias"].int()
+    with pytest.raises(ValueError, match=r"time_mlp_in\.bias is torch\.int32"):
+        load(tmp_path, tensors)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: b"PK\x03\x04" + data, lambda data: b""])
@@ -173,6 +220,9 @@ def test_wrong_settings_are_explained():
         load_openpi(GOLDEN.directory)
     with pytest.raises(TypeError, match="no such settings: heads"):
         load_openpi(GOLDEN.directory, heads=4)
+    for wrong in ("16", 0, 16.0):
+        with pytest.raises(ValueError, match="whole numbers above 0, got head_dim="):
+            load_openpi(GOLDEN.directory, head_dim=wrong)
 
 
 def test_a_half_precision_file_loads_in_either_precision(tensors, tmp_path):

@@ -92,7 +92,10 @@ def read_stats(directory: Path) -> NormStats | None:
 def _normalizer(directory: Path, name: str, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and statistics of a processor's one normalising step."""
     path = directory / f"{name}.json"
-    steps = [step for step in read_json(path).get("steps") or () if step.get("registry_name") == kind]
+    told = read_json(path).get("steps")
+    if not isinstance(told, list) or not all(isinstance(step, dict) for step in told):
+        raise ValueError(f"{path} is damaged: its steps are no list of objects")
+    steps = [step for step in told if step.get("registry_name") == kind]
     if len(steps) != 1:
         raise ValueError(f"{path} has {len(steps)} steps {kind!r}, one was expected")
     config, file = steps[0].get("config") or {}, steps[0].get("state_file")

@@ -1,4 +1,4 @@
-"""pi0 and pi0.5 checkpoints of openpi and LeRobot: their tensor names, their sizes, a strict loader.
+"""pi0 and pi0.5 checkpoints of openpi and LeRobot: their sizes, a strict loader, and all numbers in one call.
 
     model = load_openpi("checkpoints/pi05_base")
 
@@ -8,7 +8,9 @@ float32 (docs/fidelity.md).
 """
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +21,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from selfalign.model import flow
+from selfalign.model.openpi_names import (
+    EMBEDDING,
+    EXPERT,
+    LANGUAGE,
+    UNUSED,
+    VISION,
+    canonical_name,
+    tensor_names,
+    written_names,
+)
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.precision import Precision
 from selfalign.model.streams import StreamConfig
@@ -27,86 +39,6 @@ from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import SigLIPConfig
 from selfalign.model.weights import check_fit, empty_model, read_json, shapes_of
 from selfalign.types import Transition
-
-# ---- names ---------------------------------------------------------------------------------------------------------
-
-PALIGEMMA, EXPERT = "paligemma_with_expert.paligemma.", "paligemma_with_expert.gemma_expert."
-TOWER, LANGUAGE = PALIGEMMA + "model.vision_tower.", PALIGEMMA + "model.language_model."
-VISION = TOWER + "vision_model."
-EMBEDDING, TIED_HEAD = LANGUAGE + "embed_tokens.weight", PALIGEMMA + "lm_head.weight"
-UNUSED = EXPERT + "lm_head.weight"
-"""A head of the action expert that no forward pass reads."""
-
-STEMS = {
-    "vision.patch_embedding": VISION + "embeddings.patch_embedding",
-    "vision.position_embedding": VISION + "embeddings.position_embedding.weight",
-    "vision.blocks": VISION + "encoder.layers",
-    "vision.post_norm": VISION + "post_layernorm",
-    "image_proj": PALIGEMMA + "model.multi_modal_projector.linear",
-    "embed_tokens": LANGUAGE + "embed_tokens",
-    "mixture.vlm.blocks": LANGUAGE + "layers",
-    "mixture.vlm.final_norm": LANGUAGE + "norm",
-    "mixture.experts.action.blocks": EXPERT + "model.layers",
-    "mixture.experts.action.final_norm": EXPERT + "model.norm",
-    "state_in": "state_proj",
-    "action_in": "action_in_proj",
-    "action_out": "action_out_proj",
-}
-"""Selfalign's module -> openpi's. The time component is in `TIME_STEMS`, what lies inside of a module in `PARTS`."""
-
-TIME_STEMS = {
-    "concat": {"time.action.mlp_in": "action_time_mlp_in", "time.action.mlp_out": "action_time_mlp_out"},
-    "adarms": {"time.action.mlp_in": "time_mlp_in", "time.action.mlp_out": "time_mlp_out"},
-}
-
-PARTS = {
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
-    "fc1": "mlp.fc1",
-    "fc2": "mlp.fc2",
-    "attention_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "modulation": "dense",
-    **{name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj")},
-}
-
-
-def tensor_names(model: VLA) -> dict[str, str]:
-    """Selfalign's name -> openpi's, for every parameter that openpi has too: the adapter in both directions.
-
-    Alignment expert, TTT layers and grounding heads have no counterpart and are left out.
-    """
-    stems = STEMS | TIME_STEMS[model.config.time]
-    names = {}
-    for name, _ in model.named_parameters():
-        stem = next((s for s in stems if name == s or name.startswith(s + ".")), None)
-        if stem is not None and ".ttt." not in name:
-            rest = [PARTS.get(part, part) for part in name[len(stem) :].split(".")]
-            names[name] = stems[stem] + ".".join(rest)
-    return names
-
-
-def canonical_name(name: str) -> str:
-    """openpi's name of a tensor in a file of openpi or LeRobot.
-
-    LeRobot puts `model.` before every name; newer versions of transformers leave `vision_model.` out; the embedding is
-    written under one of two tied names, or under both.
-    """
-    name = name.removeprefix("model.")
-    if name.startswith(TOWER) and not name.startswith(VISION):
-        name = VISION + name.removeprefix(TOWER)
-    return EMBEDDING if name == TIED_HEAD else name
-
-
-def _by_openpis_name(tensors: Mapping[str, StoredTensor], source: str) -> dict[str, StoredTensor]:
-    """openpi's name -> tensor. Two names of one tensor must hold the same numbers."""
-    index: dict[str, str] = {}
-    for name in sorted(tensors):
-        first = index.setdefault(canonical_name(name), name)
-        if first != name and not tensors[first].same_bytes(tensors[name]):
-            raise ValueError(f"{source}: {first} and {name} are one tensor (tied) but hold different numbers")
-    return {canonical: tensors[name] for canonical, name in index.items()}
-
 
 # ---- sizes ---------------------------------------------------------------------------------------------------------
 
@@ -124,6 +56,12 @@ class CheckpointSettings:
     """None: 48 for pi0, 200 for pi0.5."""
     cameras: tuple[str, ...] = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
     """In the order in which their tokens stand in the prefix."""
+
+    def __post_init__(self) -> None:
+        counts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cameras"}
+        wrong = [f"{n}={v!r}" for n, v in counts.items() if v is not None and not (isinstance(v, int) and v > 0)]
+        if wrong:
+            raise ValueError(f"settings of a checkpoint must be whole numbers above 0, got {', '.join(wrong)}")
 
     @classmethod
     def read(cls, directory: Path) -> "CheckpointSettings":
@@ -143,71 +81,117 @@ class CheckpointSettings:
 
 
 PATCH, POSITION = (VISION + f"embeddings.{part}_embedding.weight" for part in ("patch", "position"))
-FC1 = VISION + "encoder.layers.0.mlp.fc1.weight"
-STATE, ACTION_IN = "state_proj.weight", "action_in_proj.weight"
-STACK_SIZES = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")
+STATE, ACTION_IN, ACTION_OUT = (f"{name}_proj.weight" for name in ("state", "action_in", "action_out"))
+ACTION_BIAS = "action_out_proj.bias"
+ENCODER, EXPERT_STACK = VISION + "encoder.", EXPERT + "model."
+STREAM_SIZES = {
+    "width": (("self_attn.q_proj", 1), ("self_attn.o_proj", 0), ("mlp.up_proj", 1), ("mlp.down_proj", 0)),
+    "mlp_dim": (("mlp.up_proj", 0), ("mlp.gate_proj", 0), ("mlp.down_proj", 1)),
+}
+"""Size of a stream -> the matrices of each layer that tell it, and on which axis."""
+HEADS = {
+    "num_heads": (("self_attn.q_proj", 0), ("self_attn.o_proj", 1)),
+    "num_kv_heads": (("self_attn.k_proj", 0), ("self_attn.v_proj", 0)),
+}
+"""The same for the heads' numbers, in which both streams agree."""
+TOWER_SIZES = {
+    "width": (("self_attn.q_proj", 1), ("mlp.fc1", 1), ("mlp.fc2", 0)),
+    "mlp_dim": (("mlp.fc1", 0), ("mlp.fc2", 1)),
+}
 
 
 def infer_config(
-    shapes: Mapping[str, tuple[int, ...]], settings: CheckpointSettings = CheckpointSettings()
+    shapes: Mapping[str, tuple[int, ...]],
+    settings: CheckpointSettings = CheckpointSettings(),
+    source: str = "the checkpoint",
 ) -> VLAConfig:
     """The config of the plain policy whose tensors have these shapes, by openpi's names.
 
+    A size is what most tensors say, so that a damaged one is not taken for the model's.
+
+    Args:
+        source: what errors call the checkpoint.
+
     Raises:
-        ValueError: tensors that give the sizes are missing, or the settings do not divide them.
+        ValueError: tensors do not fit each other (see `check_fit`), or the settings do not divide the sizes.
     """
-    is_pi05 = "time_mlp_in.weight" in shapes
-    needed = [PATCH, POSITION, FC1, EMBEDDING, ACTION_IN] + ([] if is_pi05 else [STATE])
-    needed += [f"{s}layers.0.{part}.weight" for s in (LANGUAGE, EXPERT + "model.") for part in STACK_SIZES]
-    found = {name: shapes[name] for name in needed if name in shapes}
-    check_fit(dict.fromkeys(needed, ()) | found, found, "the checkpoint", "pi0 or pi0.5")
-    action_dim = shapes[ACTION_IN][1]
-    return VLAConfig(
-        vlm=_stream(shapes, LANGUAGE, settings),
-        action=_stream(shapes, EXPERT + "model.", settings),
+    shapes = {name: shape for name, shape in shapes.items() if name != UNUSED}
+    of_pi05 = sum(name.startswith("time_mlp_") or ".dense." in name for name in shapes)
+    is_pi05 = of_pi05 > sum(name.startswith(("state_proj.", "action_time_mlp_")) for name in shapes)
+    vlm, expert = _streams(shapes, settings)
+    action_dim = _most(shapes, ((ACTION_IN, 1), (ACTION_OUT, 0), (ACTION_BIAS, 0))) or 1
+    config = VLAConfig(
+        vlm=vlm,
+        action=expert,
         alignment=None,
         ttt=TTTConfig(positions="none"),
         vision=_tower(shapes, settings),
-        vocab_size=shapes[EMBEDDING][0],
+        vocab_size=_most(shapes, ((EMBEDDING, 0),)) or 1,
         max_token_len=settings.max_token_len or (200 if is_pi05 else 48),
         cameras=settings.cameras,
-        state_dim=action_dim if is_pi05 else shapes[STATE][1],
+        state_dim=action_dim if is_pi05 else _most(shapes, ((STATE, 1),)) or 1,
         action_dim=action_dim,
         action_horizon=settings.action_horizon,
         time="adarms" if is_pi05 else "concat",
         state_token=not is_pi05,
     )
+    _fitting(config, shapes, source)
+    return config
+
+
+def _fitting(config: VLAConfig, shapes: Mapping[str, tuple[int, ...]], source: str) -> VLA:
+    """The model without memory, whose parameters have these shapes by openpi's names; otherwise `ValueError`."""
+    with torch.device("meta"):
+        model = VLA(config)
+    expected = {theirs: model.get_parameter(ours).shape for ours, theirs in tensor_names(model).items()}
+    check_fit(expected, shapes, source, "pi0" if config.time == "concat" else "pi0.5")
+    return model
 
 
 def _tower(shapes: Mapping[str, tuple[int, ...]], settings: CheckpointSettings) -> SigLIPConfig:
-    patch_size = shapes[PATCH][-1]
+    depth, heads = _depth(shapes, ENCODER), settings.vision_heads
+    sizes = {name: _most(shapes, _in_layers(ENCODER, depth, told)) for name, told in TOWER_SIZES.items()}
+    patch_size = shapes[PATCH][-1] if len(shapes.get(PATCH, ())) == 4 else 1
     return SigLIPConfig(
-        width=_divided(shapes[PATCH][0], settings.vision_heads, "the vision tower's width", "vision_heads"),
-        mlp_dim=shapes[FC1][0],
-        depth=_depth(shapes, VISION + "encoder."),
-        num_heads=settings.vision_heads,
+        width=_divided(sizes["width"] or heads, heads, "the vision tower's width", "vision_heads"),
+        mlp_dim=sizes["mlp_dim"] or 1,
+        depth=depth,
+        num_heads=heads,
         patch_size=patch_size,
-        image_size=math.isqrt(shapes[POSITION][0]) * patch_size,
+        image_size=math.isqrt(_most(shapes, ((POSITION, 0),)) or 1) * patch_size,
     )
 
 
-def _stream(shapes: Mapping[str, tuple[int, ...]], stack: str, settings: CheckpointSettings) -> StreamConfig:
-    q, k, up = (shapes[f"{stack}layers.0.{part}.weight"] for part in STACK_SIZES)
-    for rows, what in ((q[0], "rows of q_proj"), (k[0], "rows of k_proj")):
-        _divided(rows, settings.head_dim, what, "head_dim")
-    return StreamConfig(
-        width=q[1],
-        mlp_dim=up[0],
-        depth=_depth(shapes, stack),
-        num_heads=q[0] // settings.head_dim,
-        num_kv_heads=k[0] // settings.head_dim,
-        head_dim=settings.head_dim,
+def _streams(shapes: Mapping[str, tuple[int, ...]], settings: CheckpointSettings) -> tuple[StreamConfig, StreamConfig]:
+    """VLM and action expert, which are equally deep and have the same heads."""
+    stacks, size = (LANGUAGE, EXPERT_STACK), settings.head_dim
+    depth = max(_depth(shapes, stack) for stack in stacks)
+    heads = {"head_dim": size}
+    for name, told in HEADS.items():
+        rows = _most(shapes, (m for stack in stacks for m in _in_layers(stack, depth, told))) or size
+        heads[name] = _divided(rows, size, f"rows of {told[0][0]}", "head_dim") // size
+    vlm, expert = (
+        {name: _most(shapes, _in_layers(stack, depth, told)) or 1 for name, told in STREAM_SIZES.items()}
+        for stack in stacks
     )
+    return StreamConfig(**vlm, depth=depth, **heads), StreamConfig(**expert, depth=depth, **heads)
+
+
+def _in_layers(stack: str, depth: int, told: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """The matrices of all layers of a stack."""
+    return ((f"{stack}layers.{i}.{part}.weight", axis) for i in range(depth) for part, axis in told)
+
+
+def _most(shapes: Mapping[str, tuple[int, ...]], told: Iterable[tuple[str, int]]) -> int | None:
+    """The size that most of these matrices (or biases) have on that axis; None where there is none of them."""
+    found = [shapes[n][axis] for n, axis in told if len(shapes.get(n, ())) == (1 if n.endswith(".bias") else 2)]
+    return statistics.mode(found) if found else None
 
 
 def _depth(shapes: Mapping[str, tuple[int, ...]], stack: str) -> int:
-    prefix = stack + "layers."
-    return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in shapes if name.startswith(prefix))
+    """Layers of a stack, at least 1; a damaged number cannot ask for more of them than there are tensors."""
+    layers = [re.match(r"(\d+)\.", name.removeprefix(stack + "layers.")) for name in shapes if name.startswith(stack)]
+    return 1 + max((min(int(found[1]), len(layers)) for found in layers if found), default=0)
 
 
 def _divided(size: int, by: int, what: str, setting: str) -> int:
@@ -244,6 +228,16 @@ class Plain:
     """The action expert's `lm_head`, where the file has one."""
 
 
+def _by_openpis_name(tensors: Mapping[str, StoredTensor], source: str) -> dict[str, StoredTensor]:
+    """openpi's name -> tensor. Two names of one tensor must hold the same numbers."""
+    index: dict[str, str] = {}
+    for name in sorted(tensors):
+        first = index.setdefault(canonical_name(name), name)
+        if first != name and not tensors[first].same_bytes(tensors[name]):
+            raise ValueError(f"{source}: {first} and {name} are one tensor (tied) but hold different numbers")
+    return {canonical: tensors[name] for canonical, name in index.items()}
+
+
 @contextmanager
 def open_plain(directory: str | Path, config: VLAConfig | None = None, **settings: Any) -> Iterator[Plain]:
     """Open the checkpoint of openpi or LeRobot in `directory` without reading its weights; see `load_openpi`."""
@@ -257,13 +251,13 @@ def open_plain(directory: str | Path, config: VLAConfig | None = None, **setting
     with open_tensors(path) as file:
         tensors = _by_openpis_name(file, str(path))
         unused = tensors.pop(UNUSED, None)
+        shapes = shapes_of(tensors)
         if config is None:
-            config = infer_config(shapes_of(tensors), replace(CheckpointSettings.read(directory), **settings))
-        with torch.device("meta"):
-            model = VLA(config)
-        parameters, names = dict(model.named_parameters()), tensor_names(model)
-        check_fit({theirs: parameters[ours].shape for ours, theirs in names.items()}, shapes_of(tensors), str(path))
+            config = infer_config(shapes, replace(CheckpointSettings.read(directory), **settings), str(path))
+        model = _fitting(config, shapes, str(path))
+        names = tensor_names(model)
         _require_plain(model, names)
+        _require_floats(tensors, str(path))
         yield Plain(config, {ours: tensors[theirs] for ours, theirs in names.items()}, unused)
 
 
@@ -304,10 +298,10 @@ def _require_plain(model: VLA, names: Mapping[str, str]) -> None:
         )
 
 
-def written_names(model: VLA) -> dict[str, str]:
-    """Selfalign's name -> the name in openpi's file, the tied embedding as openpi writes it (`paligemma.lm_head`)."""
-    written = {EMBEDDING: TIED_HEAD}
-    return {ours: written.get(theirs, theirs) for ours, theirs in tensor_names(model).items()}
+def _require_floats(tensors: Mapping[str, StoredTensor], source: str) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.dtype.is_floating_point:
+            raise ValueError(f"{source}: {name} is {tensor.dtype}; weights are floating-point numbers")
 
 
 def openpi_tensors(model: VLA) -> dict[str, Tensor]:
@@ -351,12 +345,24 @@ def run_checkpoint(
         sample_noise: x at time 1 for the sampler; None uses `noise`.
         num_steps: Euler steps of the sampler.
         config, settings: as in `load_openpi`.
+
+    Raises:
+        ValueError: as in `load_openpi`; or actions, noise or time have another shape.
     """
     model = load_openpi(directory, config, **settings)
     observation, actions = batch.observation, batch.actions.values
+    start = noise if sample_noise is None else sample_noise
+    shape = (observation.batch_size, actions.shape[1], model.config.action_dim)
+    for name, tensor, expected in (
+        ("actions", actions, shape),
+        ("noise", noise, shape),
+        ("time", time, shape[:1]),
+        ("sample_noise", start, shape),
+    ):
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"{name} must be {list(expected)}, got {list(tensor.shape)}")
     prefix = model.prefix(observation)
     noisy = flow.interpolate(actions, noise, time)
     velocity = model.action_velocity(observation.state, noisy, time, prefix, None)
-    start = noise if sample_noise is None else sample_noise
     sampled = model.sample_actions(observation, noise=start, num_steps=num_steps, prefix=prefix)
     return FlowOutputs((flow.velocity(actions, noise) - velocity).square(), velocity, sampled)

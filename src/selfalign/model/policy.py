@@ -230,7 +230,7 @@ class VLA(nn.Module):
         cameras = self.config.cameras
         if not self.shortcuts.drop_masked_cameras:
             return cameras
-        live = torch.stack([observation.image_masks[camera].any() for camera in cameras]).tolist()
+        live = torch.stack([self._camera_mask(observation, camera).any() for camera in cameras]).tolist()
         return tuple(camera for camera, seen in zip(cameras, live, strict=True) if seen)
 
     def embed_prefix(
@@ -245,7 +245,7 @@ class VLA(nn.Module):
         for camera, seen in self._tower_tokens(observation, cameras).items():
             tokens = self.image_proj(seen.to(next(self.image_proj.parameters()).dtype))
             embeddings.append(tokens)
-            valid.append(observation.image_masks[camera][:, None].expand(-1, tokens.shape[1]))
+            valid.append(self._camera_mask(observation, camera)[:, None].expand(-1, tokens.shape[1]))
         embeddings.append(self.embed_tokens(observation.tokens) * self.config.vlm.width**0.5)
         valid.append(observation.token_mask)
         return torch.cat(embeddings, dim=1), torch.cat(valid, dim=1)
@@ -469,6 +469,14 @@ class VLA(nn.Module):
         else:
             tokens |= {camera: self.vision(pixels) for camera, pixels in images.items()}
         return {camera: tokens[camera] for camera in cameras}
+
+    def _camera_mask(self, observation: Observation, camera: str) -> Bool[Tensor, " B"]:
+        if camera not in observation.image_masks:
+            raise ValueError(
+                f"the model reads camera {camera!r}; the observation has masks of {sorted(observation.image_masks)}. "
+                "Mask a camera that is not there with False"
+            )
+        return observation.image_masks[camera]
 
     def _pixels(self, observation: Observation, camera: str) -> Tensor:
         if camera not in observation.images:
