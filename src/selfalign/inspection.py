@@ -8,12 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from selfalign import presets
-<<<<<<< HEAD
 from selfalign.bench.report import print_calibration
 from selfalign.checkpoint import CheckpointInfo
-=======
 from selfalign.data.pretrained import kind_of
->>>>>>> audit3
 from selfalign.data.sources import SourceData
 from selfalign.data.summary import ColumnSummary, DataSummary, sparkline
 from selfalign.data_page import data_page
