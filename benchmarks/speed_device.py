@@ -1,7 +1,8 @@
-"""One model on one device: `sample_actions` and a step of alignment at several batch sizes, beside their least times.
+r"""One model on one device: `sample_actions` and a step of alignment at several batch sizes, beside their least times.
 
     python benchmarks/speed_device.py --out benchmarks/results/speed_gpu.json
-    python benchmarks/speed_device.py --preset small --device cpu --peak h100 --batches 1 --no-compile
+    python benchmarks/speed_device.py --preset small --device cpu --peak h100 --batches 1 --align-batches 2 \
+        --repeats 3 --no-compile
 
 Random weights, bf16, three cameras, a prompt of 48 tokens, 10 denoising steps.
 """

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from selfalign.model import masks
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.inner_loop import FastWeights, Norm, inner_loop, primal_step
-from selfalign.model.policy import ACTION, ALIGNMENT, VLA
+from selfalign.model.policy import ACTION, ALIGNMENT, VLA, FlowNoise
 from selfalign.model.ttt import TTTConfig, TTTLayer
 from small_model import make_batch, randomise, small_config
 
@@ -97,12 +97,23 @@ def test_a_detached_context_gets_no_gradient_from_the_action_loss(model, batch):
     assert all(t.grad.abs().max() > 0 for t in context.tensors)
 
 
-def test_l_ttt_is_summed_once_per_layer(model, batch):
-    per_sample = model.losses(batch, parts=(ALIGNMENT,), reduction="none").ttt
-    both = model.losses(batch, reduction="none").ttt
-    assert per_sample.shape == both.shape == (4,)
-    one_layer = randomise(VLA(small_config(ttt=TTTConfig(num_heads=2, head_dim=8, positions=(1,)))))
-    assert len(one_layer.ttt_layers) == 1 and one_layer.losses(make_batch(one_layer)).ttt > 0
+def test_l_ttt_is_summed_once_per_layer_however_many_experts_run_it(model, batch):
+    given = {"noise": FlowNoise.like(batch), "time": torch.full((4,), 0.5), "reduction": "none"}
+    alone = model.losses(batch, parts=(ALIGNMENT,), **given).ttt
+    told = []
+    for layer in model.ttt_layers:
+        layer.register_forward_hook(lambda _, args, out: told.append(out[1]))
+    both = model.losses(batch, **given).ttt
+    counted = [loss for loss in told if loss is not None]
+    assert len(told) == 2 * 3 and len(counted) == 3
+    torch.testing.assert_close(both, sum(counted))
+    torch.testing.assert_close(both, alone)
+
+
+def test_in_the_whole_model_l_ttt_moves_fast_weights_only(model, batch):
+    model.losses(batch, parts=(ALIGNMENT,)).ttt.backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert len(moved) == 2 * 3 and all(name.endswith((".ttt.W1", ".ttt.b1")) for name in moved)
 
 
 @pytest.mark.parametrize("positions", [(0, 3), "some"])

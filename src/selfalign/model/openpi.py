@@ -166,7 +166,7 @@ def _streams(shapes: Mapping[str, tuple[int, ...]], settings: CheckpointSettings
     """VLM and action expert, which are equally deep and have the same heads."""
     stacks, size = (LANGUAGE, EXPERT_STACK), settings.head_dim
     depth = max(_depth(shapes, stack) for stack in stacks)
-    heads = {"head_dim": size}
+    heads: dict[str, Any] = {"head_dim": size}
     for name, told in HEADS.items():
         rows = _most(shapes, (m for stack in stacks for m in _in_layers(stack, depth, told))) or size
         heads[name] = _divided(rows, size, f"rows of {told[0][0]}", "head_dim") // size
@@ -174,7 +174,10 @@ def _streams(shapes: Mapping[str, tuple[int, ...]], settings: CheckpointSettings
         {name: _most(shapes, _in_layers(stack, depth, told)) or 1 for name, told in STREAM_SIZES.items()}
         for stack in stacks
     )
-    return StreamConfig(**vlm, depth=depth, **heads), StreamConfig(**expert, depth=depth, **heads)
+    return (
+        StreamConfig(vlm["width"], vlm["mlp_dim"], depth, **heads),
+        StreamConfig(expert["width"], expert["mlp_dim"], depth, **heads),
+    )
 
 
 def _in_layers(stack: str, depth: int, told: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int]]:
