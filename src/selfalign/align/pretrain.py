@@ -23,6 +23,7 @@ from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import pixels_to_model
 from selfalign.data.virtual import DrawPerturbation, FrameFeatures, ModelShape, VirtualSources
+from selfalign.model.files import write_atomically
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.tokenizer import ByteTokenizer
 from selfalign.model.vision import KeypointTower, KeypointTowerConfig
@@ -235,7 +236,7 @@ def prepare_tower(model: VLA, labelled: Snapshots, out: Path, config: PointingCo
         rows = np.linspace(0, len(labelled.images) - 1, 2000).astype(int)
         error = pointing_error(model.vision, labelled.images[rows], labelled.points[rows])
         (out / "tower.json").write_text(json.dumps({**error, **dataclasses.asdict(config)}))
-        torch.save(unique_tensors(model.vision), path)
+        write_atomically(path, lambda temporary: torch.save(unique_tensors(model.vision), temporary))
 
 
 def frame_features(
@@ -309,7 +310,10 @@ def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batc
         values = np.empty((len(images), *block.shape[1:]), dtype=np.float16) if values is None else values
         values[start : start + len(block)] = block
     assert values is not None
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, values)
-    partial.replace(path)
+    write_atomically(path, lambda temporary: _save_array(temporary, values))
     return values
+
+
+def _save_array(path: Path, values: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, values)

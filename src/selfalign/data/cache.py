@@ -21,6 +21,7 @@ from selfalign.data.episodes import IMAGE_PREFIX, Episode
 from selfalign.data.lerobot import LeRobotReader
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import resize_with_pad
+from selfalign.model.files import map_array
 
 _VERSION = 1
 """Part of a cache's name; to be raised when its layout changes."""
@@ -174,9 +175,7 @@ def _decode_into(folder: Path, source: SourceData, image_size: int | None, progr
         columns = {name: _resized(values, name, image_size) for name, values in episode.columns().items()}
         for name, values in columns.items():
             if name not in arrays:
-                arrays[name] = np.lib.format.open_memmap(
-                    folder / f"{name}.npy", mode="w+", dtype=values.dtype, shape=(total, *values.shape[1:])
-                )
+                arrays[name] = map_array(folder / f"{name}.npy", values.dtype, (total, *values.shape[1:]))
             if values.shape[1:] != arrays[name].shape[1:]:
                 raise ValueError(
                     f"column {name!r} has shape {list(values.shape[1:])} in one episode and "
