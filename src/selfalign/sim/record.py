@@ -216,12 +216,17 @@ def record_play(
 
     Args:
         body: which embodiment.
-        n: trajectories.
-        length: frames of each; play of 50 frames has 50 - H transitions of H steps.
+        n: trajectories, at least 1.
+        length: frames of each, at least 2; play of 50 frames has 50 - H transitions of H steps.
         seed: other seeds give other motion.
         image_size: pixels.
         sim: a simulation of the body's robot to use again.
+
+    Raises:
+        ValueError: too few trajectories or frames.
     """
+    if n < 1 or length < 2:
+        raise ValueError(f"play needs at least one trajectory of two frames, got {n} of {length}")
     recorder = Recorder(body, sim, image_size)
     return [recorder.play(np.random.default_rng([seed, 2, i]), length) for i in range(n)]
 
