@@ -21,7 +21,7 @@ from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.stats import Interval, wilson
 from selfalign.bench.subject import collect_play
 from selfalign.checkpoint import load
-from selfalign.model.weights import write_atomically
+from selfalign.model.files import write_atomically
 from selfalign.online.config import LearnConfig
 from selfalign.policy import Policy
 from selfalign.serve.client import ActionChunkBroker, Client

@@ -1,6 +1,5 @@
 """The command line: what a user sees when something is wrong, and the happy path from play to context file."""
 
-import errno
 import json
 import re
 import shutil
@@ -13,12 +12,12 @@ import pytest
 import torch
 
 import selfalign as sa
+from full_disk import no_room
 from goldens import OpenPIGolden
 from selfalign.checkpoint import save_checkpoint
 from selfalign.cli import main
 from selfalign.data.episodes import Episode
 from selfalign.data.lerobot import LeRobotWriter
-from selfalign.model import context as context_module
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
@@ -158,17 +157,14 @@ def test_a_mistake_is_one_line_that_says_what_to_do(tmp_path, monkeypatch, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_keeps_the_old_context(checkpoint, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_keeps_the_old_context(checkpoint, tmp_path, capsys):
     play, out = write_play(tmp_path / "play"), tmp_path / "context.safetensors"
     assert main(align_args(checkpoint, play, out, "--force")) == 0
     before = out.read_bytes()
 
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(context_module, "save_file", full)
-    assert main(align_args(checkpoint, play, out, "--force", "--seed", "1")) == 2
-    assert "No space left" in capsys.readouterr().err
+    with no_room(1024):
+        assert main(align_args(checkpoint, play, out, "--force", "--seed", "1")) == 2
+    assert "selfalign: [Errno 27] File too large" in capsys.readouterr().err
     assert out.read_bytes() == before
     assert [p.name for p in tmp_path.glob(".context*")] == []
 

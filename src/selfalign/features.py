@@ -18,6 +18,7 @@ from selfalign.data.features import (
     TowerFeatures,
 )
 from selfalign.data.sources import SourceData
+from selfalign.model.files import map_array
 from selfalign.model.policy import VLA
 from selfalign.model.weights import load_model, read_json, write_json
 
@@ -148,7 +149,7 @@ def _resume(partial: Path, told: dict) -> int:
 def _array(path: Path, frames: int, example: np.ndarray) -> np.memmap:
     if path.is_file():
         return np.lib.format.open_memmap(path, mode="r+")
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(frames, *example.shape[1:]))
+    return map_array(path, np.float32, (frames, *example.shape[1:]))
 
 
 def _projection(config: FeaturesConfig, source: SourceData, extractor: FeatureExtractor, model: VLA) -> Projection:

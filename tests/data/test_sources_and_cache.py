@@ -107,7 +107,7 @@ def test_a_failed_build_leaves_nothing(shards, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache_module.np.lib.format, "open_memmap", full)
+    monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
         EpisodeCache.build(SourceData.open(shards[0]), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from selfalign.sim.bodies import BodySpec, sample_bodies, sample_rigs
 from selfalign.sim.control import WORKSPACE_HIGH, WORKSPACE_LOW, Controller
 from selfalign.sim.engine import Simulation
 from selfalign.sim.record import Recorder, pixel_labels, record_demonstrations, record_play
-from selfalign.sim.render import CameraPose
+from selfalign.sim.render import CameraPose, WristMount
 from selfalign.sim.sources import SourcePlan, generate_sources
 from selfalign.sim.tasks import Task
 
@@ -48,6 +49,12 @@ def test_play_never_asks_where_objects_are(panda, monkeypatch):
     monkeypatch.setattr(Simulation, "cube_position", forbidden)
     for scenario in ("action", "joint"):
         record_play(sample_bodies(1, 0, "heldout", scenario)[0], 1, length=5, seed=0, image_size=32, sim=panda)
+
+
+@pytest.mark.parametrize(("n", "length"), [(0, 50), (3, 1)])
+def test_play_of_nothing_is_refused(panda, n, length):
+    with pytest.raises(ValueError, match=f"at least one trajectory of two frames, got {n} of {length}"):
+        record_play(BodySpec(), n, length, sim=panda)
 
 
 def test_play_covers_the_workspace_smoothly(panda):
@@ -232,3 +239,6 @@ def test_heldout_bodies_cannot_be_sources():
     for scenario, reason in (("camera", "camera"), ("robot", "arm is ur5e")):
         with pytest.raises(ValueError, match=reason):
             SourcePlan(tuple(sample_bodies(1, 0, "heldout", scenario)))
+    (rig,) = sample_rigs(1, seed=0)
+    with pytest.raises(ValueError, match="camera on the hand"):
+        SourcePlan((replace(rig, wrist=WristMount(bearing=18.0)),))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from align.rehearsing import seeded_state, state_for
 from selfalign.model.weights import unique_tensors
@@ -81,6 +82,35 @@ def test_old_checkpoints_are_pruned_by_policy(small_sources, tmp_path):
     assert [int(p.stem[-7:]) for p in checkpoint.available(tmp_path)] == [3, 6, 7]
     checkpoint.save(state, tmp_path, keep=1)
     assert [int(p.stem[-7:]) for p in checkpoint.available(tmp_path)] == [7]
+
+
+def test_every_loss_alpha_and_age_are_shown_as_they_are_logged(small_sources, tmp_path, capsys):
+    fit(state_for(small_sources), tmp_path, LoopConfig(log_every=2, tensorboard=False))
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line.split(":")[0] for line in shown] == ["step 2", "step 4", "step 6"]
+    for line, numbers in zip(shown, logged, strict=True):
+        losses = [name for name in numbers if name.startswith("loss/")]
+        assert {"loss/total", "loss/action", "loss/ttt", "loss/perception", "loss/dynamics"} < set(losses)
+        assert all(f"{name[5:]} {numbers[name]:.3f}" in line for name in losses)
+        assert f"tanh(alpha) {numbers['ttt/mean_tanh_alpha']:.3g}" in line
+        assert f"age {numbers['slots/mean_age']:.3g}" in line
+
+
+def test_what_a_killed_training_logged_is_not_there_twice(small_sources, tmp_path):
+    config = LoopConfig(log_every=1, save_every=2)
+    state = state_for(small_sources)
+    assert fit(state, tmp_path, config)
+    for path in checkpoint.available(tmp_path):
+        path.unlink()
+    state.step = 3  # killed during step 6: the newest checkpoint is older than the newest line, which is cut off
+    checkpoint.save(state, tmp_path)
+    log = tmp_path / "log.jsonl"
+    log.write_text(log.read_text()[:-5])
+    assert fit(state_for(small_sources), tmp_path, config)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss/total")] == [1, 2, 3, 4, 5, 6]
 
 
 class Wandb:

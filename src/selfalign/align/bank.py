@@ -18,6 +18,7 @@ from torch import Tensor
 from selfalign.data.episodes import Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
+from selfalign.model.files import reserve
 from selfalign.model.prefix import KeyValues, PrefixCache
 from selfalign.policy import Policy, concatenate
 from selfalign.types import Transition
@@ -113,8 +114,7 @@ def _mapped(specs: list[tuple[tuple[int, ...], torch.dtype]], needed: int, folde
             handle, name = tempfile.mkstemp(prefix="selfalign-prefix-", dir=folder)
             try:
                 numel = torch.Size(shape).numel()
-                # Writing to a mapped file on a full disk kills the process, so the room is taken beforehand.
-                _reserve(handle, numel * dtype.itemsize)
+                reserve(handle, numel * dtype.itemsize)
                 tensors.append(torch.from_file(name, shared=True, size=numel, dtype=dtype).view(shape))
             finally:
                 os.close(handle)
@@ -126,13 +126,6 @@ def _mapped(specs: list[tuple[tuple[int, ...], torch.dtype]], needed: int, folde
             "free some, choose another spill_dir, raise memory_budget_mb, or align to less play",
         ) from error
     return tensors
-
-
-def _reserve(handle: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-    else:
-        os.ftruncate(handle, size)
 
 
 def _copy(part: PrefixCache, store: PrefixCache, start: int) -> None:

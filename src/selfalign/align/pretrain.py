@@ -25,10 +25,11 @@ from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import pixels_to_model
 from selfalign.data.virtual import DrawPerturbation, FrameFeatures, ModelShape, PlayUse, VirtualSources
+from selfalign.model.files import map_array, write_atomically
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.tokenizer import ByteTokenizer
 from selfalign.model.vision import KeypointTower, KeypointTowerConfig
-from selfalign.model.weights import config_to_dict, load_model, load_tensors, unique_tensors, write_atomically
+from selfalign.model.weights import config_to_dict, load_model, load_tensors, unique_tensors
 from selfalign.train import checkpoint
 from selfalign.train.autocast import keep_float32
 from selfalign.train.export import finished
@@ -265,7 +266,7 @@ def prepare_tower(model: VLA, labelled: Snapshots, out: Path, config: PointingCo
         rows = np.linspace(0, len(labelled.images) - 1, 2000).astype(int)
         error = pointing_error(model.vision, labelled.images[rows], labelled.points[rows])
         (out / "tower.json").write_text(json.dumps({**error, **dataclasses.asdict(config)}))
-        write_atomically(path, lambda partial: torch.save(unique_tensors(model.vision), partial))
+        write_atomically(path, lambda temporary: torch.save(unique_tensors(model.vision), temporary))
 
 
 def frame_features(
@@ -346,7 +347,7 @@ def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batc
         block = model.vision(pixels.to(model.feature_mean.device)).half().cpu().numpy()
         if values is None:
             shape = (cache.num_frames, *block.shape[1:])
-            values = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+            values = map_array(partial, np.float16, shape)
         values[done : done + len(block)] = block
         done += len(block)
     assert values is not None

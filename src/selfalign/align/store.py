@@ -18,7 +18,7 @@ from selfalign.align.bank import PlayBank
 from selfalign.align.measure import EvalGrid
 from selfalign.data.play import Play
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.weights import write_atomically
+from selfalign.model.files import write_atomically
 from selfalign.policy import Policy
 
 _VERSION = re.compile(r"(\d{4,})\.safetensors")

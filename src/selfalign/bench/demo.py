@@ -18,7 +18,7 @@ from selfalign.bench.rollout import Arena, RolloutConfig, RolloutResult, rollout
 from selfalign.bench.subject import ALIGNED, BEFORE, body_seed, collect_play, fit, fit_summary
 from selfalign.bench.video import Film, below, beside, gif_bytes, panel, save_film
 from selfalign.checkpoint import load
-from selfalign.model.weights import write_atomically
+from selfalign.model.files import write_atomically
 from selfalign.policy import Policy
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.regions import SCENARIOS, Scenario

@@ -17,7 +17,7 @@ from selfalign.bench.sections import Film, Section, Table, sections
 from selfalign.calibration import Calibration
 from selfalign.checkpoint import CheckpointInfo
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.weights import write_atomically
+from selfalign.model.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from selfalign.model.weights import write_atomically
+from selfalign.model.files import write_atomically
 
 
 def provenance(seconds: float | None = None) -> dict[str, Any]:

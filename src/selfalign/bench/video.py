@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from selfalign.bench.rollout import Outcome
-from selfalign.model.weights import write_atomically
+from selfalign.model.files import write_atomically
 
 Film = list[Image.Image]
 """Pictures of one size, in order."""

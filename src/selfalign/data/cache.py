@@ -22,6 +22,7 @@ from selfalign.data.lerobot import LeRobotReader
 from selfalign.data.loading import fetch_ahead
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import resize_with_pad
+from selfalign.model.files import map_array
 
 _VERSION = 1
 """Part of a cache's name; to be raised when its layout changes."""
@@ -178,9 +179,7 @@ def _decode_into(folder: Path, source: SourceData, image_size: int | None, progr
     for columns, ref in zip(_with_progress(decoded, len(source), progress), source.refs, strict=True):
         for name, values in columns.items():
             if name not in arrays:
-                arrays[name] = np.lib.format.open_memmap(
-                    folder / f"{name}.npy", mode="w+", dtype=values.dtype, shape=(total, *values.shape[1:])
-                )
+                arrays[name] = map_array(folder / f"{name}.npy", values.dtype, (total, *values.shape[1:]))
             if values.shape[1:] != arrays[name].shape[1:]:
                 raise ValueError(
                     f"column {name!r} has shape {list(values.shape[1:])} in one episode and "

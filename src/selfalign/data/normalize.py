@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from selfalign.data.quantiles import QuantileSketch
-from selfalign.model.weights import read_json, write_atomically, write_json
+from selfalign.model.files import write_atomically
+from selfalign.model.weights import read_json, write_json
 
 Mode = Literal["zscore", "quantile"]
 Array = TypeVar("Array", np.ndarray, Tensor)

@@ -6,17 +6,17 @@ A context is an argument of every forward pass. Each tensor is `[heads, f, f]` (
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from selfalign.model.files import write_atomically
 
 FORMAT = "selfalign-context-1"
 
@@ -139,14 +139,9 @@ class EmbodimentContext:
             for i, t in enumerate(getattr(self, name))
         }
         metadata = {"format": FORMAT, "info": json.dumps(dataclasses.asdict(self.info), allow_nan=False)}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, metadata)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        # The package's own writer raises an error of its own on a full disk; this is bytes of a few megabytes.
+        data = safetensors.torch.save(tensors, metadata)
+        write_atomically(path, lambda temporary: temporary.write_bytes(data))
         return path
 
     @classmethod

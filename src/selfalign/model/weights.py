@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfalign.model.files import umask, write_atomically
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.precision import Precision, set_precision
 from selfalign.model.streams import StreamConfig
@@ -140,26 +141,6 @@ def load_model(directory: str | Path) -> VLA:
     return model.eval()
 
 
-def _umask() -> int:
-    """The permissions that this process takes away from new files; it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_atomically(path: Path, write) -> None:
-    """Call `write(temporary)` and move the result into place; a failure leaves the old file as it was."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -195,7 +176,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        os.chmod(temporary, 0o777 & ~umask())
         os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

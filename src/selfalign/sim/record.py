@@ -221,13 +221,18 @@ def play_trajectories(
 
     Args:
         body: which embodiment.
-        n: trajectories.
-        length: frames of each; play of 50 frames has 50 - H transitions of H steps.
+        n: trajectories, at least 1.
+        length: frames of each, at least 2; play of 50 frames has 50 - H transitions of H steps.
         seed: other seeds give other motion.
         image_size: pixels.
         sim: a simulation of the body's robot to use again.
         extent: share of the workspace that the motion covers.
+
+    Raises:
+        ValueError: too few trajectories or frames.
     """
+    if n < 1 or length < 2:
+        raise ValueError(f"play needs at least one trajectory of two frames, got {n} of {length}")
     recorder = Recorder(body, sim, image_size)
     for i in range(n):
         yield recorder.play(np.random.default_rng([seed, 2, i]), length, extent)

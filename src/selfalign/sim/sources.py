@@ -14,7 +14,7 @@ from selfalign.sim.claim import claim
 from selfalign.sim.engine import Simulation
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import Recorder, rig_episodes
-from selfalign.sim.regions import SOURCE_ARMS, appearance_region, bearing_region
+from selfalign.sim.regions import SOURCE_ARMS, appearance_region, bearing_region, wrist_region
 from selfalign.sim.render import IMAGE_SIZE
 from selfalign.sim.tasks import Kind, offered
 from selfalign.workers import count_one, progress_bar, run_jobs
@@ -42,6 +42,7 @@ class SourcePlan:
             reasons = {
                 f"its arm is {rig.arm}": rig.arm not in SOURCE_ARMS,
                 "its camera is not in the source region": bearing_region(rig.camera.azimuth) != "source",
+                "its camera on the hand is not in the source region": wrist_region(rig.wrist.bearing) != "source",
                 "its appearance is held out": appearance_region(rig.appearance_seed or 0) != "source",
             }
             for reason, holds in reasons.items():

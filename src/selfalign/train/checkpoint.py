@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from selfalign.model.weights import unique_tensors, write_atomically
+from selfalign.model.files import write_atomically
+from selfalign.model.weights import unique_tensors
 from selfalign.train.step import NonFiniteLoss, TrainState
 
 _PATTERN = re.compile(r"step-(\d{7})(\.pt)?")

@@ -88,13 +88,14 @@ class _Reporter:
             tensorboard=config.tensorboard and self._main,
             wandb=config.wandb if self._main else None,
             about=state.about,
+            after=state.step if self._main else None,
         )
         self._bar = _progress(self._main)
         self._started, self._first = time.monotonic(), state.step
 
     def __enter__(self) -> "_Reporter":
         self._bar.start()
-        self._task = self._bar.add_task("pretrain", total=self._state.total_steps, completed=self._state.step, info="")
+        self._task = self._bar.add_task("pretrain", total=self._state.total_steps, completed=self._state.step)
         return self
 
     def __exit__(self, *error) -> None:
@@ -119,21 +120,24 @@ class _Reporter:
             means = state.engine.world.mean(self._log.means())
             if self._main:
                 self._log.write(means, state.step, seconds)
-            shown = {**means, "sec/step": seconds / (state.step - self._first)}
-            self._bar.update(self._task, info=_summary(shown))
+                pace = seconds / (state.step - self._first)
+                self._bar.console.print(_summary(state.step, means, pace), soft_wrap=True, highlight=False)
         self._bar.update(self._task, completed=state.step)
 
 
-def _summary(means: dict[str, float]) -> str:
-    return " ".join(
-        f"{name.split('/')[-1]} {value:.3f}" for name, value in means.items() if name.startswith(("loss/", "sec"))
-    )
+def _summary(step: int, means: dict[str, float], pace: float) -> str:
+    """The line that a person watches: all losses, whether W is read, how old the contexts are."""
+    parts = [f"{name.removeprefix('loss/')} {value:.3f}" for name, value in means.items() if name.startswith("loss/")]
+    for name, label in (("ttt/mean_tanh_alpha", "tanh(alpha)"), ("slots/mean_age", "age")):
+        if name in means:
+            parts.append(f"{label} {means[name]:.3g}")
+    return f"step {step}: {'  '.join(parts)}  {pace:.2f} s/step"
 
 
 def _progress(shown: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[info]}"), disable=not shown,
+        disable=not shown,
     )  # fmt: skip
 
 
