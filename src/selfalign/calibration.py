@@ -53,7 +53,8 @@ class Calibration:
     action_loss: tuple[float | None, ...]
     """Mean action loss of each group on demonstrations, where it was measured."""
     seen: tuple[float, float]
-    """Least and greatest held-out play loss of validation bodies that were aligned as they should be."""
+    """Least and greatest held-out play loss at which alignment ended on validation bodies, with much play and little.
+    """
     before: Expected
     """Success of the same bodies before aligning."""
     bodies: int

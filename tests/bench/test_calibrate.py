@@ -66,7 +66,7 @@ def test_a_pair_is_measured_well_and_badly(mine: Path, tmp_path: Path):
     first, second = result["bodies"]
     for row in (first, second):
         assert set(row["success"]) == set(row["verdicts"]) == set(KINDS)
-        assert set(row["action_loss"]) == set(KINDS) - {"short", "late"}
+        assert set(row["action_loss"]) == set(KINDS) - {"short", "late", "swap"}
         losses = {kind: verdict["after"] for kind, verdict in row["verdicts"].items()}
         assert len(set(losses.values())) == len(losses), "every context has a loss of its own"
         assert len({row["verdicts"][kind]["before"] for kind in ("before", "after_1", "aligned", "swap")}) == 1

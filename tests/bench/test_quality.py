@@ -70,8 +70,9 @@ def test_expected_success_is_measured_where_the_calibration_is_right():
     for point in points:
         assert point.expected == pytest.approx(point.measured.value, abs=0.12)
     assert reliability(others) == [], "without a calibration nothing is expected"
+    assert expected_success(others[0]) == 0
     beyond = attempt(9.0, 0, calibration=calibration)
-    assert expected_success(beyond) == 0 and not beyond.verdict.accepted
+    assert expected_success(beyond) == calibration.success[-1] and not beyond.verdict.accepted
 
 
 def test_rows_of_adapt_hold_attempts_with_verdicts():

@@ -27,7 +27,8 @@ class Verdict:
     note: str = ""
     """What else there is to know, such as an interruption."""
     expected: Expected | None = None
-    """Success to expect, by the checkpoint's calibration; None without one, and where the loss is beyond it."""
+    """Success to expect, by the checkpoint's calibration; None without one. Where the reason is that the loss is
+    outside what it has seen, this is a guess."""
 
     def __str__(self) -> str:
         word = "accept" if self.accepted else "reject"
@@ -85,7 +86,7 @@ def judge(
     expected = None
     if calibration is not None and math.isfinite(after):
         reason = reason or calibration.objection(after)
-        expected = calibration.expect(after) if calibration.covers(after) else None
+        expected = calibration.expect(after)
     return Verdict(not reason, before, after, null, reason, note, expected)
 
 

@@ -173,7 +173,8 @@ class Fitted:
 
 def measure_pair(job: Job) -> str:
     """Fits and rolls out two bodies; their rows go to the folder."""
-    policy = _policy(job.config.checkpoint)
+    # Judged by losses alone: what a calibration makes of them is asked afterwards.
+    policy = replace(_policy(job.config.checkpoint), calibration=None)
     with ExitStack() as stack:
         arenas = [stack.enter_context(Arena(body.robot)) for body in job.bodies]
         pair = [_fit_body(job.config, policy, body, job.seed(i), arenas[i]) for i, body in enumerate(job.bodies)]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from selfalign.bench.attempts import Attempt
+from selfalign.bench.attempts import SHORT, Attempt
 from selfalign.bench.stats import wilson
 from selfalign.bench.subject import ALIGNED, BEFORE
 from selfalign.calibration import Calibration, Expected
@@ -44,7 +44,7 @@ def fit_calibration(
         ValueError: too few attempts, or none by proper alignment or under the prior.
     """
     finite = sorted((a for a in attempts if np.isfinite(a.loss)), key=lambda a: a.loss)
-    seen = [a.loss for a in finite if a.kind == ALIGNED]
+    seen = [a.loss for a in finite if a.kind in (ALIGNED, SHORT)]
     prior = [a for a in attempts if a.kind == BEFORE]
     bodies = sorted({a.body for a in finite})
     if len(finite) < 2 * GROUP or not seen or not prior or len(bodies) < 2:

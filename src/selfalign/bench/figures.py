@@ -125,22 +125,25 @@ def _whiskers(axis: "Axes", values: list[Interval], at: list[float], colour: str
 
 def over_steps(cells: Sequence[Cell]) -> "Figure":
     """Success and held-out play loss over alignment steps, with intervals over bodies."""
-    figure, (left, right) = new_figure(1, 2, 10, 4.2)
-    for cell, colour in zip(cells, COLOURS, strict=False):
-        for axis, curve, scale in ((left, cell.success_by_steps(), 100), (right, cell.loss_by_steps(), 1)):
+    successes, losses = ([of(cell) for cell in cells] for of in (Cell.success_by_steps, Cell.loss_by_steps))
+    panels = [("success, %", 100, successes), ("held-out play loss", 1, losses)]
+    panels = [panel for panel in panels if any(panel[2])]
+    figure, axes = new_figure(1, len(panels), 5 * len(panels), 4.2)
+    for axis, (what, scale, curves) in zip(axes, panels, strict=True):
+        for cell, curve, colour in zip(cells, curves, COLOURS, strict=False):
             _band(axis, curve, scale, colour, cell.name)
-    for axis, what in ((left, "success, %"), (right, "held-out play loss")):
         axis.set_xscale("symlog", linthresh=10, linscale=0.5)
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
         ticks = sorted({int(step) for line in axis.lines for step in np.asarray(line.get_xdata())})
-        shown = [tick for tick in ticks if tick in (0, 10, 30, 100, 300, 1000)] or ticks
-        axis.set_xticks(shown, [str(tick) for tick in shown])
+        some = [tick for tick in ticks if tick in (0, 10, 30, 100, 300, 1000)]
+        named = some if len(some) > 2 else ticks
+        axis.set_xticks(named, [str(tick) for tick in named])
         axis.minorticks_off()
         axis.set_xlabel("alignment steps")
         axis.set_ylabel(what)
         axis.grid(alpha=0.3)
-    handles, labels = left.get_legend_handles_labels()
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=min(3, max(1, len(labels))), frameon=False, fontsize=9
     )
@@ -195,10 +198,11 @@ def calibration_curve(calibration: Calibration, attempts: Sequence[Attempt]) -> 
     figure, (axis,) = new_figure(1, 1, 9, 4.2)
     kinds = list(dict.fromkeys(attempt.kind for attempt in attempts))
     jitter = np.random.default_rng(0)
-    for kind, colour in zip(kinds, COLOURS * 3, strict=False):
+    for number, kind in enumerate(kinds):
+        colour, marker = COLOURS[number % len(COLOURS)], ".x^"[number // len(COLOURS) % 3]
         chosen = [attempt for attempt in attempts if attempt.kind == kind]
         heights = [100 * a.success + jitter.uniform(-1.2, 1.2) for a in chosen]
-        axis.plot([a.loss for a in chosen], heights, ".", color=colour, alpha=0.7, label=label(kind), markersize=6)
+        axis.plot([a.loss for a in chosen], heights, marker, color=colour, alpha=0.7, label=label(kind))
     loss = np.asarray(calibration.loss)
     low, value, high = (100 * np.asarray(y) for y in (calibration.low, calibration.success, calibration.high))
     axis.plot(loss, value, color="black", linewidth=1.5, label="expected")
@@ -234,7 +238,7 @@ def context_map(
         axes[0].plot(*points[chosen].T, "o", color=colour, label=arm, markersize=6)
     axes[0].set_title("robot", fontsize=10)
     if arms:
-        axes[0].legend(frameon=False, fontsize=8)
+        axes[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=3)
         _coloured(axes[1], points[known], [body.camera.azimuth for body in told], "bearing of the camera", "viridis")
         _coloured(axes[2], points[known], [_azimuth(body) for body in told], "action frame: where x goes", "twilight")
     return figure

@@ -27,7 +27,7 @@ def loss_drop(attempt: Attempt) -> float:
 
 
 def expected_success(attempt: Attempt) -> float:
-    """By the calibration; 0 for a loss beyond it, which is rejected."""
+    """By the calibration; 0 without one."""
     return 0.0 if attempt.verdict.expected is None else attempt.verdict.expected.success
 
 

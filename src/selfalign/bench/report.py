@@ -28,7 +28,8 @@ LABELS = {
 def label(condition: str) -> str:
     """A condition in words."""
     if condition.startswith("after_"):
-        return f"after {condition.removeprefix('after_')} steps"
+        steps = condition.removeprefix("after_")
+        return f"after {steps} step{'' if steps == '1' else 's'}"
     method, _, amount = condition.partition("@")
     return LABELS.get(condition) or (f"{method}, given {amount}" if amount else condition)
 

@@ -67,7 +67,7 @@ def sections(
     growing = [cell for cell in cells if cell.success_by_amount()]
     if growing:
         parts = [growing[i : i + figures.PANELS] for i in range(0, len(growing), figures.PANELS)]
-        text = "Given so many trajectories of play, or demonstrations. The dashed line is the oracle."
+        text = "Given so many trajectories of play, or so many demonstrations. The dashed line is the oracle."
         yield Section("Over play", text, [figures.over_amounts(part) for part in parts])
     costly = [cell for cell in cells if any("costs" in row for row in cell.rows)]
     if costly:
