@@ -1,19 +1,23 @@
-"""A robot whose camera is moved while it works, and a server that notices and learns, without a restart.
+"""A robot whose cameras are moved while it works, and a server that notices and learns, without a restart.
 
-    python benchmarks/online_story.py --out benchmarks/results/online_story.json --page online_story.html
+    python benchmarks/online_story.py --real-time --out benchmarks/results/online_story.json --page online_story.html
 
-A simulated robot has played and been aligned. It acts over the WebSocket, episode after episode. Then its camera is
+A simulated robot has played and been aligned. It acts over the WebSocket, episode after episode. Then its cameras are
 put elsewhere: success falls, the drift monitor sees the play loss rise, an alignment starts from the robot's own
 transitions, its context is swapped in, and success comes back. The robot is told nothing, and nothing is restarted.
 """
 
+import html
 import json
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import tyro
 
 from selfalign.align.offline import AlignConfig, align
@@ -22,6 +26,7 @@ from selfalign.bench.stats import Interval, wilson
 from selfalign.bench.subject import collect_play
 from selfalign.checkpoint import load
 from selfalign.model.files import write_atomically
+from selfalign.online.body import CALIBRATED
 from selfalign.online.config import LearnConfig
 from selfalign.policy import Policy
 from selfalign.serve.client import ActionChunkBroker, Client
@@ -35,12 +40,15 @@ from selfalign.sim.tasks import EPISODE_STEPS, Kind
 
 NAME = "robot"
 PHASES = ("before", "moved", "learned")
+TOLD = {"before": "before", "moved": "cameras moved, old context", "learned": "after the server has learned"}
 Phase = Literal["before", "moved", "learned"]
+PLACES = 16
+"""Places of cameras that no training has seen, of which the farthest from the first one is where they are put."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """One robot, one bump."""
+    """One robot, one bump. In real time, about 10 minutes at most with the defaults."""
 
     checkpoint: Path = Path("checkpoints/tiny")
     task: Kind = "reach"
@@ -48,13 +56,13 @@ class Config:
     """Trajectories of play that the first context is aligned to."""
     play_length: int = 50
     before: int = 40
-    """Episodes before the camera is moved, at least: more until what is usual is known."""
-    patience: int = 200
+    """Episodes before the cameras are moved, at least: more until what is usual is known."""
+    patience: int = 100
     """Most episodes to wait for that, and again between the move and an accepted context."""
     after: int = 40
     """Episodes with the new context."""
-    azimuth: float | None = None
-    """Degrees by which the camera goes around the robot; None: to the place of another unseen body's."""
+    moved: Literal["both", "scene"] = "both"
+    """Cameras that are put elsewhere; with `scene`, the one on the hand still shows the way."""
     steps: int | None = None
     """Control steps of an episode; None: as many as the task has."""
     execute: int = 4
@@ -62,6 +70,8 @@ class Config:
     num_steps: int = 10
     real_time: bool = False
     """Act at the robot's 20 Hz; else as fast as simulator and server go."""
+    threads: int = 1
+    """Of the server's computation, so that a core is left for the aligner."""
     seed: int = 0
     learning: LearnConfig = field(default_factory=LearnConfig)
     out: Path | None = None
@@ -83,12 +93,11 @@ class Episode:
 
 
 def bodies(config: Config) -> tuple[BodySpec, BodySpec]:
-    """A body that no training has seen, and the same with its camera elsewhere."""
-    body, other = sample_bodies(2, config.seed, "heldout", "camera")
-    camera = other.camera
-    if config.azimuth is not None:
-        camera = replace(body.camera, azimuth=body.camera.azimuth + config.azimuth)
-    return body, replace(body, camera=camera)
+    """A body that no training has seen, and the same with its cameras elsewhere, where no training has seen any."""
+    body, *others = sample_bodies(1 + PLACES, config.seed, "heldout", "camera")
+    other = max(others, key=lambda other: abs(other.camera.azimuth - body.camera.azimuth))
+    wrist = other.wrist if config.moved == "both" else body.wrist
+    return body, replace(body, camera=other.camera, wrist=wrist)
 
 
 class Robot:
@@ -104,6 +113,11 @@ class Robot:
     @property
     def seconds(self) -> float:
         return round(time.monotonic() - self._began, 2)
+
+    def move_cameras(self, body: BodySpec) -> None:
+        """From the next episode on it is this body, whose cameras alone are others."""
+        self.env.body = body
+        self.env.sim.mount_wrist(body.wrist)
 
     def status(self) -> dict[str, Any]:
         assert self.server.learning is not None
@@ -135,7 +149,8 @@ def live(config: Config, robot: Robot, moved: BodySpec) -> dict[str, float]:
             break
     else:
         raise RuntimeError("what is usual was not known in time: the aligner is too slow for these settings")
-    robot.env.body, when = moved, {"moved": robot.seconds}
+    robot.move_cameras(moved)
+    when = {"moved": robot.seconds}
     first = robot.status()["version"]
     for _ in range(config.patience):
         if robot.episode("moved").drift == "drifted":
@@ -151,10 +166,12 @@ def live(config: Config, robot: Robot, moved: BodySpec) -> dict[str, float]:
 def tell(config: Config, policy: Policy, folder: Path) -> dict[str, Any]:
     """Prepares robot and server, lives the story, and reports it."""
     body, moved = bodies(config)
+    cameras = {name: {"before": of(body), "after": of(moved)} for name, of in _CAMERAS.items()}
     play = collect_play(policy, body, config.play, config.play_length, config.seed)
     first = align(policy, play, config=AlignConfig(steps=config.learning.align_steps), progress=False)
     print(f"the first context: {first.verdict}", flush=True)
     first.fitted.save(folder / "contexts" / f"{NAME}.safetensors")
+    torch.set_num_threads(config.threads)
     settings = ServeConfig(
         checkpoint=config.checkpoint,
         port=0,
@@ -171,23 +188,37 @@ def tell(config: Config, policy: Policy, folder: Path) -> dict[str, Any]:
         when = live(config, robot, moved)
         status = learning.status(connections=1)["embodiments"][NAME]
         robot.env.close()
-    success = {}
-    for phase in PHASES:
-        outcomes = [episode.success for episode in robot.diary if episode.phase == phase]
-        if outcomes:
-            success[phase] = {"successes": sum(outcomes), **wilson(sum(outcomes), len(outcomes)).to_dict()}
     return {
         "body": body.to_dict(),
-        "moved_camera": moved.camera.to_dict(),
+        "cameras": cameras,
         "first_context": first.verdict.to_dict(),
-        "success": success,
+        "success": success(robot.diary),
         "seconds": when,
         "episodes": [vars(episode) for episode in robot.diary],
         "losses": [[round(at - began, 2), losses] for at, losses in status["losses"]],
-        "usual_loss": status["usual_loss"],
+        "usual_loss": [event["about"] for event in status["events"] if event["kind"] == CALIBRATED],
         "latency_ms": status["latency_ms"],
         "events": [{**event, "time": round(event["time"] - began, 2)} for event in status["events"]],
     }
+
+
+_CAMERAS: dict[str, Callable[[BodySpec], dict[str, Any]]] = {
+    "scene": lambda body: body.camera.to_dict(),
+    "wrist": lambda body: asdict(body.wrist),
+}
+
+
+def success(diary: list[Episode]) -> dict[str, Any]:
+    """Share of successful episodes in each phase, with Wilson's interval. The episode in the middle of which the new
+    context came is of no phase."""
+    swapped = [after for before, after in pairwise(diary) if before.version != after.version]
+    result = {}
+    for phase in PHASES:
+        outcomes = [episode.success for episode in diary if episode.phase == phase and episode not in swapped]
+        if outcomes:
+            interval = wilson(sum(outcomes), len(outcomes)).to_dict()
+            result[phase] = {"successes": sum(outcomes), "episodes": len(outcomes), **interval}
+    return result
 
 
 # ---- the figure ----------------------------------------------------------------------------------------------------
@@ -209,7 +240,7 @@ def figure(report: dict[str, Any], width: int = 860) -> str:
         _panel(20, 160, "success, mean of 10 episodes", 1.0, [(x(at), value) for at, value in share]),
         _panel(220, 160, "play loss of the context in use", top, [(x(at), value) for at, value in losses]),
     ]
-    words = {"moved": "the camera is moved", "drift": "a drift is seen", "accepted": "a new context"}
+    words = {"moved": "the cameras are moved", "drift": "a drift is seen", "accepted": "a new context"}
     for row, (name, at) in enumerate(marks):
         parts.append(f'<line x1="{x(at)}" x2="{x(at)}" y1="12" y2="380" stroke="#d33" stroke-dasharray="3 4"/>')
         parts.append(f'<text x="{x(at) + 4}" y="{24 + 14 * row}" fill="#d33">{words[name]}</text>')
@@ -233,11 +264,18 @@ def _panel(up: int, height: int, title: str, top: float, points: list[tuple[floa
 
 def page(report: dict[str, Any]) -> str:
     """The figure and the numbers, as an HTML page that needs nothing beside it."""
-    rows = "".join(f"<tr><td>{phase}</td><td>{_percent(row)}</td></tr>" for phase, row in report["success"].items())
+    rows = "".join(
+        f"<tr><td>{TOLD[phase]}</td><td>{row['successes']} of {row['episodes']}</td><td>{_percent(row)}</td></tr>"
+        for phase, row in report["success"].items()
+    )
+    verdicts = [event["about"]["verdict"]["text"] for event in report["events"] if "verdict" in event["about"]]
+    learned = "".join(f"<li>{html.escape(text)}</li>" for text in verdicts) or "<li>none</li>"
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>A camera is moved</title>'
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Cameras are moved</title>'
         '<body style="font-family:sans-serif;max-width:60rem;margin:2rem auto">'
-        f"<h1>A camera is moved, and the robot learns</h1>{figure(report)}<table>{rows}</table></body></html>\n"
+        f"<h1>Cameras are moved, and the robot learns</h1>{figure(report)}"
+        '<table cellpadding="6"><tr><th>episodes</th><th>successes</th><th>95 % interval (Wilson)</th></tr>'
+        f"{rows}</table><h2>Alignments</h2><ul>{learned}</ul></body></html>\n"
     )
 
 
@@ -248,7 +286,7 @@ def main(config: Config) -> dict[str, Any]:
     told = json.loads(json.dumps({k: v for k, v in vars(config).items() if k not in ("out", "page")}, default=_plain))
     report = {"settings": told, "fingerprint": policy.fingerprint(), **report, "provenance": provenance(watch.seconds)}
     for phase, row in report["success"].items():
-        print(f"{phase:8s} {_percent(row)}")
+        print(f"{TOLD[phase]}: {row['successes']} of {row['episodes']}, {_percent(row)}")
     print(", ".join(f"{name} after {seconds:.0f} s" for name, seconds in report["seconds"].items()))
     if config.out is not None:
         print(f"Written to {write_json(config.out, report)}")

@@ -1,15 +1,19 @@
-"""Load on the policy server over loopback: many clients at once, batched against unbatched, in one run.
+"""Load on the policy server over loopback: many clients at once, batched against unbatched, and beside an alignment.
 
     python benchmarks/serve_load.py --clients 64 --seconds 60 --out benchmarks/results/serve_load.json
 
 Two servers share one model; one batches, the other does not. Load goes to them by turns, so that a busy machine slows
-both. Clients live in a process of their own, ask as soon as they are answered, and belong to several embodiments.
+both; in every third turn the batching one is under load while the process that `selfalign serve --learn` starts aligns
+without a pause. Clients live in a process of their own, ask as soon as they are answered (or `--rate` times a second),
+and belong to several embodiments.
 """
 
 import asyncio
+import json
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +21,21 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from busy_aligner import busy_aligner
 
 from selfalign import presets
 from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.checkpoint import load
 from selfalign.data.normalize import NormStats
 from selfalign.model.policy import VLA
+from selfalign.online.config import AlignerConfig
 from selfalign.policy import Policy
 from selfalign.serve.client import AsyncClient
 from selfalign.serve.config import Limits, ServeConfig
 from selfalign.serve.contexts import ContextTable
 from selfalign.serve.server import PolicyServer, in_background
+
+CASES = ("unbatched", "batched", "aligning")
 
 
 @dataclass(frozen=True)
@@ -36,9 +44,11 @@ class Config:
 
     clients: int = 64
     seconds: float = 60.0
-    """Of load on each of the two servers, over all rounds."""
+    """Of load in each of the three cases, over all rounds."""
     rounds: int = 3
-    """Turns of each server."""
+    """Turns of each case."""
+    rate: float | None = None
+    """Requests a second of each client, as far as it is answered; None: as many as it is answered."""
     embodiments: int = 8
     """Contexts that the clients spread over."""
     max_batch: int = 64
@@ -47,6 +57,9 @@ class Config:
     checkpoint: Path | None = None
     """None: the tiny preset with random weights, which takes as long."""
     threads: int = 2
+    """Of the servers' computation."""
+    aligner: AlignerConfig = field(default_factory=AlignerConfig)
+    """Of the process that aligns in every third turn."""
     seed: int = 0
     out: Path | None = None
 
@@ -63,24 +76,27 @@ class Answers:
 
 
 def make_policy(config: Config) -> Policy:
+    """The checkpoint's, or one with random weights; with statistics of random numbers."""
     torch.manual_seed(config.seed)
-    if config.checkpoint is not None:
-        return load(config.checkpoint)
-    return Policy.from_model(VLA(presets.get("tiny")).eval())
+    random = config.checkpoint is None
+    policy = Policy.from_model(VLA(presets.get("tiny")).eval()) if random else load(config.checkpoint)
+    rng, sizes = np.random.default_rng(config.seed), policy.model.config
+    stats = NormStats.from_arrays(rng.normal(size=(100, sizes.state_dim)), rng.normal(size=(100, sizes.action_dim)))
+    return Policy(policy.model, policy.tokenizer, policy.settings, stats)
 
 
 def make_contexts(policy: Policy, config: Config) -> ContextTable:
-    """So many bodies: contexts around the prior, each with statistics of its own."""
-    rng, sizes = np.random.default_rng(config.seed), policy.model.config
-    stats = NormStats.from_arrays(rng.normal(size=(100, sizes.state_dim)), rng.normal(size=(100, sizes.action_dim)))
-    prior = policy.model.prior().detach().with_info(fingerprint=policy.fingerprint(), norm_stats=stats.to_dict())
-    table = ContextTable(Policy(policy.model, policy.tokenizer, policy.settings, stats))
+    """So many bodies: contexts around the prior."""
+    assert policy.stats is not None
+    prior = policy.model.prior().detach()
+    prior = prior.with_info(fingerprint=policy.fingerprint(), norm_stats=policy.stats.to_dict())
+    table = ContextTable(policy)
     for number in range(config.embodiments):
         table.swap(f"body{number}", prior.perturbed(1.0, generator=torch.Generator().manual_seed(number)))
     return table
 
 
-async def ask_for(address: str, embodiment: str, seed: int, until: float) -> Answers:
+async def ask_for(address: str, embodiment: str, seed: int, until: float, rate: float | None) -> Answers:
     """Asks until the time is over."""
     answers = Answers()
     rng = np.random.default_rng(seed)
@@ -91,6 +107,8 @@ async def ask_for(address: str, embodiment: str, seed: int, until: float) -> Ans
         observation: dict[str, Any] = {f"observation.images.{camera}": image for camera in told["cameras"]}
         observation |= {"observation.state": rng.normal(size=dim).astype(np.float32), "task": "reach the red cube"}
         while time.monotonic() < until:
+            if rate is not None:  # at moments drawn at random, else all clients ask at once for ever
+                await asyncio.sleep(rng.uniform(0.5, 1.5) / rate)
             began = time.perf_counter()
             try:
                 answer = await client.infer(observation)
@@ -102,12 +120,13 @@ async def ask_for(address: str, embodiment: str, seed: int, until: float) -> Ans
     return answers
 
 
-def storm(address: str, clients: int, embodiments: int, duration: float) -> list[Answers]:
+def storm(address: str, clients: int, embodiments: int, duration: float, rate: float | None = None) -> list[Answers]:
     """All clients at once, in this process; the answers of each."""
 
     async def main() -> list[Answers]:
         until = time.monotonic() + duration
-        return await asyncio.gather(*(ask_for(address, f"body{n % embodiments}", n, until) for n in range(clients)))
+        bodies = [f"body{n % embodiments}" for n in range(clients)]
+        return await asyncio.gather(*(ask_for(address, body, n, until, rate) for n, body in enumerate(bodies)))
 
     return asyncio.run(main())
 
@@ -138,28 +157,41 @@ def main(config: Config) -> dict[str, Any]:
         settings = ServeConfig(port=0, max_batch=max_batch, max_wait_ms=wait, num_steps=config.num_steps, limits=limits)
         return in_background(policy, table, settings)
 
-    results: dict[str, list[Answers]] = {"unbatched": [], "batched": []}
+    results: dict[str, list[Answers]] = {case: [] for case in CASES}
     turn = config.seconds / config.rounds
-    with serve(1) as single, serve(config.max_batch) as many:
-        servers: dict[str, PolicyServer] = {"unbatched": single, "batched": many}
+    busy = busy_aligner(policy, config.aligner, config.seed)
+    with serve(1) as single, serve(config.max_batch) as many, busy as aligner:
+        servers: dict[str, PolicyServer] = {"unbatched": single, "batched": many, "aligning": many}
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            for server in servers.values():  # warms up the model, the sockets and the other process
+            for server in (single, many):  # warms up the model, the sockets and the other process
                 pool.submit(storm, server.address, 2, config.embodiments, 0.5).result()
             for _ in range(config.rounds):
-                for name, server in servers.items():
-                    load_of = pool.submit(storm, server.address, config.clients, config.embodiments, turn)
-                    results[name] += load_of.result()
+                for case, server in servers.items():
+                    with aligner.working() if case == "aligning" else nullcontext():
+                        arguments = server.address, config.clients, config.embodiments, turn, config.rate
+                        results[case] += pool.submit(storm, *arguments).result()
     report = {
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items() if k != "out"},
+        "settings": json.loads(json.dumps({k: v for k, v in vars(config).items() if k != "out"}, default=_plain)),
         **{name: summary(clients, config.seconds) for name, clients in results.items()},
+        "alignments": {"finished": len(aligner.seconds), "seconds": aligner.seconds},
         "provenance": provenance(watch.seconds),
+    }
+    p99 = {case: report[case]["milliseconds"]["p99"] for case in CASES}
+    report["p99_ratio"] = {
+        "batched to unbatched": round(p99["batched"] / p99["unbatched"], 3),
+        "aligning to batched": round(p99["aligning"] / p99["batched"], 3),
     }
     for name in results:
         print(name, report[name])
+    print("p99", report["p99_ratio"])
     if config.out is not None:
         print(f"Written to {write_json(config.out, report)}")
     return report
 
 
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else vars(value)
+
+
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    main(tyro.cli(Config, config=(tyro.conf.OmitArgPrefixes,)))

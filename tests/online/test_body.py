@@ -25,7 +25,7 @@ CONFIG = LearnConfig(
     rollback_margin=0.1,
     rollback_patience=2,
     probation=3,
-    drift=DriftConfig(drift_margin=0.3, drift_calm=0.1, drift_patience=2, drift_calibration=1),
+    drift=DriftConfig(drift_margin=0.3, drift_calm=0.3, drift_patience=2, drift_calibration=1),
 )
 
 
@@ -182,6 +182,17 @@ def test_a_fitted_context_with_nan_is_refused(tmp_path):
     with pytest.raises(ValueError, match="NaN or infinite"):
         robot.takes(job, {"accepted": True, "verdict": {}})
     assert robot.body.versions.current == 1
+
+
+def test_a_restart_remembers_how_much_the_loss_varies(tmp_path):
+    config = replace(CONFIG, drift=replace(CONFIG.drift, drift_calibration=2))
+    robot = Robot(tmp_path, config)
+    robot.window(0.2)
+    robot.window(0.25)
+    margin = robot.body.monitor.margin
+    assert margin > config.drift.drift_margin
+    robot.body.close()
+    assert Robot(tmp_path, config).body.monitor.margin == margin
 
 
 def test_a_restart_remembers_what_is_usual_and_that_it_has_drifted(tmp_path):

@@ -9,7 +9,7 @@ from selfalign.online.drift import Drift, DriftConfig, DriftMonitor
 
 
 def states(losses, monitor: DriftMonitor | None = None) -> list[Drift]:
-    monitor = monitor or DriftMonitor()
+    monitor = monitor or DriftMonitor(DriftConfig(drift_calibration=3))
     return [monitor.update(loss) for loss in losses]
 
 
@@ -24,9 +24,9 @@ def test_one_high_window_is_no_drift():
 
 
 def test_a_drift_ends_below_the_lower_threshold_only():
-    monitor = DriftMonitor(DriftConfig(drift_margin=0.3, drift_calm=0.1, drift_patience=1))
+    monitor = DriftMonitor(DriftConfig(drift_margin=0.3, drift_calm=1 / 3, drift_patience=1, drift_calibration=3))
     states([1.0, 1.0, 1.0], monitor)
-    assert states([1.31, 1.29, 1.2, 1.11, 1.1], monitor) == [Drift.DRIFTED] * 5
+    assert states([1.31, 1.29, 1.2, 1.11, 1.101], monitor) == [Drift.DRIFTED] * 5
     assert states([1.09, 1.2, 1.29, 1.31], monitor) == [Drift.STEADY, Drift.STEADY, Drift.STEADY, Drift.DRIFTED]
 
 
@@ -41,7 +41,7 @@ def test_a_loss_that_is_not_finite_is_a_high_one():
 
 
 def test_a_reset_begins_anew():
-    monitor = DriftMonitor()
+    monitor = DriftMonitor(DriftConfig(drift_calibration=3))
     assert states([0.2] * 3 + [0.5] * 2, monitor)[-1] == Drift.DRIFTED
     monitor.reset()
     assert states([0.5] * 4, monitor)[-1] == Drift.STEADY
@@ -49,22 +49,46 @@ def test_a_reset_begins_anew():
     assert states([0.5] * 2, monitor)[-1] == Drift.DRIFTED
 
 
-def test_noise_alone_is_hardly_ever_a_drift_and_a_bump_hardly_ever_missed():
-    """Windows with a relative spread of 8 %: 60 robots of 100 windows; then the loss rises by a half."""
+def test_the_margin_is_some_standard_deviations_of_the_first_windows():
+    monitor, losses = DriftMonitor(), [0.9, 1.0, 1.1, 1.0, 0.95, 1.05]
+    states(losses, monitor)
+    assert monitor.margin == pytest.approx(4 * np.std(losses, ddof=1))
+    high = 1 + monitor.margin
+    assert states([high - 0.01, high + 0.01, high + 0.01], monitor) == [Drift.STEADY, Drift.SUSPECTED, Drift.DRIFTED]
+
+
+@pytest.mark.parametrize(("losses", "margin"), [([1.0] * 6, 0.15), ([1.0, 1.0, 1.0, 1.0, 1.0, 9.0], 1.0)])
+def test_the_margin_is_neither_nothing_nor_more_than_the_usual_loss(losses, margin):
+    monitor = DriftMonitor()
+    states(losses, monitor)
+    assert monitor.margin == margin
+
+
+@pytest.mark.parametrize(("noise", "rise"), [(0.02, 1.25), (0.08, 1.8), (0.15, 3.0)])
+def test_noise_alone_is_hardly_ever_a_drift_and_a_bump_hardly_ever_missed(noise, rise):
+    """60 robots of 100 windows whose loss varies so much; then it rises."""
     rng = np.random.default_rng(0)
     false, missed = 0, 0
     for _ in range(60):
         monitor = DriftMonitor()
         usual = rng.uniform(0.05, 1.0)
-        false += Drift.DRIFTED in states(usual * (1 + 0.08 * rng.normal(size=100)), monitor)
+        false += Drift.DRIFTED in states(usual * (1 + noise * rng.normal(size=100)), monitor)
         monitor.drifted = False
-        missed += Drift.DRIFTED not in states(1.5 * usual * (1 + 0.08 * rng.normal(size=6)), monitor)
-    assert false <= 2 and missed <= 2
+        missed += Drift.DRIFTED not in states(rise * usual * (1 + noise * rng.normal(size=6)), monitor)
+    assert false <= 3 and missed <= 2
 
 
 @pytest.mark.parametrize(
-    "changes", [{"drift_calm": 0.5}, {"drift_calm": -0.1}, {"drift_patience": 0}, {"drift_calibration": 0}]
+    "changes",
+    [
+        {"drift_calm": 1.5},
+        {"drift_calm": -0.1},
+        {"drift_margin": 1.5},
+        {"drift_sigmas": -1.0},
+        {"drift_patience": 0},
+        {"drift_calibration": 0},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(changes):
-    with pytest.raises(ValueError, match="drift: needs 0 <= drift_calm <= drift_margin"):
+    with pytest.raises(ValueError, match="drift: needs drift_margin in"):
         DriftConfig(**changes)

@@ -13,7 +13,7 @@ from selfalign.online.drift import Drift, DriftMonitor
 from selfalign.online.experience import LOOKS, Step, TransitionCounter
 from selfalign.online.jobs import AlignJob, Job, Material, MeasureJob
 from selfalign.online.ring import Ring
-from selfalign.online.versions import REJECTED, ContextVersions
+from selfalign.online.versions import REJECTED, ContextVersions, Event
 
 BEFORE = "before"
 """The version before the one in use, in measurements."""
@@ -65,17 +65,17 @@ class LearningBody:
         for event in self.versions.events:
             since = event.about.get("since", since)
             if event.kind == CALIBRATED:
-                monitor.reset(event.about["reference"])
+                monitor.reset(*_usual_of(event))
             elif event.kind in (DRIFTED, CALM):
                 monitor.drifted = event.kind == DRIFTED
             elif event.kind not in (REJECTED, FAILED, DISCARDED, RENEWED):  # another context is in use
-                monitor.reset(self._usual(event.version))
+                monitor.reset(*self._usual(event.version))
         return since, monitor
 
-    def _usual(self, version: int) -> float | None:
-        """The usual loss of a version, where it was in use before."""
-        known = [e.about["reference"] for e in self.versions.events if (e.kind, e.version) == (CALIBRATED, version)]
-        return known[-1] if known else None
+    def _usual(self, version: int) -> tuple[float | None, float | None]:
+        """The usual loss of a version and its margin, where it was in use before."""
+        known = [_usual_of(e) for e in self.versions.events if (e.kind, e.version) == (CALIBRATED, version)]
+        return known[-1] if known else (None, None)
 
     def adopt(self, given: EmbodimentContext) -> EmbodimentContext:
         """As `ContextVersions.adopt`. Steps from before a new context was given are of a body that was another one."""
@@ -180,7 +180,7 @@ class LearningBody:
         before = self.monitor.state
         after = self.monitor.update(losses["live"])
         if before is Drift.CALIBRATING and after is not before:
-            self.versions.note(CALIBRATED, reference=self.monitor.reference)
+            self.versions.note(CALIBRATED, reference=self.monitor.reference, margin=self.monitor.margin)
         if after is Drift.SUSPECTED and before is not after:
             self._suspect = self.ring.end  # what comes from here on is of the body as it is now
         if after is Drift.DRIFTED and before is not after:
@@ -209,7 +209,7 @@ class LearningBody:
         return by
 
     def _swapped(self, probation: int) -> None:
-        self.monitor.reset(self._usual(self.versions.current))
+        self.monitor.reset(*self._usual(self.versions.current))
         self._probation, self._worse, self._window_start = probation, 0, self.ring.end
 
     def rollback(self, version: int | None = None, **about: Any) -> EmbodimentContext:
@@ -232,6 +232,7 @@ class LearningBody:
                 "events": [event.to_dict() for event in self.versions.events[-SHOWN:]],
                 "drift": self.monitor.state.value,
                 "usual_loss": self.monitor.reference,
+                "drift_margin": self.monitor.margin,
                 "losses": [[when, losses] for when, losses in self.losses],
                 "busy": "" if self.busy is None else "aligning" if isinstance(self.busy, AlignJob) else "measuring",
                 "transitions": self._new(0),
@@ -246,3 +247,8 @@ class LearningBody:
         with self.lock:
             self.ring.close()
             self.versions.close()
+
+
+def _usual_of(event: Event) -> tuple[float, float | None]:
+    """What a `calibrated` says: the loss, and the margin, which journals of older versions lack."""
+    return event.about["reference"], event.about.get("margin")

@@ -1,15 +1,19 @@
 """`DriftMonitor`: tells from a series of play losses when a robot has changed, for example when its camera was bumped.
 
 The loss of the context in use is measured on window after window of new transitions, always with the same noise and
-flow times. The first windows say what is usual. Some windows in a row far above it are a drift; it is over when the
-loss is near the usual again. Between the two thresholds nothing changes (hysteresis), so a loss at a threshold does not
-flicker.
+flow times. The first windows say what is usual, and how much it varies. Some windows in a row far above it are a drift;
+it is over when the loss is near the usual again. Between the two thresholds nothing changes (hysteresis), so a loss at
+a threshold does not flicker.
 """
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+MOST = 1.0
+"""A loss of more than twice the usual one is always too high, however much the first windows varied."""
 
 
 class Drift(StrEnum):
@@ -27,21 +31,29 @@ class Drift(StrEnum):
 class DriftConfig:
     """When a rise of the loss is a drift."""
 
-    drift_margin: float = 0.3
-    """Share above the usual loss from which a window is too high."""
-    drift_calm: float = 0.15
-    """Share above the usual loss below which a drift is over."""
+    drift_sigmas: float = 4.0
+    """Standard deviations of the first windows' losses, above the usual one, from which a window is too high."""
+    drift_margin: float = 0.15
+    """The same as a share of the usual loss, at least: few windows may be alike by chance."""
+    drift_calm: float = 0.5
+    """Part of that distance below which a drift is over."""
     drift_patience: int = 2
     """Windows in a row that must be too high."""
-    drift_calibration: int = 3
+    drift_calibration: int = 6
     """Windows whose median is the usual loss."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drift_calm <= self.drift_margin or min(self.drift_patience, self.drift_calibration) < 1:
+        shares = 0 <= self.drift_margin <= MOST and 0 <= self.drift_calm <= 1 and self.drift_sigmas >= 0
+        if not shares or min(self.drift_patience, self.drift_calibration) < 1:
             raise ValueError(
-                "drift: needs 0 <= drift_calm <= drift_margin and at least one window to calibrate and to be patient; "
-                f"got {self}"
+                f"drift: needs drift_margin in [0, {MOST:g}], drift_calm in [0, 1], drift_sigmas of 0 at least, and a "
+                f"window at least to calibrate and to be patient; got {self}"
             )
+
+    def margin(self, losses: Sequence[float]) -> float:
+        """Share above the median of the first windows from which a window is too high."""
+        spread = statistics.stdev(losses) / statistics.median(losses) if len(losses) > 1 else 0.0
+        return min(max(self.drift_margin, self.drift_sigmas * spread), MOST)
 
 
 @dataclass
@@ -51,6 +63,8 @@ class DriftMonitor:
     config: DriftConfig = DriftConfig()
     reference: float | None = None
     """The usual loss, where it is known from before."""
+    margin: float = 0.0
+    """Share above it from which a window is too high."""
     drifted: bool = False
     _first: list[float] = field(default_factory=list)
     _high: int = 0
@@ -69,18 +83,19 @@ class DriftMonitor:
             if math.isfinite(loss):
                 self._first.append(loss)
             if len(self._first) >= self.config.drift_calibration:
-                self.reference = statistics.median(self._first)
+                self.reference, self.margin = statistics.median(self._first), self.config.margin(self._first)
             return self.state
         ratio = loss / self.reference - 1 if math.isfinite(loss) else math.inf
         if self.drifted:
-            self.drifted = ratio >= self.config.drift_calm
+            self.drifted = ratio >= self.config.drift_calm * self.margin
             self._high = 0
         else:
-            self._high = self._high + 1 if ratio > self.config.drift_margin else 0
+            self._high = self._high + 1 if ratio > self.margin else 0
             self.drifted = self._high >= self.config.drift_patience
         return self.state
 
-    def reset(self, reference: float | None = None) -> None:
-        """Begins anew; without a reference, the next windows give it."""
+    def reset(self, reference: float | None = None, margin: float | None = None) -> None:
+        """Begins anew; without a reference, the next windows give it. Without a margin, it is the least one."""
         self.reference, self.drifted, self._high = reference, False, 0
+        self.margin = self.config.drift_margin if margin is None else margin
         self._first.clear()
