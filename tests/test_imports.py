@@ -20,6 +20,7 @@ LEVELS = [
     {"align"},
     {"online"},
     {"sim", "serve"},
+    {"baselines"},
     {"bench"},
     {"presets"},
     {"data_page"},

@@ -13,6 +13,8 @@ os.environ.setdefault("LP_NUM_THREADS", "0")
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
+from selfalign.baselines.collect import EncoderRun
+from selfalign.baselines.tune import TuneConfig
 from selfalign.bench.adapt import AdaptConfig
 from selfalign.bench.demo import DemoConfig
 from selfalign.bench.evaluate import EvalConfig
@@ -232,7 +234,10 @@ class Bench:
     """Measure: how well bodies that were never seen act before and after aligning."""
 
     what: OmitSubcommandPrefixes[
-        Annotated[AdaptConfig, subcommand("adapt")] | Annotated[Experts, subcommand("experts")]
+        Annotated[AdaptConfig, subcommand("adapt")]
+        | Annotated[TuneConfig, subcommand("tune")]
+        | Annotated[EncoderRun, subcommand("encoder")]
+        | Annotated[Experts, subcommand("experts")]
     ]
 
     def run(self) -> None:
@@ -240,6 +245,14 @@ class Bench:
             from selfalign.bench.adapt import run
 
             run(self.what)
+        elif isinstance(self.what, TuneConfig):
+            from selfalign.baselines.tune import run as tune
+
+            tune(self.what)
+        elif isinstance(self.what, EncoderRun):
+            from selfalign.baselines.collect import run as train
+
+            train(self.what)
         else:
             from selfalign.sim.experts import main as measure
 
