@@ -14,6 +14,8 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from selfalign.ablation.run import AblateConfig
+from selfalign.baselines.collect import EncoderRun
+from selfalign.baselines.tune import TuneConfig
 from selfalign.bench.adapt import AdaptConfig
 from selfalign.bench.calibrate import CalibrateConfig
 from selfalign.bench.demo import DemoConfig
@@ -262,6 +264,8 @@ class Bench:
         | Annotated[AblateConfig, subcommand("ablate")]
         | Annotated[CalibrateConfig, subcommand("calibrate")]
         | Annotated[ReportConfig, subcommand("report")]
+        | Annotated[TuneConfig, subcommand("tune")]
+        | Annotated[EncoderRun, subcommand("encoder")]
         | Annotated[Experts, subcommand("experts")]
     ]
 
@@ -286,6 +290,14 @@ class Bench:
             from selfalign.bench.document import run
 
             run(self.what)
+        elif isinstance(self.what, TuneConfig):
+            from selfalign.baselines.tune import run as tune
+
+            tune(self.what)
+        elif isinstance(self.what, EncoderRun):
+            from selfalign.baselines.collect import run as train
+
+            train(self.what)
         else:
             from selfalign.sim.experts import main as measure
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,14 @@ import torch
 
 from selfalign.align.measure import draw_noise
 from selfalign.align.offline import AlignConfig, AlignmentResult, align
+from selfalign.baselines.samples import demonstrated, read_demonstrations
 from selfalign.data.episodes import Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model import flow
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.policy import ACTION
-from selfalign.policy import Policy, concatenate
+from selfalign.policy import Policy
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.engine import Simulation
 from selfalign.sim.record import record_play
@@ -110,16 +111,9 @@ def action_losses(
 
     All contexts meet the same samples, noise and flow times. It is a measure only: aligning never sees a demonstration.
     """
-    long_enough = [episode for episode in demonstrations if len(episode) > policy.model.config.action_horizon]
-    if not long_enough:
+    if not any(len(episode) > policy.model.config.action_horizon for episode in demonstrations):
         return {}
-    parts = [policy.transitions([episode], stats, stride=2) for episode in long_enough]
-    batch = concatenate(parts)
-    # `transitions` is task-free; acting is not.
-    sizes = [part.observation.batch_size for part in parts]
-    tasks = [episode.task for episode, size in zip(long_enough, sizes, strict=True) for _ in range(size)]
-    tokens, token_mask = (t.to(policy.device) for t in policy.tokenizer.encode(tasks))
-    batch = replace(batch, observation=replace(batch.observation, tokens=tokens, token_mask=token_mask))
+    batch = demonstrated(policy, read_demonstrations(policy, demonstrations), stats, stride=2)
     generator = torch.Generator().manual_seed(seed)
     noise = draw_noise(batch, generator)
     time = flow.sample_time(batch.observation.batch_size, generator=generator).to(policy.device)

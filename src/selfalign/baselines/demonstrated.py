@@ -1,0 +1,124 @@
+"""`lora` and `finetune`: the usual cure. The action loss on a few demonstrations of the body moves the policy.
+
+Both start from the policy at W0 and use no play but for its statistics, and only where play is given.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfalign.baselines.descent import Descent, DescentHistory, descend, num_bytes
+from selfalign.baselines.method import Given, Outcome, check_positive
+from selfalign.baselines.samples import FlowSamples, Pictures, demonstrated, draw_rows, read_demonstrations
+from selfalign.model.policy import ACTION
+from selfalign.model.weights import load_tensors, unique_tensors
+from selfalign.policy import Policy
+from selfalign.train.lora import LoraSettings, add_lora, merged
+from selfalign.train.parts import Part, part_of
+from selfalign.types import Transition
+
+Batch = Callable[[Tensor], Transition]
+"""The demonstrated transitions of some rows."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank updates of the matrices of the VLM and the action expert."""
+
+    rank: int = 8
+    alpha: int = 16
+    """The updates are scaled by alpha / rank."""
+    steps: int = 300
+    learning_rate: float = 1e-3
+    batch_size: int = 64
+    parts: tuple[Part, ...] = ("vlm", "action")
+    """Whose matrices are updated (see `train.lora`)."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, ("rank", "alpha", "learning_rate", "batch_size"), or_zero=("steps",))
+
+
+def lora(given: Given, config: LoraConfig) -> Outcome:
+    """A copy of the policy with low-rank updates merged into it."""
+    policy = given.copied_policy()
+    model = add_lora(policy.model, LoraSettings(config.rank, config.alpha, parts=config.parts))
+    moved = [p for p in model.parameters() if p.requires_grad]
+    history = _fit_to_demonstrations(given, policy, moved, config)
+    result = given.copied_policy()
+    with torch.no_grad():
+        load_tensors(result.model, merged(model, unique_tensors(model)), "the model with adapters")
+    return Outcome(result, given.context_of(result), history.to_dict(), num_bytes(moved))
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Full fine-tuning: everything that the action loss reaches."""
+
+    steps: int = 300
+    learning_rate: float = 1e-4
+    batch_size: int = 64
+    tower: bool = False
+    """The vision tower learns, too: several times as slow."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, ("learning_rate", "batch_size"), or_zero=("steps",))
+
+
+def finetune(given: Given, config: FinetuneConfig) -> Outcome:
+    """A copy of the policy all of whose acting weights were trained."""
+    policy = given.copied_policy()
+    model = policy.model
+    idle = ("alignment",) if config.tower else ("alignment", "vision")
+    moved = {name: p for name, p in model.named_parameters() if part_of(name) not in idle}
+    moved |= {name: p for name, p in model.named_parameters() if name.startswith("image_proj.")}
+    moved = {name: p for name, p in moved.items() if not name.startswith(("grounding.", "contexts."))}
+    for parameter in moved.values():
+        parameter.requires_grad_(True)
+    history = _fit_to_demonstrations(given, policy, list(moved.values()), config, pixels=config.tower)
+    model.requires_grad_(False)
+    return Outcome(policy, given.context_of(policy), history.to_dict(), num_bytes(list(moved.values())))
+
+
+def _fit_to_demonstrations(
+    given: Given, policy: Policy, moved: list[nn.Parameter], config: Any, *, pixels: bool = False
+) -> DescentHistory:
+    """A fixed number of steps: with one demonstration there is none to spare that could say when to stop."""
+    _check_alike(given)
+    count, batch_of = _demonstrated(given, policy, pixels)
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        batch = batch_of(draw_rows(count, config.batch_size, generator))
+        samples = FlowSamples.draw(batch, generator)
+        losses = policy.model.losses(batch, noise=samples.noise, time=samples.time, parts=(ACTION,))
+        assert losses.action is not None  # ACTION was asked for
+        return losses.action
+
+    plan = Descent(config.steps, config.learning_rate)
+    title = f"{len(given.demonstrations)} demonstrations, {given.body}"
+    return descend(moved, loss_of, plan, seed=given.seed, title=title, progress=given.progress)
+
+
+def _demonstrated(given: Given, policy: Policy, pixels: bool) -> tuple[int, Batch]:
+    """How many transitions there are, and what gives some of them: with the tower's tokens, or with pixels."""
+    episodes = read_demonstrations(policy, given.demonstrations)
+    transitions = demonstrated(policy, episodes, given.stats)
+    count = transitions.observation.batch_size
+    if not pixels:
+        return count, lambda rows: transitions[rows.to(policy.device)]
+    pictures = Pictures.of(policy, episodes, transitions)
+    return count, lambda rows: pictures.batch(policy, rows)
+
+
+def _check_alike(given: Given) -> None:
+    """Raises `ValueError` where the demonstrations are of another robot than the play."""
+    if given.play is None:
+        return
+    for what in ("state", "action"):
+        shown, played = getattr(given.demonstrations[0], what).shape[1], getattr(given.play, f"{what}_dim")
+        if shown != played:
+            raise ValueError(
+                f"the demonstrations have {shown} {what} dimensions, the play has {played}; both must be of one body"
+            )

@@ -1,0 +1,167 @@
+"""The methods by name, and `fit`, which runs any of them.
+
+adapted = fit("lora", policy, play, demonstrations)
+rollout(adapted.policy, body, adapted.context)
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from selfalign.baselines.amortised import EncoderConfig, encoder
+from selfalign.baselines.contexts import FrozenConfig, SelfalignConfig, frozen, selfalign
+from selfalign.baselines.demonstrated import FinetuneConfig, LoraConfig, finetune, lora
+from selfalign.baselines.method import Adapted, Choice, Given, LogUniform, Method
+from selfalign.baselines.pad import PadConfig, pad
+from selfalign.baselines.prompt import PromptConfig, prompt
+from selfalign.data.episodes import Episode
+from selfalign.data.play import Play
+from selfalign.policy import Policy
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "frozen": Method(FrozenConfig, frozen, {}),
+        "selfalign": Method(
+            SelfalignConfig,
+            selfalign,
+            {
+                "steps": Choice((30, 100, 300)),
+                "learning_rate": LogUniform(1e-3, 3e-2),
+                "decay_steps": Choice((10.0, 30.0, 100.0)),
+                "batch_size": Choice((32, 64, 128)),
+            },
+        ),
+        "pad": Method(
+            PadConfig,
+            pad,
+            {"steps": Choice((30, 100, 300)), "learning_rate": LogUniform(1e-6, 1e-3), "head": Choice((True, False))},
+        ),
+        "prompt": Method(
+            PromptConfig,
+            prompt,
+            {
+                "tokens": Choice((1, 2, 4, 8, 16, 32)),
+                "steps": Choice((30, 100, 300)),
+                "learning_rate": LogUniform(1e-3, 3e-1),
+            },
+        ),
+        "lora": Method(
+            LoraConfig,
+            lora,
+            {
+                "rank": Choice((2, 4, 8, 16, 32)),
+                "steps": Choice((100, 300, 1000)),
+                "learning_rate": LogUniform(1e-4, 1e-2),
+            },
+            uses_demonstrations=True,
+        ),
+        "finetune": Method(
+            FinetuneConfig,
+            finetune,
+            {"steps": Choice((100, 300, 1000)), "learning_rate": LogUniform(1e-5, 3e-3)},
+            uses_demonstrations=True,
+        ),
+        "encoder": Method(
+            EncoderConfig,
+            encoder,
+            {
+                "training.rank": Choice((4, 8, 16, 32, 64)),
+                "training.width": Choice((128, 256, 512)),
+                "training.steps": Choice((500, 1000, 2000)),
+                "training.learning_rate": LogUniform(3e-4, 3e-3),
+            },
+        ),
+    }
+)
+"""What the benchmark compares, beside the oracle, which is `selfalign` on bodies of the kind that were sources."""
+
+
+def fit(
+    name: str,
+    policy: Policy,
+    play: Play | None,
+    demonstrations: Sequence[Episode] = (),
+    *,
+    seed: int = 0,
+    config: Any = None,
+    progress: bool = False,
+) -> Adapted:
+    """Brings a policy to a body. Neither the policy nor torch's random state is changed.
+
+    Args:
+        name: one of `METHODS`.
+        policy: where the method starts.
+        play: of the body; may be None for a method that uses demonstrations.
+        demonstrations: successful episodes of the body with their instructions; methods that use none do not see them.
+        seed: of everything that is drawn.
+        config: the method's config, or a mapping with what differs from its defaults; None: the defaults.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: no such method or setting; play or demonstrations that are missing, too short, or of another robot.
+        ImportError: an extra is missing.
+        FileNotFoundError: the encoder's file.
+    """
+    method = get(name)
+    chosen = configured(method, config)
+    shown = tuple(demonstrations) if method.uses_demonstrations else ()
+    if play is None and not method.uses_demonstrations:
+        raise ValueError(f"{name} needs play of the body; `selfalign play` records some")
+    if not shown and method.uses_demonstrations:
+        raise ValueError(f"{name} learns from demonstrations of the body, and none was given: give at least one")
+    began = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        outcome = method.adapt(Given(policy, play, shown, seed, progress), chosen)
+    return Adapted(
+        name,
+        json.loads(json.dumps(asdict(chosen))),
+        outcome.policy,
+        outcome.context,
+        outcome.history,
+        outcome.bytes_stored,
+        time.perf_counter() - began,
+    )
+
+
+def get(name: str) -> Method:
+    """The method of that name."""
+    if name not in METHODS:
+        raise ValueError(f"no method {name!r}; there are: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def configured(method: Method, config: Any) -> Any:
+    """The method's config from one of its own, a mapping of what differs from the defaults, or None.
+
+    A setting of a config within the config has a dotted name (`training.rank`), or is a mapping itself.
+    """
+    if config is None or isinstance(config, Mapping):
+        return changed(method.config(), config or {})
+    if not isinstance(config, method.config):
+        raise ValueError(f"expected {method.config.__name__} or a mapping, got {type(config).__name__}")
+    return config
+
+
+def changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A config with other values.
+
+    Raises:
+        ValueError: it has no such setting, or does not take the value.
+    """
+    known = {f.name: getattr(config, f.name) for f in fields(config)}
+    for name, value in changes.items():
+        outer, _, inner = name.partition(".")
+        if outer not in known or (inner and not is_dataclass(known[outer])):
+            raise ValueError(f"{type(config).__name__} has no setting {name!r}; it has {', '.join(known) or 'none'}")
+        if inner:
+            value = changed(known[outer], {inner: value})
+        elif is_dataclass(known[outer]) and isinstance(value, Mapping):
+            value = changed(known[outer], value)
+        known[outer] = tuple(value) if isinstance(value, list) else value
+    return replace(config, **known)

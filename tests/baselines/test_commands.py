@@ -1,0 +1,67 @@
+"""`bench encoder` and `bench tune` from checkpoint to file, with a made-up robot in the simulator's place."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from align.factory import make_episode, small_policy
+from baselines.factory import make_demonstrations
+from selfalign.baselines import collect, tune
+from selfalign.baselines.encoder import TrainedEncoder
+from selfalign.checkpoint import save_checkpoint
+from selfalign.cli import main
+from selfalign.policy import AlignSettings
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """A checkpoint; recordings are counted."""
+    recorded = []
+
+    def play(body, n, length, seed, *, image_size):
+        recorded.append(seed)
+        return [make_episode(seed + i, length, size=image_size) for i in range(n)]
+
+    def demonstrations(body, n, seed, *, image_size):
+        return make_demonstrations(n)
+
+    monkeypatch.setattr(collect, "prepare", lambda robot: None)
+    for module in (collect, tune):
+        monkeypatch.setattr(module, "record_play", play)
+    monkeypatch.setattr(tune, "record_demonstrations", demonstrations)
+    policy = replace(small_policy(), settings=AlignSettings(steps=1, batch_size=4))
+    return save_checkpoint(policy, tmp_path / "checkpoint"), recorded
+
+
+def test_an_encoder_is_trained_and_its_examples_are_used_again(checkpoint, tmp_path, capsys):
+    directory, recorded = checkpoint
+    out = tmp_path / "encoder.safetensors"
+    flags = ["--checkpoint", directory, "--out", out, "--bodies", 3, "--play", 2, "--play-length", 8]
+    command = ["bench", "encoder", *map(str, flags), "--width", "8", "--workers", "1", "--steps"]
+    assert main([*command, "2"]) == 0
+    assert len(set(recorded)) == len(recorded) == 3
+    first = TrainedEncoder.load(out, fingerprint=small_policy().fingerprint())
+    assert first.training["steps"] == 2
+    (folder,) = (tmp_path / "encoder.examples").iterdir()
+    sorted(folder.iterdir())[1].unlink()
+    assert main([*command, "3"]) == 0
+    assert len(recorded) == 4 and recorded[3] == recorded[1]
+    assert TrainedEncoder.load(out).training["steps"] == 3
+    assert "unexplained" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "encoder", "--bodies", "1"])
+
+
+def test_a_method_is_tuned_and_its_trials_are_written(checkpoint, tmp_path, capsys):
+    directory, _ = checkpoint
+    out = tmp_path / "tune.json"
+    flags = ["--checkpoint", directory, "--json", out, "--play", 2, "--play-length", 8, "--judged", 1]
+    command = ["bench", "tune", "--method", "frozen", "--scenarios", "camera", "robot", *map(str, flags)]
+    assert main(command) == 0
+    written = json.loads(out.read_text())
+    assert written["scenarios"] == ["camera", "robot"] and len(written["bodies"]) == 2
+    assert len(written["trials"]) == 1 and written["best"] == 0
+    assert "Best of 1" in capsys.readouterr().out
+    assert main([*command, "--settings", '{"rank": 3}']) == 2
+    assert "FrozenConfig has no setting 'rank'" in capsys.readouterr().err
