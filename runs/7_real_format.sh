@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # The whole life on data as a real robot's comes: LeRobot v3 data sets with video, named dimensions and nothing that only
 # a simulator knows. Every step reads its data by `lerobot:`; only the recording and the last step know a simulator.
-# Goes on where it stopped. To try it out in some minutes: RIGS=2 STEPS=4 EPISODES=1 runs/7_real_format.sh
+# About 44,000 frames of two cameras: 2.5 GB decoded in the user's cache, less than 0.5 GB of video; by the pace of
+# 1_pretrain.sh, half an hour on two quiet cores. Goes on where it stopped. To try it out in some minutes:
+# RIGS=2 STEPS=4 EPISODES=1 runs/7_real_format.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rigs=${RIGS:-60} steps=${STEPS:-3000} episodes=${EPISODES:-20}

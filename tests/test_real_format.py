@@ -62,7 +62,7 @@ def test_dimensions_without_a_name_are_asked_for(tmp_path, monkeypatch, capsys):
     assert run("pretrain", "--data", write_play(tmp_path / "play"), "--out", tmp_path / "run", *start) == 2
     assert "say --bodies xyz" in capsys.readouterr().err
     assert run("pretrain", "--data", tmp_path / "play", "--out", tmp_path / "run", "--bodies", "xyz") == 2
-    assert "give a checkpoint whose tower has learned to see" in capsys.readouterr().err
+    assert "or start from a checkpoint whose tower has learned to see" in capsys.readouterr().err
     assert run("pretrain", "--data", tmp_path / "play", "--out", tmp_path / "run", "--cameras", "scene", "top") == 2
     assert "has no camera top; it has scene" in capsys.readouterr().err
     contrast = ("--bodies", "none", "--lambda-contrastive", "0.1")

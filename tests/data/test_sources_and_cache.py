@@ -103,6 +103,28 @@ def test_the_cache_is_made_once_and_per_size(shards, tmp_path, monkeypatch):
         EpisodeCache.open(tmp_path)
 
 
+def test_workers_decode_the_same_frames(tmp_path):
+    write(tmp_path / "pictures", [make_episode(seed, length=5 + seed) for seed in range(5)])
+    with LeRobotWriter(tmp_path / "video", embodiments=BODIES, video=True) as writer:
+        for seed in range(3):
+            writer.add_episode(make_episode(seed, length=5 + seed, extra={}))
+    for name in ("pictures", "video"):
+        source = SourceData.open(tmp_path / name)
+        _ = source[1].images  # a decoder that this process has open is not the workers'
+        alone, shared = (
+            EpisodeCache.build(source, tmp_path / f"cache-{name}-{workers}", image_size=12, workers=workers)
+            for workers in (0, 2)
+        )
+        np.testing.assert_array_equal(alone.images("scene"), shared.images("scene"))
+        for column in alone.column_names:
+            np.testing.assert_array_equal(alone.column(column), shared.column(column))
+    (file,) = (tmp_path / "pictures" / "data").rglob("*.parquet")
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=file.name):
+        EpisodeCache.build(SourceData.open(tmp_path / "pictures"), tmp_path / "damaged", workers=2)
+    assert list((tmp_path / "damaged").iterdir()) == []
+
+
 def test_a_failed_build_leaves_nothing(shards, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -38,7 +38,7 @@ def picture_blocks(
     images, generator = cache.images(camera), torch.Generator().manual_seed(0)
     rigs = cache.embodiment_index[cache.episode_of_frame]
     for start in range(0, len(images), batch):
-        frames = images[start : start + batch]
+        frames = np.array(images[start : start + batch])  # torch warns of arrays that cannot be written to
         if look is not None and look.startswith(_TURNED):
             frames = _turned(frames, rigs[start : start + batch], camera, look)
         pixels = pixels_to_model(frames)

@@ -338,9 +338,9 @@ def _digest(module: torch.nn.Module) -> str:
 @torch.no_grad()
 def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batch: int, look: str | None) -> np.ndarray:
     if path.is_file():
-        found = np.load(path, mmap_mode="r")
+        found = _mapped(path)
         if len(found) == cache.num_frames:
-            return np.asarray(found)
+            return found
     partial, values, done = path.with_suffix(".partial.npy"), None, 0
     blocks = picture_blocks(cache, camera, look, batch)
     for pixels in track(blocks, description=f"features of {camera}", total=-(-cache.num_frames // batch)):
@@ -353,4 +353,9 @@ def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batc
     assert values is not None
     values.flush()
     partial.replace(path)
-    return np.asarray(np.load(path, mmap_mode="r"))
+    return _mapped(path)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array in a file, which stays there. It could be written to (in memory), as torch warns of those that cannot."""
+    return np.asarray(np.load(path, mmap_mode="c"))

@@ -1,5 +1,6 @@
 """Loading ahead of a training: worker processes fetch what its next steps read, in the order in which they read it."""
 
+import gc
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def fetch_ahead(
         num_workers=workers,
         prefetch_factor=ahead,
         collate_fn=_as_it_is,
-        worker_init_fn=_leave_stopping_to_the_parent,
+        worker_init_fn=_begin,
         multiprocessing_context="fork",
         generator=torch.Generator(),  # else it draws a number from the global one
     )
@@ -87,7 +88,8 @@ def _as_it_is(result):
     return result
 
 
-def _leave_stopping_to_the_parent(worker: int) -> None:
-    """Ctrl-C and schedulers signal all processes; the parent finishes its step, for which it needs the workers."""
+def _begin(worker: int) -> None:
+    # Ctrl-C and schedulers signal all processes; the parent finishes its step, for which it needs the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    gc.freeze()  # what the parent left to be collected may have threads there, for which its end would wait in vain

@@ -132,6 +132,11 @@ class VideoFile:
         return None
 
 
+_INHERITED: list[Any] = []
+"""Decoders that the parent process had open when it forked this one. Their threads are the parent's, and to free them
+here would be to wait for those for ever."""
+
+
 class DecoderCache:
     """The few videos that were read last stay open; safe across threads and forks."""
 
@@ -160,6 +165,7 @@ class DecoderCache:
     def open(self, path: Path) -> VideoFile:
         """The video, opened or still open."""
         if os.getpid() != self._pid:  # a decoder shared with the parent process would mix both up
+            _INHERITED.append(self._files)
             self._reset()
         with self._lock:
             if path not in self._files:
