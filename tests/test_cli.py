@@ -94,6 +94,14 @@ def test_bad_play_is_explained(checkpoint, tmp_path, capsys, make, message):
     assert not out.exists()
 
 
+def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(align_args(tmp_path / "no checkpoint", tmp_path / "no play", tmp_path)) == 2
+    assert "is a directory; name a file in it" in capsys.readouterr().err
+    assert main(align_args(tmp_path / "no checkpoint", tmp_path / "no play", tmp_path / "file" / "context")) == 2
+    assert "is no directory that you may write to" in capsys.readouterr().err
+
+
 RECORDINGS = Path(__file__).parent / "data" / "recordings" / "v3.0-images"
 MISSING = "no data set at MISSING: the path does not exist"
 NO_CHECKPOINT = "MISSING is not a checkpoint: it has no config.json"

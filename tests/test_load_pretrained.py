@@ -9,6 +9,7 @@ from checkpoints import ACTION_DIM, STATE_DIM, draw_stats, edit_json, golden_for
 from checkpoints import write_lerobot as lerobot
 from checkpoints import write_openpi as openpi
 from selfalign.checkpoint import save_checkpoint
+from selfalign.convert import ConvertConfig, convert
 from selfalign.model.openpi import load_openpi
 from selfalign.model.tokenizer import PaliGemmaTokenizer
 
@@ -31,16 +32,17 @@ def raw_observation(cameras, seed=0):
     return {**images, "observation.state": state, "task": "pick cube"}
 
 
-def by_hand(folder, raw, cameras, words, eps, kind, noise, **settings):
+def by_hand(folder, raw, cameras, words, eps, kind, noise, told=True, **settings):
     """Actions in robot units from the bare model, with the formulas of openpi and LeRobot written out."""
+    told = told and kind == "pi05"
     model, stats = load_openpi(folder, **settings), draw_stats()
     state, action = stats["state"], stats["action"]
     if kind == "pi0":
         normalised = (raw["observation.state"] - state["mean"]) / (state["std"] + eps)
     else:
         normalised = (raw["observation.state"] - state["q01"]) / (state["q99"] - state["q01"] + eps) * 2 - 1
-    tokenizer = PaliGemmaTokenizer(words, model.config.max_token_len, reads_state=kind == "pi05")
-    tokens, mask = tokenizer.encode(["pick cube"], [normalised] if kind == "pi05" else None)
+    tokenizer = PaliGemmaTokenizer(words, model.config.max_token_len, reads_state=told)
+    tokens, mask = tokenizer.encode(["pick cube"], [normalised] if told else None)
     observation = sa.Observation(
         images={
             c: torch.from_numpy(raw[f"observation.images.{c}"]).permute(2, 0, 1)[None] / 127.5 - 1 for c in cameras
@@ -54,6 +56,26 @@ def by_hand(folder, raw, cameras, words, eps, kind, noise, **settings):
     if kind == "pi0":
         return sampled * (action["std"] + eps) + action["mean"]
     return (sampled + 1) / 2 * (action["q99"] - action["q01"] + eps) + action["q01"]
+
+
+def test_a_pi05_may_be_told_no_state(tmp_path, words):
+    """openpi's pi05_libero: the prompt is the instruction alone, and stays it through conversions."""
+    folder, cameras = openpi(tmp_path / "source", "pi05"), CAMERAS[openpi]
+    raw, noise = raw_observation(cameras), torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    expected = by_hand(folder, raw, cameras, words, EPS[openpi], "pi05", noise, told=False, max_token_len=120)
+    convert(ConvertConfig(folder, tmp_path / "own", "selfalign", max_token_len=120, discrete_state_input=False))
+    convert(ConvertConfig(tmp_path / "own", tmp_path / "again", "openpi"))
+    for path, settings in (
+        (folder, {"discrete_state_input": False, "max_token_len": 120}),
+        (tmp_path / "own", {}),
+        (tmp_path / "again", {}),
+    ):
+        actions = sa.load(path, tokenizer=words, **settings).act(raw, noise=noise, num_steps=3)
+        np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=2e-5, err_msg=str(path))
+    with pytest.raises(ValueError, match="always tells the state"):
+        convert(ConvertConfig(tmp_path / "own", tmp_path / "lerobot", "lerobot"))
+    with pytest.raises(ValueError, match="must be true or false, got 'no'"):
+        sa.load(folder, discrete_state_input="no")
 
 
 @pytest.mark.parametrize("write", [openpi, lerobot])

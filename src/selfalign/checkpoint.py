@@ -226,5 +226,4 @@ def _open(
 
 
 def _paligemma(model: VLA, directory: Path, path: str | Path | None) -> PaliGemmaTokenizer | MissingTokenizer:
-    """A model without a state token is told the state in words (pi0.5)."""
-    return find_paligemma(directory, path, model.config.max_token_len, reads_state=not model.config.state_token)
+    return find_paligemma(directory, path, model.config.max_token_len, reads_state=model.config.reads_state)

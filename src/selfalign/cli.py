@@ -199,7 +199,9 @@ class Align:
 
     def run(self) -> None:
         import selfalign as sa
+        from selfalign.model.files import check_writable
 
+        check_writable(self.out)
         policy = sa.load(self.checkpoint, robot=self.robot)
         play = sa.Play.open(self.play, self.embodiment_index, features=self.features)
         config = sa.AlignConfig(

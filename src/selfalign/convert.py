@@ -70,11 +70,13 @@ class ConvertConfig:
     """Of what starts at random."""
 
     head_dim: int | None = None
-    """These five: what neither tensors nor config.json of an openpi or LeRobot checkpoint tell; None: openpi's own."""
+    """This and the next five: what neither tensors nor config.json of an openpi or LeRobot checkpoint tell; None:
+    openpi's own."""
     vision_heads: int | None = None
     action_horizon: int | None = None
     max_token_len: int | None = None
     cameras: tuple[str, ...] | None = None
+    discrete_state_input: bool | None = None
 
     def settings(self) -> dict[str, Any]:
         """The fields of `CheckpointSettings` that were given."""
@@ -96,6 +98,8 @@ def convert(config: ConvertConfig) -> str:
             write_openpi(directory, source.config, source.stats, source.dtype, config.asset_id or "robot")
             write_tensors(directory / WEIGHTS, tensors)
         elif config.to == "lerobot":
+            if source.config.time == "adarms" and not source.config.discrete_state_input:
+                raise ValueError("LeRobot's pi0.5 always tells the state in its prompt; this one was trained without")
             tensors = foreign_tensors(source, "model.")
             lerobot_policy.write_surroundings(directory, source.config, source.stats, source.dtype)
             write_tensors(directory / WEIGHTS, tensors)

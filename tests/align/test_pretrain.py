@@ -18,6 +18,7 @@ from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.weights import save_model, unique_tensors
 from selfalign.train.loop import LoopConfig
 from selfalign.train.pointing import PointingConfig, train_tower
+from selfalign.train.step import OptimConfig
 from small_model import randomise, small_config
 
 CONFIG = PretrainConfig(
@@ -151,3 +152,14 @@ def test_turned_cameras_are_seen_once_and_kept(data, tmp_path):
     contrast = dataclasses.replace(CONFIG.rehearsal, slots=6, contrastive=ContrastiveConfig(0.1))
     with pytest.raises(ValueError, match="the contrastive loss takes no turned cameras"):
         run(data, tmp_path / "refused", rehearsal=contrast, **settings)
+
+
+def test_a_training_does_not_go_on_with_other_settings(data, tmp_path):
+    out = tmp_path / "out"
+    run(data, out)
+    run(data, out, compile=False, workers=1)  # how it is computed may change
+    faster = OptimConfig(learning_rate=2 * CONFIG.optim.learning_rate)
+    with pytest.raises(
+        ValueError, match=r"other settings \(training\.optim\.learning_rate [\d.]+, not [\d.]+\): use the"
+    ):
+        run(data, out, optim=faster)

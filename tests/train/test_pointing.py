@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from selfalign.model.vision import KeypointTower, KeypointTowerConfig
+from selfalign.train import pointing
 from selfalign.train.pointing import PointingConfig, _laplace, colour_jitter, pointing_error, pointing_loss, train_tower
 
 SIZE = 32
@@ -64,6 +65,38 @@ def test_a_tower_learns_where_squares_are_and_how_far():
     # Never having looked, one is off by the median deviation of the depths: 17 to 33 cm here.
     guess = np.abs(fresh[1][..., 3] - np.median(points[..., 3]))
     assert error["median_depth_error_cm"][0] < 0.5 * 100 * guess.mean()
+
+
+def test_a_training_that_was_stopped_goes_on_exactly(tmp_path, monkeypatch):
+    monkeypatch.setattr(pointing, "SAVE_EVERY", 4)
+    (images, points), config, saved = pictures(60), PointingConfig(steps=10, batch_size=8), tmp_path / "saved.pt"
+
+    def fresh():
+        torch.manual_seed(0)
+        return make_tower(depth_width=8)
+
+    whole = fresh()
+    train_tower(whole, images, points, config)
+
+    advance = pointing._Training.advance
+
+    def stop_at(step):
+        def advance_or_stop(training, *args):
+            if training.step == step:
+                raise KeyboardInterrupt
+            return advance(training, *args)
+
+        return advance_or_stop
+
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patched:
+        patched.setattr(pointing._Training, "advance", stop_at(6))
+        train_tower(fresh(), images, points, config, saved)
+    again = fresh()
+    train_tower(again, images, points, config, saved)
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"saved\.pt is no training of this tower .*delete it to begin again"):
+        train_tower(fresh(), images, points, PointingConfig(steps=11, batch_size=8), saved)
 
 
 def test_errors_are_those_of_the_plain_formula():

@@ -45,6 +45,9 @@ from selfalign.train.world import ALONE, World
 POINTS = "privileged.points"
 """Column of image points that a simulator writes into source data: (u, v, visible) of each named keypoint."""
 
+MACHINE = ("loop", "start", "snapshots", "shared", "compile", "recompute", "strategy", "workers")
+"""Fields of `PretrainConfig` that may be others when a training goes on."""
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -218,13 +221,15 @@ def _prepare(model: VLA, config: PretrainConfig, world: World) -> None:
 
 
 def _about(model_config: VLAConfig, source: SourceData, config: PretrainConfig) -> Mapping[str, Any]:
-    """What the training is, as JSON values."""
+    """What the training is, as JSON values; what may change when it goes on stands under `machine`."""
     data = {
-        "paths": [reader.root for reader in source.readers],
+        "fingerprint": source.fingerprint,
         "cameras": source.cameras,
         "features": None if source.features is None else source.features.name,
     }
-    told = {"model": config_to_dict(model_config), "data": data, "training": dataclasses.asdict(config)}
+    training = dataclasses.asdict(config)
+    machine = {name: training.pop(name) for name in MACHINE} | {"data": [reader.root for reader in source.readers]}
+    told = {"model": config_to_dict(model_config), "data": data, "training": training, "machine": machine}
     return json.loads(json.dumps(told, default=str))
 
 
@@ -257,16 +262,17 @@ def _labelled_frames(cache: EpisodeCache, model: VLA) -> Snapshots | None:
 
 
 def prepare_tower(model: VLA, labelled: Snapshots, out: Path, config: PointingConfig) -> None:
-    """Train the vision tower to point; or load the one in `out`."""
-    path = out / "tower.pt"
+    """Train the vision tower to point, from where it stopped; or load the one in `out`."""
+    path, unfinished = out / "tower.pt", out / "tower-training.pt"
     if path.is_file():
         load_tensors(model.vision, torch.load(path, weights_only=True), str(path))
     elif isinstance(model.vision, KeypointTower):
-        train_tower(model.vision, labelled.images, labelled.points, config)
+        train_tower(model.vision, labelled.images, labelled.points, config, unfinished)
         rows = np.linspace(0, len(labelled.images) - 1, 2000).astype(int)
         error = pointing_error(model.vision, labelled.images[rows], labelled.points[rows])
         (out / "tower.json").write_text(json.dumps({**error, **dataclasses.asdict(config)}))
         write_atomically(path, lambda temporary: torch.save(unique_tensors(model.vision), temporary))
+        unfinished.unlink(missing_ok=True)
 
 
 def frame_features(
@@ -357,5 +363,5 @@ def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batc
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """The array in a file, which stays there. It could be written to (in memory), as torch warns of those that cannot."""
+    """The array in a file, which stays there. It can be written to (in memory): torch warns of arrays that cannot."""
     return np.asarray(np.load(path, mmap_mode="c"))

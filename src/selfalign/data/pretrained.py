@@ -132,6 +132,8 @@ def write_openpi(
     }
     if config.cameras != CheckpointSettings().cameras:
         data["cameras"] = config.cameras
+    if not config.discrete_state_input:
+        data["discrete_state_input"] = False
     if stats is not None:
         data["use_quantile_norm"] = stats.mode == "quantile"
         stats.write_openpi(directory / "assets" / asset_id)

@@ -35,6 +35,15 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         raise
 
 
+def check_writable(path: Path) -> None:
+    """Raises `OSError` unless a file could be written there: to be told before the work, not after it."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory; name a file in it")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written: {parent} is no directory that you may write to")
+
+
 def reserve(handle: int, size: int) -> None:
     """Take `size` bytes of the disk for an open file, where the system can: writing into a memory map of a file whose
     disk is full kills the process.

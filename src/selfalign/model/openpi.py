@@ -56,12 +56,16 @@ class CheckpointSettings:
     """None: 48 for pi0, 200 for pi0.5."""
     cameras: tuple[str, ...] = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
     """In the order in which their tokens stand in the prefix."""
+    discrete_state_input: bool = True
+    """Prompts of pi0.5 tell the state; False: nothing does, as in openpi's `pi05_libero`."""
 
     def __post_init__(self) -> None:
-        counts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cameras"}
+        counts = {f.name: getattr(self, f.name) for f in fields(self) if f.type in (int, int | None)}
         wrong = [f"{n}={v!r}" for n, v in counts.items() if v is not None and not (isinstance(v, int) and v > 0)]
         if wrong:
             raise ValueError(f"settings of a checkpoint must be whole numbers above 0, got {', '.join(wrong)}")
+        if not isinstance(self.discrete_state_input, bool):
+            raise ValueError(f"discrete_state_input must be true or false, got {self.discrete_state_input!r}")
 
     @classmethod
     def read(cls, directory: Path) -> "CheckpointSettings":
@@ -77,7 +81,8 @@ class CheckpointSettings:
             "max_token_len": data.get("max_token_len", data.get("tokenizer_max_length")),
             "cameras": tuple(c.removeprefix("observation.").removeprefix("images.") for c in cameras),
         }
-        return cls(**{name: value for name, value in found.items() if value})
+        told = {name: value for name, value in found.items() if value}
+        return cls(**told, discrete_state_input=data.get("discrete_state_input", True))
 
 
 PATCH, POSITION = (VISION + f"embeddings.{part}_embedding.weight" for part in ("patch", "position"))
@@ -134,6 +139,7 @@ def infer_config(
         action_horizon=settings.action_horizon,
         time="adarms" if is_pi05 else "concat",
         state_token=not is_pi05,
+        discrete_state_input=settings.discrete_state_input or not is_pi05,
     )
     _fitting(config, shapes, source)
     return config

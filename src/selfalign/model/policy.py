@@ -59,6 +59,8 @@ class VLAConfig:
     """How flow time comes in: "adarms" (pi0.5) or "concat" (pi0)."""
     state_token: bool = True
     """The state is the action suffix's first token (pi0); False: the prompt holds it, if anything does (pi0.5)."""
+    discrete_state_input: bool = True
+    """Without a state token, prompts tell the state in words; False: nothing tells it (openpi's `pi05_libero`)."""
     prompt_tokens: int = 0
     """Tokens of a latent prompt, which the experts read beside the prefix; 0: there is none."""
     next_offset: int | None = None
@@ -78,6 +80,11 @@ class VLAConfig:
     def next_step(self) -> int:
         """Steps after o_t at which the next observation is seen."""
         return self.action_horizon if self.next_offset is None else self.next_offset
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether prompts tell the state."""
+        return self.discrete_state_input and not self.state_token
 
     @property
     def image_size(self) -> int:

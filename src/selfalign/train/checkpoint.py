@@ -74,7 +74,8 @@ def restore(state: TrainState, path: str | Path) -> None:
     """Bring `state` to where the checkpoint was written; the steps that follow are bit for bit the same.
 
     Raises:
-        ValueError: damaged, of another model or another length of training, or of another kind of parallelism.
+        ValueError: damaged, of another model, another length of training or other settings (all that `about` tells, but
+            for its `machine`), or of another kind of parallelism.
     """
     path = Path(path)
     if path.is_dir() != state.engine.sharded:
@@ -86,6 +87,12 @@ def restore(state: TrainState, path: str | Path) -> None:
             f"{path} is of a training of {payload['total_steps']} steps, not {state.total_steps}: the learning rate "
             "would jump; use the same number or an empty output directory"
         )
+    others = _differences(payload["about"], {k: v for k, v in state.about.items() if k != "machine"})
+    if others:
+        told = "; ".join([*others[:5], *(["..."] if others[5:] else [])])
+        raise ValueError(
+            f"{path} is of a training with other settings ({told}): use the same or an empty output directory"
+        )
     if path.is_dir():
         _restore_shards(state, path)
     else:
@@ -93,6 +100,13 @@ def restore(state: TrainState, path: str | Path) -> None:
     state.objective.load_state_dict(payload["objective"])
     state.step = payload["step"]
     torch.set_rng_state(payload["torch_rng"])
+
+
+def _differences(then: Any, now: Any, name: str = "") -> list[str]:
+    """Where values that both have differ."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        return [line for key in now if key in then for line in _differences(then[key], now[key], f"{name}.{key}")]
+    return [] if then == now else [f"{name.removeprefix('.')} {then!r}, not {now!r}"]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 The tower is trained first and then frozen: policies that learn to see and to act at once learn both slowly.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +15,12 @@ from rich.progress import track
 from torch import Tensor
 
 from selfalign.data.transforms import pixels_to_model
+from selfalign.model.files import write_atomically
 from selfalign.model.vision import KeypointTower
+from selfalign.model.weights import load_tensors, unique_tensors
+
+SAVE_EVERY = 500
+"""Steps after which the training of a tower is saved."""
 
 
 @dataclass(frozen=True)
@@ -106,45 +113,96 @@ def colour_jitter(images: Float[Tensor, "B 3 S S"], *, generator: torch.Generato
     return out.clamp(-1, 1)
 
 
+class _Training:
+    """The training of a tower at some step: what it needs to go on as if it had never stopped."""
+
+    def __init__(self, tower: KeypointTower, config: PointingConfig):
+        self.tower, self.config, self.step = tower, config, 0
+        self.rng, self.generator = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
+        self.optimizer = torch.optim.AdamW(tower.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=True)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, config.learning_rate, total_steps=config.steps, pct_start=min(0.5, 200 / config.steps)
+        )
+
+    def advance(self, images: np.ndarray, points: np.ndarray) -> dict[str, Tensor]:
+        """One step; returns its losses."""
+        rows = np.sort(self.rng.integers(len(images), size=self.config.batch_size))
+        batch = colour_jitter(pixels_to_model(images[rows]), generator=self.generator)
+        losses = pointing_loss(self.tower, batch, torch.from_numpy(points[rows]).float(), self.config.sigma)
+        loss = 0.2 * losses["heat"] + 4 * losses["distance"] + 0.5 * losses["presence"]
+        loss = loss + 0.5 * losses.get("depth", 0.0) + 0.1 * losses.get("doubt", 0.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.tower.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        return {name: value.detach() for name, value in losses.items()}
+
+    def save(self, path: Path) -> None:
+        state = {
+            "config": asdict(self.config),
+            "step": self.step,
+            "tower": unique_tensors(self.tower),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "rng": json.dumps(self.rng.bit_generator.state),
+            "generator": self.generator.get_state(),
+        }
+        write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+    def restore(self, path: Path) -> None:
+        """Goes on from a file, if it is of the same training."""
+        try:
+            state = torch.load(path, weights_only=True)
+            if state["config"] != asdict(self.config):
+                raise ValueError(f"it was made with {state['config']}")
+            load_tensors(self.tower, state["tower"], str(path))
+        except Exception as error:  # torch raises many kinds for a damaged archive
+            raise ValueError(f"{path} is no training of this tower ({error}); delete it to begin again") from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.rng.bit_generator.state = json.loads(state["rng"])
+        self.generator.set_state(state["generator"])
+        self.step = state["step"]
+
+
 def train_tower(
-    tower: KeypointTower, images: np.ndarray, points: np.ndarray, config: PointingConfig = PointingConfig()
+    tower: KeypointTower,
+    images: np.ndarray,
+    points: np.ndarray,
+    config: PointingConfig = PointingConfig(),
+    saved: Path | None = None,
 ) -> dict[str, float]:
     """Train in place on frames `[N, S, S, 3]` uint8 and points `[N, K, 3 or 4]`; returns the last losses.
 
     The distance is reported in pixels.
 
+    Args:
+        saved: file that the training is saved in every `SAVE_EVERY` steps, and goes on from; None: it is not saved.
+
     Raises:
-        ValueError: the tower has a depth head and the points have no depth.
+        ValueError: the tower has a depth head and the points have no depth; or the file is of another training.
     """
     if tower.config.depth_width:
         _measure_depth(tower, points)
-    rng, generator = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
-    optimizer = torch.optim.AdamW(tower.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.steps, pct_start=min(0.5, 200 / config.steps)
-    )
+    training = _Training(tower, config)
+    if saved is not None and saved.is_file():
+        training.restore(saved)
     tower.train()
     recent: list[float] = []
-    bar = track(range(config.steps), description="pointing")
-    for step in bar:
-        rows = np.sort(rng.integers(len(images), size=config.batch_size))
-        batch = colour_jitter(pixels_to_model(images[rows]), generator=generator)
-        losses = pointing_loss(tower, batch, torch.from_numpy(points[rows]).float(), config.sigma)
-        loss = 0.2 * losses["heat"] + 4 * losses["distance"] + 0.5 * losses["presence"]
-        loss = loss + 0.5 * losses.get("depth", 0.0) + 0.1 * losses.get("doubt", 0.0)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        recent.append(float(losses["distance"].detach()))
+    for step in track(range(training.step, config.steps), description="pointing"):
+        losses = training.advance(images, points)
+        recent.append(float(losses["distance"]))
         if step % 200 == 199:
             pixels = np.mean(recent[-200:]) * tower.config.image_size / 2
             names = [name for name in ("presence", "depth", "doubt") if name in losses]
             rest = ", ".join(f"{name} {float(losses[name]):.3f}" for name in names)
             print(f"pointing step {step + 1}: mean error {pixels:.2f} px, {rest}", flush=True)
+        if saved is not None and training.step % SAVE_EVERY == 0:
+            training.save(saved)
     tower.eval()
-    return {"pixels": float(np.mean(recent[-100:]) * tower.config.image_size / 2)}
+    return {"pixels": float(np.mean(recent[-100:]) * tower.config.image_size / 2)} if recent else {}
 
 
 @torch.no_grad()
