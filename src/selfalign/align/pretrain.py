@@ -334,5 +334,5 @@ def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batc
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """The array in a file, which stays there. It could be written to (in memory), as torch warns of those that cannot."""
+    """The array in a file, which stays there; writable (in memory), as torch warns of arrays that are not."""
     return np.asarray(np.load(path, mmap_mode="c"))
