@@ -363,5 +363,5 @@ def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batc
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """The array in a file, which stays there. It can be written to (in memory): torch warns of arrays that cannot."""
+    """The array in a file, which stays there; writable (in memory), as torch warns of arrays that are not."""
     return np.asarray(np.load(path, mmap_mode="c"))
