@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from cluster_jobs import square
 from selfalign.cluster import run_on
 
 try:
@@ -13,12 +14,6 @@ except ImportError:
     ray = None
 
 needs_ray = pytest.mark.skipif(ray is None, reason="Ray is not installed: pip install 'selfalign[cluster]'")
-
-
-def square(number: int) -> tuple[int, int]:
-    if number == 4:
-        raise ValueError("4 is broken")
-    return number * number, os.getpid()
 
 
 @needs_ray

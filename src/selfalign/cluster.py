@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from selfalign.workers import WORKER_ENVIRONMENT, run_jobs
+from selfalign.workers import WORKER_ENVIRONMENT, environment, run_jobs
 
 Cluster = Literal["none", "ray"]
 RETRIES = 2
@@ -59,8 +59,7 @@ def run_on_ray(
     ray = _ray()
     if not jobs:
         return
-    local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers * cores, "include_dashboard": False}
-    ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT}, log_to_driver=False, logging_level="ERROR", **local)
+    _start(ray, workers * cores)
     try:
         task = ray.remote(num_cpus=cores, max_retries=RETRIES)(job)
         items = {task.remote(item): item for item in jobs}
@@ -71,6 +70,16 @@ def run_on_ray(
                 on_done(items[reference], _result(ray, reference))
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, cores: int) -> None:
+    """Joins the cluster that is named, or starts Ray on this machine, whose workers inherit the environment."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
+        return
+    with environment(WORKER_ENVIRONMENT):
+        ray.init(num_cpus=cores, include_dashboard=False, **quiet)
 
 
 def _result(ray: Any, reference: Any) -> Any:

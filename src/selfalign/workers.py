@@ -96,7 +96,7 @@ def run_jobs(
     # Spawned, not forked: torch's threads and the renderer's context do not survive a fork.
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    with _environment(WORKER_ENVIRONMENT):
+    with environment(WORKER_ENVIRONMENT):
         pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (counter,))
         try:
             items: dict[Future, Any] = {pool.submit(job, item): item for item in jobs}
@@ -146,7 +146,8 @@ def _counting_here(on_count: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables that processes which are started meanwhile inherit."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

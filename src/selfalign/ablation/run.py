@@ -148,7 +148,8 @@ def plan_trainings(config: AblateConfig) -> list[Training]:
     """Every chosen recipe with every seed. Recipes that train alike are trained once: they have one folder."""
     start = _start(config)
     identities: dict[Path | None, str] = {None: SourceData.open(config.data).fingerprint}
-    tower = config.out / "towers" / tower_digest(start, identities[None]) if config.tower is None else config.tower
+    made = tower_digest(start, identities[None]) if config.tower is None else str(config.tower)
+    tower = config.out / "towers" / made if config.tower is None else config.tower
     found = []
     for name in chosen(config.cells):
         recipe = RECIPES[name]
@@ -163,7 +164,7 @@ def plan_trainings(config: AblateConfig) -> list[Training]:
         own = changed(changed(start, {"recordings": {"features": features}}), recipe.training)
         for seed in config.seeds:
             flags = dataclasses.replace(own, seed=seed, shared=tower)
-            digest = training_digest(flags, identities[features])
+            digest = training_digest(flags, identities[features], made)
             placed = dataclasses.replace(flags, out=config.out / "trainings" / digest)
             found.append(Training(name, recipe, placed, digest))
     return found
@@ -174,15 +175,16 @@ def _start(config: AblateConfig) -> TrainingConfig:
     return changed(base(config.scale, config.data, config.snapshots), {"machine": {"threads": config.threads}})
 
 
-def training_digest(config: TrainingConfig, data: str) -> str:
+def training_digest(config: TrainingConfig, data: str, tower: str) -> str:
     """Of everything that a training's result depends on.
 
     Args:
         data: fingerprint of the recordings.
+        tower: digest of the vision tower's own training, or where a given one is.
     """
     told = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_RESULTS}
     del told["recordings"]["data"]  # wherever they are
-    return _digest({"training": told, "data": data})
+    return _digest({"training": told, "data": data, "tower": tower})
 
 
 def tower_digest(config: TrainingConfig, data: str) -> str:
@@ -235,10 +237,11 @@ def train(job: Training) -> dict[str, str]:
     newest = checkpoint.available(job.config.out)[-1]
     if newest.stem != f"step-{steps:07d}":
         raise KeyboardInterrupt  # it was asked to stop, and has saved where it is
+    flags = {name: value for name, value in dataclasses.asdict(job.config).items() if name not in ("out", "shared")}
     told = {
         "name": job.name,
         "about": job.recipe.about,
-        "training": json.loads(json.dumps(dataclasses.asdict(job.config), default=str)),
+        "training": json.loads(json.dumps(flags, default=str)),
         "seconds": None if resumed else round(watch.seconds, 1),  # of a part of it, they would mislead
         "peak_megabytes": memory.megabytes,
         "provenance": provenance(watch.seconds),

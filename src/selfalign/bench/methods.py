@@ -121,8 +121,8 @@ def _baseline(
     settings: Mapping[str, Any],
 ) -> Fitted:
     try:
-        from selfalign import baselines
+        from selfalign.baselines import fit as fit_baseline
     except ImportError as error:
         raise ValueError(f"no method {name!r}; there are: {', '.join(OWN)}") from error
-    adapted = baselines.fit(name, policy, play, demonstrations, seed=seed, config=settings)
+    adapted = fit_baseline(name, policy, play, demonstrations, seed=seed, config=settings)
     return Fitted(adapted.policy, adapted.context, adapted.bytes_stored, adapted.seconds)

@@ -124,7 +124,8 @@ class Cell:
                 f"a cell is an object with a checkpoint; unknown: {unknown}; known: {', '.join(sorted(known))}"
             )
         try:
-            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+            values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+            return cls(**values)
         except TypeError as error:
             raise ValueError(f"a cell has a value of a wrong type: {error}") from error
 
