@@ -11,7 +11,7 @@ from selfalign.baselines.encoder import TrainedEncoder
 from selfalign.baselines.encoder_training import EncoderTraining, Example, train_encoder
 from selfalign.checkpoint import load
 from selfalign.data.play import Play
-from selfalign.sim.bodies import sample_bodies
+from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import record_play
 from selfalign.workers import progress_bar, run_jobs
@@ -106,5 +106,5 @@ def collect(job: Job) -> None:
     Example.of(policy, Play.from_episodes(episodes, {"name": body.name}, body.name)).save(job.path)
 
 
-def _source_bodies(config: EncoderRun):
+def _source_bodies(config: EncoderRun) -> list[BodySpec]:
     return sample_bodies(config.bodies, config.seed, "source", "all")

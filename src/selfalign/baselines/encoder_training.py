@@ -140,17 +140,18 @@ def train_encoder(
     training = {
         **asdict(config),
         "source_bodies": {"learned": len(learned), "held_out": len(held)},
-        "unexplained": {"learned": unexplained(network, learned), "held_out": unexplained(network, held)},
+        "unexplained": {
+            "learned": unexplained(network, learned),
+            "held_out": unexplained(network, held) if held else None,
+        },
         "best_step": history.best_step,
     }
     return TrainedEncoder(network, fingerprints.pop(), training)
 
 
 @torch.no_grad()
-def unexplained(network: PlayEncoder, examples: Sequence[Example]) -> float | None:
+def unexplained(network: PlayEncoder, examples: Sequence[Example]) -> float:
     """Squared error of the contexts that the encoder gives, relative to the variance of those that it learned from."""
-    if not examples:
-        return None
     errors = [network.moved(network(e.inputs)) - e.moved for e in examples]
     return float(torch.stack(errors).square().sum(-1).mean() / network.scale.square())
 
