@@ -266,7 +266,7 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
         OSError: the output or the checkpoint cannot be written.
     """
     console, watch = Console(quiet=not show), Stopwatch()
-    policy = _policy(config.checkpoint)
+    policy = load(config.checkpoint)  # not the one that workers keep: its calibration may have been an older one
     if config.check and policy.calibration is None:
         raise ValueError(f"{config.checkpoint} has no calibration to check; run `selfalign bench calibrate` first")
     identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint()}
