@@ -54,5 +54,5 @@ $(VENV)/.installed-sim: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-sim
-	$(PIP_INSTALL) -e ".[sim-lean,lerobot,serve,kinematics,report,rlds,dev]"
+	$(PIP_INSTALL) -e ".[sim-lean,lerobot,serve,kinematics,report,rlds,lora,cluster,dev]"
 	@touch $@
