@@ -19,8 +19,6 @@ from selfalign.online.worker import WorkerSettings
 from selfalign.policy import Policy
 
 BODY, EXECUTED = "body0", 4
-STEPS = 100
-"""Of each alignment; one follows the other."""
 
 
 class BusyAligner:
@@ -29,16 +27,19 @@ class BusyAligner:
     Args:
         policy: whose checkpoint the process gets.
         config: threads, niceness and limits of the process.
+        folder: where checkpoint, steps and contexts are written.
+        steps: of each alignment; one follows the other.
+        seed: draws the steps of the robot.
     """
 
-    def __init__(self, policy: Policy, config: AlignerConfig, folder: Path, seed: int):
+    def __init__(self, policy: Policy, config: AlignerConfig, folder: Path, steps: int, seed: int):
         save_checkpoint(policy, folder / "checkpoint")
         assert policy.stats is not None
         context = policy.model.prior().detach()
         context = context.with_info(fingerprint=policy.fingerprint(), norm_stats=policy.stats.to_dict())
         context.save(folder / "live.safetensors")
-        with_steps = random_steps(policy, folder / "steps", transitions=256, seed=seed)
-        self._job = AlignJob(with_steps, folder / "live.safetensors", folder / "fitted.safetensors", STEPS, 0.05)
+        material = random_steps(policy, folder / "steps", transitions=256, seed=seed)
+        self._job = AlignJob(material, folder / "live.safetensors", folder / "fitted.safetensors", steps, 0.05)
         settings = WorkerSettings(
             folder / "checkpoint",
             policy.fingerprint(),
@@ -73,10 +74,10 @@ class BusyAligner:
 
 
 @contextmanager
-def busy_aligner(policy: Policy, config: AlignerConfig, seed: int = 0) -> Iterator[BusyAligner]:
+def busy_aligner(policy: Policy, config: AlignerConfig, steps: int, seed: int = 0) -> Iterator[BusyAligner]:
     """Started, and ended with everything that it wrote."""
     with tempfile.TemporaryDirectory() as folder:
-        aligner = BusyAligner(policy, config, Path(folder), seed)
+        aligner = BusyAligner(policy, config, Path(folder), steps, seed)
         try:
             yield aligner
         finally:

@@ -225,40 +225,49 @@ def success(diary: list[Episode]) -> dict[str, Any]:
 
 
 def figure(report: dict[str, Any], width: int = 860) -> str:
-    """Success (the mean of ten episodes) and play loss over time, with what happened, as SVG."""
+    """Success (the mean of up to ten episodes of a phase) and play loss over time, with what happened, as SVG."""
     episodes, losses = report["episodes"], [(at, loss["live"]) for at, loss in report["losses"] if loss["live"]]
     end = max([episode["finished"] for episode in episodes] + [at for at, _ in losses]) or 1.0
 
     def x(at: float) -> float:
         return round(60 + (width - 80) * at / end, 1)
 
-    recent = [episodes[max(0, i - 9) : i + 1] for i in range(len(episodes))]
-    share = [(part[-1]["finished"], sum(e["success"] for e in part) / len(part)) for part in recent]
+    def shares(phase: str) -> list[tuple[float, float]]:
+        """Of each episode of a phase and the nine of that phase before it."""
+        mine = [episode for episode in episodes if episode["phase"] == phase]
+        recent = [mine[max(0, i - 9) : i + 1] for i in range(len(mine))]
+        return [(x(part[-1]["finished"]), sum(e["success"] for e in part) / len(part)) for part in recent]
+
     top = 1.1 * max([loss for _, loss in losses], default=1.0)
     marks = [(name, at) for name, at in report["seconds"].items()]
     parts = [
-        _panel(20, 160, "success, mean of 10 episodes", 1.0, [(x(at), value) for at, value in share]),
-        _panel(220, 160, "play loss of the context in use", top, [(x(at), value) for at, value in losses]),
+        _panel(20, 160, "success, mean of 10 episodes", 1.0, [shares(phase) for phase in PHASES]),
+        _panel(220, 160, "play loss of the context in use", top, [[(x(at), value) for at, value in losses]]),
     ]
     words = {"moved": "the cameras are moved", "drift": "a drift is seen", "accepted": "a new context"}
     for row, (name, at) in enumerate(marks):
         parts.append(f'<line x1="{x(at)}" x2="{x(at)}" y1="12" y2="380" stroke="#d33" stroke-dasharray="3 4"/>')
-        parts.append(f'<text x="{x(at) + 4}" y="{24 + 14 * row}" fill="#d33">{words[name]}</text>')
+        side, anchor = (4, "start") if x(at) < 0.8 * width else (-4, "end")
+        place = f'x="{x(at) + side}" y="{24 + 14 * row}" text-anchor="{anchor}"'
+        parts.append(f'<text {place} fill="#d33">{words[name]}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} 410" font-family="sans-serif" font-size="12" '
         f'fill="#666">{"".join(parts)}<text x="{width / 2}" y="402">seconds: 0 to {end:.0f}</text></svg>'
     )
 
 
-def _panel(up: int, height: int, title: str, top: float, points: list[tuple[float, float]]) -> str:
-    line = " ".join(f"{at},{up + height * (1 - value / top):.1f}" for at, value in points)
+def _panel(up: int, height: int, title: str, top: float, lines: list[list[tuple[float, float]]]) -> str:
+    def drawn(points: list[tuple[float, float]]) -> str:
+        line = " ".join(f"{at},{up + height * (1 - value / top):.1f}" for at, value in points)
+        return f'<polyline points="{line}" fill="none" stroke="#2f6fed" stroke-width="2"/>'
+
     ticks = "".join(
         f'<text x="54" y="{up + height * (1 - part) + 4}" text-anchor="end">{top * part:.2f}</text>'
         for part in (0, 0.5, 1)
     )
     return (
         f'{ticks}<text x="60" y="{up - 6}">{title}</text><line x1="60" x2="840" y1="{up + height}" y2="{up + height}" '
-        f'stroke="#999"/><polyline points="{line}" fill="none" stroke="#2f6fed" stroke-width="2"/>'
+        f'stroke="#999"/>{"".join(drawn(points) for points in lines)}'
     )
 
 

@@ -60,6 +60,8 @@ class Config:
     """Of the servers' computation."""
     aligner: AlignerConfig = field(default_factory=AlignerConfig)
     """Of the process that aligns in every third turn."""
+    align_steps: int = 100
+    """Of each of its alignments."""
     seed: int = 0
     out: Path | None = None
 
@@ -78,8 +80,8 @@ class Answers:
 def make_policy(config: Config) -> Policy:
     """The checkpoint's, or one with random weights; with statistics of random numbers."""
     torch.manual_seed(config.seed)
-    random = config.checkpoint is None
-    policy = Policy.from_model(VLA(presets.get("tiny")).eval()) if random else load(config.checkpoint)
+    given = config.checkpoint
+    policy = Policy.from_model(VLA(presets.get("tiny")).eval()) if given is None else load(given)
     rng, sizes = np.random.default_rng(config.seed), policy.model.config
     stats = NormStats.from_arrays(rng.normal(size=(100, sizes.state_dim)), rng.normal(size=(100, sizes.action_dim)))
     return Policy(policy.model, policy.tokenizer, policy.settings, stats)
@@ -159,7 +161,7 @@ def main(config: Config) -> dict[str, Any]:
 
     results: dict[str, list[Answers]] = {case: [] for case in CASES}
     turn = config.seconds / config.rounds
-    busy = busy_aligner(policy, config.aligner, config.seed)
+    busy = busy_aligner(policy, config.aligner, config.align_steps, config.seed)
     with serve(1) as single, serve(config.max_batch) as many, busy as aligner:
         servers: dict[str, PolicyServer] = {"unbatched": single, "batched": many, "aligning": many}
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -90,8 +90,22 @@ class _Connection:
             **more,
         }
 
-    def retry(self, error: Exception) -> None:
-        """Returns if trying again may help; raises what the caller should see if not."""
+    def pause(self, error: BaseException, delays: Iterator[float]) -> float:
+        """Seconds until the next try, after what has ended the last one; raises what the caller should see if there is
+        none."""
+        if not isinstance(error, Exception):
+            raise error
+        self._raise_if_final(error)
+        delay = next(delays, None)
+        if delay is None:
+            raise ConnectionError(
+                f"no answer from {self.address} for {self.backoff.patience:g} s ({type(error).__name__}: {error}); is "
+                "`selfalign serve` running there?"
+            ) from error
+        return delay
+
+    def _raise_if_final(self, error: Exception) -> None:
+        """Where trying again cannot help."""
         if isinstance(error, InvalidStatus):
             status, body = error.response.status_code, (error.response.body or b"").decode(errors="replace").strip()
             if status in (401, 403):
@@ -102,12 +116,6 @@ class _Connection:
             error, OSError | EOFError | ConnectionClosed | InvalidHandshake
         ):
             raise error
-
-    def lost(self, error: Exception) -> ConnectionError:
-        return ConnectionError(
-            f"no answer from {self.address} for {self.backoff.patience:g} s ({type(error).__name__}: {error}); is "
-            "`selfalign serve` running there?"
-        )
 
 
 def _answer(frame: bytes | str) -> dict[str, Any]:
@@ -196,13 +204,7 @@ class Client:
             except BaseException as error:
                 # Interrupted in the middle, the answer would still come and be taken for that of the next request.
                 self.close()
-                if not isinstance(error, Exception):
-                    raise
-                self._told.retry(error)
-                delay = next(delays, None)
-                if delay is None:
-                    raise self._told.lost(error) from error
-                time.sleep(delay)
+                time.sleep(self._told.pause(error, delays))
 
 
 class AsyncClient:
@@ -259,13 +261,7 @@ class AsyncClient:
                 return await action()
             except BaseException as error:
                 await self.close()
-                if not isinstance(error, Exception):
-                    raise
-                self._told.retry(error)
-                delay = next(delays, None)
-                if delay is None:
-                    raise self._told.lost(error) from error
-                await asyncio.sleep(delay)
+                await asyncio.sleep(self._told.pause(error, delays))
 
 
 # ---- one action at a time ------------------------------------------------------------------------------------------

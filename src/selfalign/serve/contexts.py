@@ -121,8 +121,7 @@ class ContextTable:
             prior = policy.model.prior().detach().with_info(embodiment=OWN, norm_stats=stats.to_dict())
             sources[OWN] = lambda: prior
         if self._folder is not None:
-            if not self._folder.is_dir():
-                raise ValueError(f"{self._folder} is not a folder of contexts; `selfalign align --out` writes into one")
+            check_folder(self._folder)
             store = ContextStore(self._folder)
             for path in sorted(self._folder.glob("*.safetensors")):
                 sources[path.stem] = lambda path=path: EmbodimentContext.load(path, fingerprint=fingerprint)
@@ -163,3 +162,9 @@ class ContextTable:
             f"there is no robot to serve: {where}, and the checkpoint has no statistics of one of its own; "
             "align a robot to its play (`selfalign align`) and give the folder of its context"
         )
+
+
+def check_folder(folder: Path) -> None:
+    """Raises `ValueError` where there is no such folder."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder of contexts; `selfalign align --out` writes into one")

@@ -27,7 +27,7 @@ from selfalign.policy import Policy
 from selfalign.serve.access import ApiKeys, RateLimit, check_exposure, is_loopback, tls_context
 from selfalign.serve.batching import Batcher, Query, infer
 from selfalign.serve.config import ServeConfig
-from selfalign.serve.contexts import ContextTable
+from selfalign.serve.contexts import ContextTable, check_folder
 from selfalign.serve.learning import PAGE, Learning, forged, page
 from selfalign.serve.metrics import Metrics
 from selfalign.serve.protocol import pack
@@ -78,7 +78,22 @@ class PolicyServer:
         self._desk = Desk(
             self.policy, self.contexts, reader, self._batcher.ask, self.metrics, self._threads, self.learning
         )
-        self._server: Server = await serve(
+        try:
+            self._server: Server = await self._listen()
+        except OSError as error:
+            self._threads.shutdown()
+            raise OSError(
+                f"cannot listen on {config.host}, port {config.port}: {error.strerror or error}; give another --port "
+                "(0: any free one) or --host"
+            ) from error
+        self._batcher.start()
+        if self.learning is not None:
+            self.learning.learner.start(self.contexts.swap)
+        return self
+
+    async def _listen(self) -> Server:
+        config, limits = self.config, self.config.limits
+        return await serve(
             self._converse,
             config.host,
             config.port,
@@ -95,10 +110,6 @@ class PolicyServer:
             ssl_handshake_timeout=limits.handshake_timeout if self._tls else None,
             logger=_quiet,
         )
-        self._batcher.start()
-        if self.learning is not None:
-            self.learning.learner.start(self.contexts.swap)
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         """Lets requests under way finish, then closes all connections with 1001."""
@@ -235,7 +246,7 @@ def run(config: ServeConfig) -> None:
 
     from selfalign.checkpoint import load
 
-    check_exposure(config)
+    check_files(config)  # before a large model is read
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -243,6 +254,21 @@ def run(config: ServeConfig) -> None:
     learning = None if config.learn is None else Learning.build(policy, config)
     contexts = ContextTable(policy, config.contexts, None if learning is None else learning.learner.adopt)
     asyncio.run(_run(policy, contexts, config, learning))
+
+
+def check_files(config: ServeConfig) -> None:
+    """Whether the server may start, as far as that can be told without its model.
+
+    Raises:
+        ValueError: an address beyond this machine without keys; keys, certificates or contexts that cannot be used.
+        OSError: a file of keys that cannot be read.
+    """
+    check_exposure(config)
+    tls_context(config)
+    if config.api_keys is not None:
+        ApiKeys.read(config.api_keys)
+    if config.contexts is not None:
+        check_folder(config.contexts)
 
 
 async def _run(policy: Policy, contexts: ContextTable, config: ServeConfig, learning: Learning | None) -> None:
