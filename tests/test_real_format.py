@@ -1,14 +1,18 @@
 """The whole life by commands, on data as LeRobot has it: video, named dimensions, nothing from inside a simulator."""
 
 import json
+import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
 from selfalign import presets
 from selfalign.checkpoint import save_checkpoint
-from selfalign.cli import main
+from selfalign.cli import Command, main
 from selfalign.data.lerobot import LeRobotReader
 from selfalign.model.policy import VLA, VLAConfig
 from selfalign.model.vision import KeypointTowerConfig
@@ -52,6 +56,18 @@ def test_recorded_videos_are_pretrained_on_aligned_to_and_acted_upon(tmp_path, m
     result = tmp_path / "eval.json"
     assert run("eval", "--context", context, "--body", play, *policy, "--episodes", 1, "--json", result) == 0
     assert json.loads(result.read_text())["success"]["episodes"] == 1
+
+
+def test_the_published_commands_are_understood():
+    script = (Path(__file__).parents[1] / "runs" / "7_real_format.sh").read_text().replace("\\\n", " ")
+    script = re.sub(r'\$\(\([^)]*\)\)|"\$(rigs|steps|episodes)"', "3", script.replace('"$prior"', "--prior"))
+    lines = [shlex.split(line) for line in re.findall(r"^.*?\bselfalign (.*)$", script, re.MULTILINE) if line[0] != "#"]
+    commands = [line for line in lines if line[0] in ("sources", "inspect", "pretrain", "play", "align", "eval")]
+    assert len(commands) == 7
+    for command in commands:
+        if command[0] == "play" and command[1].startswith("--"):
+            command.insert(1, "record")  # as `main` does
+        tyro.cli(Command, args=command, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
 
 
 def test_dimensions_without_a_name_are_asked_for(tmp_path, monkeypatch, capsys):
