@@ -46,11 +46,11 @@ def lora(given: Given, config: LoraConfig) -> Outcome:
     policy = given.copied_policy()
     model = add_lora(policy.model, LoraSettings(config.rank, config.alpha, parts=config.parts))
     moved = [p for p in model.parameters() if p.requires_grad]
-    history = _fit_to_demonstrations(given, policy, moved, config)
+    history, stored = _fit_to_demonstrations(given, policy, moved, config)
     result = given.copied_policy()
     with torch.no_grad():
         load_tensors(result.model, merged(model, unique_tensors(model)), "the model with adapters")
-    return Outcome(result, given.context_of(result), history.to_dict(), num_bytes(moved))
+    return Outcome(result, given.context_of(result), history.to_dict(), stored)
 
 
 @dataclass(frozen=True)
@@ -71,21 +71,26 @@ def finetune(given: Given, config: FinetuneConfig) -> Outcome:
     """A copy of the policy all of whose acting weights were trained."""
     policy = given.copied_policy()
     model = policy.model
-    idle = ("alignment",) if config.tower else ("alignment", "vision")
-    moved = {name: p for name, p in model.named_parameters() if part_of(name) not in idle}
-    moved |= {name: p for name, p in model.named_parameters() if name.startswith("image_proj.")}
-    moved = {name: p for name, p in moved.items() if not name.startswith(("grounding.", "contexts."))}
-    for parameter in moved.values():
-        parameter.requires_grad_(True)
-    history = _fit_to_demonstrations(given, policy, list(moved.values()), config, pixels=config.tower)
+    moved = [p.requires_grad_(True) for name, p in model.named_parameters() if _acts(name, config)]
+    history, stored = _fit_to_demonstrations(given, policy, moved, config, pixels=config.tower)
     model.requires_grad_(False)
-    return Outcome(policy, given.context_of(policy), history.to_dict(), num_bytes(list(moved.values())))
+    return Outcome(policy, given.context_of(policy), history.to_dict(), stored)
+
+
+def _acts(name: str, config: FinetuneConfig) -> bool:
+    """Whether acting reads a parameter, and it is to learn."""
+    if name.startswith("vision."):
+        return config.tower
+    return part_of(name) != "alignment" and not name.startswith(("grounding.", "contexts."))
 
 
 def _fit_to_demonstrations(
     given: Given, policy: Policy, moved: list[nn.Parameter], config: Any, *, pixels: bool = False
-) -> DescentHistory:
-    """A fixed number of steps: with one demonstration there is none to spare that could say when to stop."""
+) -> tuple[DescentHistory, int]:
+    """A fixed number of steps: with one demonstration there is none to spare that could say when to stop.
+
+    Returns what happened, and the bytes of the parameters that have changed: the loss does not reach all of them.
+    """
     _check_alike(given)
     count, batch_of = _demonstrated(given, policy, pixels)
 
@@ -97,8 +102,9 @@ def _fit_to_demonstrations(
         return losses.action
 
     plan = Descent(config.steps, config.learning_rate)
-    title = f"{len(given.demonstrations)} demonstrations, {given.body}"
-    return descend(moved, loss_of, plan, seed=given.seed, title=title, progress=given.progress)
+    title, before = f"{len(given.demonstrations)} demonstrations, {given.body}", [p.detach().clone() for p in moved]
+    history = descend(moved, loss_of, plan, seed=given.seed, title=title, progress=given.progress)
+    return history, num_bytes([p for p, was in zip(moved, before, strict=True) if not torch.equal(p, was)])
 
 
 def _demonstrated(given: Given, policy: Policy, pixels: bool) -> tuple[int, Batch]:
