@@ -81,7 +81,7 @@ def test_the_page_stands_alone_and_says_what_was_measured(results, tmp_path: Pat
 def test_the_same_results_give_the_same_files(results, tmp_path: Path):
     pages = []
     for name in ("a", "b"):
-        config = ReportConfig(results, out=tmp_path / f"{name}.html", pdf=tmp_path / f"{name}.pdf")
+        config = ReportConfig(results[:1], out=tmp_path / f"{name}.html", pdf=tmp_path / f"{name}.pdf")
         run(config, show=False)
         pages.append((config.out.read_bytes(), config.pdf.read_bytes()))
     assert pages[0] == pages[1]
