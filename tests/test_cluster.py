@@ -16,6 +16,7 @@ except ImportError:
 needs_ray = pytest.mark.skipif(ray is None, reason="Ray is not installed: pip install 'selfalign[cluster]'")
 
 
+@pytest.mark.slow
 @needs_ray
 @pytest.mark.skipif(bool(os.environ.get("RAY_ADDRESS")), reason="a cluster is named, which need not have this file")
 def test_ray_gives_what_one_process_gives():
