@@ -388,7 +388,7 @@ def _draw(config: TrainingConfig, source: SourceData) -> DrawPerturbation:
         return source_perturbation
     if bodies == "none":
         return RecordedBodies.of(source, bodies, config.recordings.changes or ())
-    model, features = presets.get(config.preset), source.info.features
+    model, features = config.vla(), source.info.features
     sizes = {STATE: model.state_dim, ACTION: model.action_dim}
     room = min(most - int(np.prod(features[name].shape)) for name, most in sizes.items())
     return RecordedBodies.of(source, bodies, config.recordings.changes, horizon=model.action_horizon, room=room)
