@@ -71,7 +71,9 @@ def finetune(given: Given, config: FinetuneConfig) -> Outcome:
     """A copy of the policy all of whose acting weights were trained."""
     policy = given.copied_policy()
     model = policy.model
-    moved = [p.requires_grad_(True) for name, p in model.named_parameters() if _acts(name, config)]
+    moved = [p for name, p in model.named_parameters() if _acts(name, config)]
+    for parameter in moved:
+        parameter.requires_grad_(True)
     history, stored = _fit_to_demonstrations(given, policy, moved, config, pixels=config.tower)
     model.requires_grad_(False)
     return Outcome(policy, given.context_of(policy), history.to_dict(), stored)
