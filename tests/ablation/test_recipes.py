@@ -56,7 +56,7 @@ def one_step(name: str, cache) -> tuple[Rehearsal, dict[str, float]]:
     sizes = ModelShape(shape.action_horizon, shape.action_dim, shape.state_dim, shape.next_offset)
     sources = VirtualSources(
         cache,
-        replace(features, recoloured=features),
+        replace(features, looks=(features,)),
         ByteTokenizer(shape.max_token_len, shape.prompt_merges),
         sizes,
         draw,

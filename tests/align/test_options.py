@@ -37,8 +37,8 @@ def test_what_moves_the_contexts(small_sources, detach):
 
 def test_fixed_source_bodies_come_again(small_sources):
     def seen(**changes) -> set[str]:
-        objective = state_for(small_sources, **changes).objective
-        bodies = [objective.batches.sample() for _ in range(30)]
+        batches, rng = state_for(small_sources, **changes).objective.batches, np.random.default_rng(0)
+        bodies = [batches.sample(rng, 0) for _ in range(30)]
         return {str((body.rig, body.perturbation.to_dict(), body.play_episodes.tolist())) for body in bodies}
 
     fixed = seen(source_bodies=4)

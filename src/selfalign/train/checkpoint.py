@@ -87,7 +87,7 @@ def restore(state: TrainState, path: str | Path) -> None:
             f"{path} is of a training of {payload['total_steps']} steps, not {state.total_steps}: the learning rate "
             "would jump; use the same number or an empty output directory"
         )
-    others = _differences(payload["about"], {k: v for k, v in state.about.items() if k != "machine"})
+    others = _differences(payload.get("about", {}), {k: v for k, v in state.about.items() if k != "machine"})
     if others:
         told = "; ".join([*others[:5], *(["..."] if others[5:] else [])])
         raise ValueError(
