@@ -16,13 +16,15 @@ from selfalign.bench.quality import confusion, loss_drop, roc
 from selfalign.bench.reading import MATRIX, read_cells
 from selfalign.bench.report import label, percent
 from selfalign.bench.results import Cell
-from selfalign.bench.stats import Interval
+from selfalign.bench.stats import Interval, bootstrap_mean
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = (
     "Written by `python benchmarks/results_page.py` from the files in [`benchmarks/results/`](../benchmarks/results/): "
     "no number is typed by hand. How each is measured is in [benchmarks/README.md](../benchmarks/README.md)."
 )
+ABLATION = "ablation_"
+"""How the names of files begin that are of other trainings than the shipped one."""
 MAIN = ("before", "after_10", "after_30", "after_100", "after_300", "aligned", "random", "swap", "oracle")
 
 
@@ -42,13 +44,15 @@ def page(results: Path, figure: str) -> str:
     files = sorted(results.glob("*.json"))
     data = {path: json.loads(path.read_text()) for path in files}
     cells = read_cells([path for path in files if is_bench(data[path])])
+    ablated = [cell for cell in cells if is_ablation(cell)]
     demos = [path for path in files if _format(data[path]) == "selfalign-demo-1"]
     return (
         "\n\n".join(
             [
                 "# Experiment results",
                 WRITTEN,
-                *adaptation(cells, figure),
+                *adaptation([cell for cell in cells if cell not in ablated], figure),
+                *ablation(ablated),
                 *verdicts(cells),
                 *(part for path in demos for part in demo(data[path])),
                 *experts(data.get(results / "experts.json")),
@@ -80,6 +84,32 @@ def adaptation(cells: Sequence[Cell], figure: str) -> Iterator[str]:
     if costs:
         yield "What a body costs, on average, in seconds; the context is what is fitted."
         yield markdown(("unseen", "play", "align", "robot's own time of play", "context"), costs)
+
+
+def ablation(cells: Sequence[Cell]) -> Iterator[str]:
+    """What becomes of the recipe when something is changed."""
+    if not cells:
+        return
+    yield "## What is rehearsal worth?"
+    yield (
+        "One vision tower, data and number of steps (2,000, a fifth of the shipped checkpoint's); contexts were "
+        "rehearsed, or were one learned context per source body, or one for all. Then unseen bodies are aligned as "
+        "always. The play loss falls as far without rehearsal: low play loss alone proves nothing. How they were trained is in "
+        "[benchmarks/README.md](../benchmarks/README.md#ablations)."
+    )
+    shown = [name for name in MAIN if any(name in _conditions(cell) for cell in cells)]
+    rows = []
+    for cell in cells:
+        scheme, scenario = cell.path.stem.removeprefix(ABLATION).rsplit("_", 1)
+        losses = [bootstrap_mean([row["verdict"][when] for row in cell.rows]) for when in ("before", "after")]
+        told = " -> ".join(f"{loss.value:.2f}" for loss in losses)
+        found = [percent(cell.success(name).to_dict()) for name in shown]
+        rows.append([scheme, scenario, str(len(cell.rows)), told, *found])
+    yield markdown(("training", "unseen", "bodies", "held-out play loss", *map(label, shown)), rows)
+
+
+def is_ablation(cell: Cell) -> bool:
+    return cell.path.stem.startswith(ABLATION)
 
 
 def _conditions(cell: Cell) -> list[str]:
@@ -188,6 +218,7 @@ def main(config: Config) -> None:
     where = config.figure.relative_to(config.page.parent).as_posix()
     config.page.write_text(page(config.results, where), encoding="utf-8")
     cells = read_cells([p for p in sorted(config.results.glob("*.json")) if is_bench(json.loads(p.read_text()))])
+    cells = [cell for cell in cells if not is_ablation(cell)]
     config.figure.write_text(figures.svg(figures.overview(cells[:12])), encoding="utf-8")
     curves = [cell for cell in cells if cell.success_by_steps()][: figures.TOGETHER]
     config.curves.write_text(figures.svg(figures.over_steps(curves)), encoding="utf-8")
