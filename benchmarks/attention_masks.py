@@ -19,7 +19,9 @@ from torch import Tensor
 from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.model import masks
 from selfalign.model.alignment import AlignmentInputs, AlignmentLayout
-from selfalign.model.policy import ALIGNMENT, VLA, VLAConfig
+from selfalign.model.config import VLAConfig
+from selfalign.model.losses import ALIGNMENT
+from selfalign.model.policy import VLA
 from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import KeypointTowerConfig

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from goldens import OPENPI, OpenPIGolden
 from selfalign.model import flow
 from selfalign.model.layers import rotation, time_embedding
+from selfalign.model.losses import ACTION, FlowNoise
 from selfalign.model.openpi import load_openpi, run_checkpoint
 from selfalign.model.openpi_names import tensor_names
-from selfalign.model.policy import ACTION, FlowNoise
 
 
 def forward(golden: OpenPIGolden) -> Iterator[tuple[str, Tensor, Tensor]]:

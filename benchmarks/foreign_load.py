@@ -30,10 +30,11 @@ from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.checkpoint import save_checkpoint
 from selfalign.convert import ConvertConfig, convert
 from selfalign.data.normalize import FieldStats, NormStats
+from selfalign.model.config import VLAConfig
 from selfalign.model.cost import meta_model
 from selfalign.model.openpi import openpi_tensors
 from selfalign.model.openpi_names import EMBEDDING, UNUSED, written_names
-from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.policy import VLA
 from selfalign.model.tokenizer import PaliGemmaTokenizer
 from selfalign.policy import AlignSettings, Policy
 from selfalign.types import Observation

@@ -23,7 +23,7 @@ import torch
 from openpi_reference import resized
 from torch import Tensor, nn
 
-from selfalign.model.policy import VLAConfig
+from selfalign.model.config import VLAConfig
 from selfalign.types import Observation
 
 UNUSED = ("cv2", "deepdiff", "imageio", "pynput", "rerun", "serial", "torchvision", "wandb")

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from selfalign.model.config import VLAConfig
 from selfalign.model.openpi import openpi_tensors
 from selfalign.model.openpi_names import EMBEDDING, UNUSED
-from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.policy import VLA
 from selfalign.types import Observation, Transition
 
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.config import VLAConfig
+from selfalign.model.policy import VLA
 from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import KeypointTowerConfig

@@ -18,7 +18,8 @@ from selfalign.checkpoint import save_checkpoint
 from selfalign.cli import main
 from selfalign.data.episodes import Episode
 from selfalign.data.lerobot import LeRobotWriter
-from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.config import VLAConfig
+from selfalign.model.policy import VLA
 from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import KeypointTowerConfig

@@ -17,8 +17,8 @@ from selfalign.cli import main
 from selfalign.convert import ConvertConfig, convert, foreign_tensors, open_source
 from selfalign.inspection import read_config
 from selfalign.model import tensorfile
+from selfalign.model.losses import ALIGNMENT
 from selfalign.model.openpi import CheckpointSettings, load_openpi
-from selfalign.model.policy import ALIGNMENT
 from selfalign.model.tensorfile import StoredTensor
 from selfalign.model.upgrade import upgrade
 from selfalign.model.weights import unique_tensors

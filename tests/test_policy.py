@@ -14,7 +14,7 @@ from align.factory import HORIZON, make_episode, make_play, raw_observation, sma
 from selfalign.checkpoint import load, save_checkpoint
 from selfalign.data.normalize import NormStats
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.policy import LossWeights
+from selfalign.model.losses import LossWeights
 from selfalign.policy import AlignSettings, Policy
 from selfalign.types import Observation
 

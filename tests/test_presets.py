@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from selfalign import presets
+from selfalign.model.config import VLAConfig
 from selfalign.model.cost import align_step, meta_model, sampling_phases
+from selfalign.model.losses import ALIGNMENT
 from selfalign.model.openpi import CheckpointSettings, infer_config
 from selfalign.model.openpi_names import tensor_names
-from selfalign.model.policy import ALIGNMENT, VLA, VLAConfig
+from selfalign.model.policy import VLA
 
 
 def build(config: VLAConfig) -> VLA:

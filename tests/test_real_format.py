@@ -14,7 +14,8 @@ from selfalign import presets
 from selfalign.checkpoint import save_checkpoint
 from selfalign.cli import Command, main
 from selfalign.data.lerobot import LeRobotReader
-from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.config import VLAConfig
+from selfalign.model.policy import VLA
 from selfalign.model.vision import KeypointTowerConfig
 from selfalign.policy import Policy
 from small_model import small_config

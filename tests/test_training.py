@@ -11,7 +11,7 @@ import selfalign as sa
 from selfalign.align.pretrain import PretrainConfig
 from selfalign.align.rehearsal import RehearsalConfig
 from selfalign.cli import main
-from selfalign.model.policy import LossWeights
+from selfalign.model.losses import LossWeights
 from selfalign.train.loop import LoopConfig
 from selfalign.train.pointing import PointingConfig
 from selfalign.train.step import OptimConfig

@@ -19,9 +19,10 @@ from selfalign.checkpoint import CheckpointInfo
 from selfalign.data import lerobot_policy
 from selfalign.data.normalize import NormStats
 from selfalign.data.pretrained import Kind, check_settings, kind_of, read_stats, write_openpi
+from selfalign.model.config import VLAConfig, fingerprint
 from selfalign.model.openpi import CheckpointSettings, open_plain
 from selfalign.model.openpi_names import UNUSED, written_names
-from selfalign.model.policy import VLA, VLAConfig, fingerprint
+from selfalign.model.policy import VLA
 from selfalign.model.tensorfile import StoredTensor, open_tensors, write_tensors
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.upgrade import additions

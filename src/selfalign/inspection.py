@@ -14,11 +14,12 @@ from selfalign.data.pretrained import kind_of
 from selfalign.data.sources import SourceData
 from selfalign.data.summary import ColumnSummary, DataSummary, sparkline
 from selfalign.data_page import data_page
+from selfalign.model.config import VLAConfig
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.cost import DEVICES, Device, Phase, Workload, align_step, meta_model, sampling_phases
 from selfalign.model.files import write_atomically
 from selfalign.model.openpi import CheckpointSettings, checkpoint_shapes, infer_config
-from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.policy import VLA
 from selfalign.model.weights import config_from_dict, load_model, read_json, unique_tensors
 
 HASHED = 1_000_000_000

@@ -28,7 +28,8 @@ from selfalign.data.statistics import norm_stats
 from selfalign.data.transforms import Tokenizer, dim_mask, pad_dims, pixels_to_model, resize_with_pad, unpad_dims
 from selfalign.embodiments import Embodiment
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.policy import VLA, LossWeights
+from selfalign.model.losses import LossWeights
+from selfalign.model.policy import VLA
 from selfalign.model.tokenizer import ByteTokenizer
 from selfalign.types import ActionChunk, Observation, TensorStruct, Transition
 

@@ -18,7 +18,9 @@ from selfalign.data.fake import write_fake
 from selfalign.data.schema import ACTION, STATE
 from selfalign.data.sources import SourceData
 from selfalign.data.virtual import DrawPerturbation, PlayUse
-from selfalign.model.policy import VLA, LossWeights, VLAConfig
+from selfalign.model.config import VLAConfig
+from selfalign.model.losses import LossWeights
+from selfalign.model.policy import VLA
 from selfalign.policy import AlignSettings, Policy
 from selfalign.train.autocast import Precision
 from selfalign.train.loop import LoopConfig

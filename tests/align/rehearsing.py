@@ -11,7 +11,8 @@ from selfalign.data.episodes import Episode
 from selfalign.data.lerobot import LeRobotReader, LeRobotWriter
 from selfalign.data.perturb import EmbodimentPerturbation, LinearFrame
 from selfalign.data.virtual import FrameFeatures, ModelShape, VirtualSources
-from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.config import VLAConfig
+from selfalign.model.policy import VLA
 from selfalign.model.streams import StreamConfig
 from selfalign.model.tokenizer import ByteTokenizer
 from selfalign.model.ttt import TTTConfig

@@ -14,7 +14,8 @@ from selfalign.data.lerobot import LeRobotWriter
 from selfalign.data.perturb import EmbodimentPerturbation
 from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import SourceData
-from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.config import VLAConfig
+from selfalign.model.policy import VLA
 from selfalign.model.weights import save_model, unique_tensors
 from selfalign.train.loop import LoopConfig
 from selfalign.train.pointing import PointingConfig, train_tower

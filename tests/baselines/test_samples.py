@@ -10,7 +10,7 @@ from selfalign.baselines.method import Given
 from selfalign.baselines.pad import inverse_loss, next_features
 from selfalign.baselines.prompt import alignment_loss, with_prompt
 from selfalign.baselines.samples import FlowSamples, Pictures, demonstrated, draw_rows, read_demonstrations, spread_rows
-from selfalign.model.policy import ACTION, ALIGNMENT, LossWeights
+from selfalign.model.losses import ACTION, ALIGNMENT, LossWeights
 from selfalign.types import ActionChunk, Transition
 
 

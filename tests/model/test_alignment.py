@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from selfalign.model.alignment import AlignmentInputs, AlignmentLayout
-from selfalign.model.policy import ALIGNMENT
+from selfalign.model.losses import ALIGNMENT
 
 
 def velocities(model, batch, inputs):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from selfalign.model.augment import Augment, AugmentConfig, Draw, draw_changes, move, recolour
-from selfalign.model.policy import ACTION
+from selfalign.model.losses import ACTION
 from small_model import make_batch
 
 GOLDENS = Path(__file__).parents[1] / "data" / "openpi_units" / "units.safetensors"

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from selfalign import presets
 from selfalign.model.cost import DEVICES, Cost, Device, Workload, align_step, meta_model, sampling_phases
-from selfalign.model.policy import ALIGNMENT, VLA
+from selfalign.model.losses import ALIGNMENT
+from selfalign.model.policy import VLA
 from selfalign.model.streams import StreamConfig
 from selfalign.model.vision import SigLIPConfig
 from small_model import make_batch, randomise, small_config

@@ -10,9 +10,9 @@ import torch
 from goldens import OPENPI, OpenPIGolden
 from selfalign.model import flow, masks
 from selfalign.model.layers import rotation, time_embedding
+from selfalign.model.losses import ACTION, FlowNoise
 from selfalign.model.openpi import load_openpi, run_checkpoint
 from selfalign.model.openpi_names import tensor_names
-from selfalign.model.policy import ACTION, FlowNoise
 from selfalign.model.weights import unique_tensors
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

@@ -8,7 +8,8 @@ import torch
 
 from selfalign.model import flow
 from selfalign.model.layers import AdaRMSNorm, apply_rope, rotation, time_embedding
-from selfalign.model.policy import ACTION, VLA, FlowNoise, LossWeights
+from selfalign.model.losses import ACTION, FlowNoise, LossWeights
+from selfalign.model.policy import VLA
 from selfalign.types import ActionChunk, Transition
 from small_model import make_batch, randomise, small_config
 

@@ -8,8 +8,9 @@ import torch
 from goldens import OPENPI, OpenPIGolden
 from selfalign import presets
 from selfalign.model.layers import AdaRMSNorm, RMSNorm, rotation
+from selfalign.model.losses import ALIGNMENT
 from selfalign.model.openpi import load_openpi
-from selfalign.model.policy import ALIGNMENT, VLA
+from selfalign.model.policy import VLA
 from selfalign.model.precision import set_precision
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import SigLIPConfig

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from selfalign.model.layers import apply_rope, rotation
-from selfalign.model.policy import ACTION, ALIGNMENT, VLA, FlowNoise, LossWeights
+from selfalign.model.losses import ACTION, ALIGNMENT, FlowNoise, LossWeights
+from selfalign.model.policy import VLA
 from selfalign.model.prefix import KeyValues, LatentPrompt, PrefixCache
 from selfalign.model.weights import load_model, save_model
 from selfalign.types import Transition

@@ -8,8 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from goldens import OPENPI, OpenPIGolden
 from selfalign.model.layers import AdaRMSNorm
+from selfalign.model.losses import FlowNoise
 from selfalign.model.openpi import load_openpi
-from selfalign.model.policy import VLA, FlowNoise, Shortcuts
+from selfalign.model.policy import VLA, Shortcuts
 from selfalign.model.vision import SigLIPConfig
 from small_model import make_batch, randomise, small_config
 

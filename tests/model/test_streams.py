@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from selfalign.model import masks
-from selfalign.model.policy import ACTION, ALIGNMENT, VLA
+from selfalign.model.losses import ACTION, ALIGNMENT
+from selfalign.model.policy import VLA
 from selfalign.model.streams import StreamConfig, as_many_heads, attend
 from small_model import HEADS, make_batch, randomise, small_config
 

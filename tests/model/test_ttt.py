@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from selfalign.model import masks
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.inner_loop import FastWeights, Norm, inner_loop, primal_step
-from selfalign.model.policy import ACTION, ALIGNMENT, VLA, FlowNoise
+from selfalign.model.losses import ACTION, ALIGNMENT, FlowNoise
+from selfalign.model.policy import VLA
 from selfalign.model.ttt import TTTConfig, TTTLayer
 from small_model import make_batch, randomise, small_config
 

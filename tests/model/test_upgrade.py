@@ -7,8 +7,9 @@ import torch
 
 from goldens import OPENPI, OpenPIGolden
 from selfalign import presets
+from selfalign.model.losses import ACTION, ALIGNMENT
 from selfalign.model.openpi import load_openpi
-from selfalign.model.policy import ACTION, ALIGNMENT, VLA
+from selfalign.model.policy import VLA
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.upgrade import upgrade
 from small_model import make_batch

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from selfalign import presets
-from selfalign.model.policy import VLA, config_identity
+from selfalign.model.config import config_identity
+from selfalign.model.policy import VLA
 from selfalign.model.weights import config_from_dict, config_to_dict, load_model, save_model, unique_tensors
 from small_model import small_config
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from align.rehearsing import seeded_state, tiny_model
-from selfalign.model.policy import FlowNoise
+from selfalign.model.losses import FlowNoise
 from selfalign.model.weights import unique_tensors
 from selfalign.train import checkpoint
 from selfalign.train.export import finished

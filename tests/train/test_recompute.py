@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from selfalign.model.layers import GatedMLP
-from selfalign.model.policy import ACTION, ALIGNMENT, VLA, FlowNoise
+from selfalign.model.losses import ACTION, ALIGNMENT, FlowNoise
+from selfalign.model.policy import VLA
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import SigLIPConfig
 from selfalign.train.recompute import blocks, recompute_blocks

@@ -19,7 +19,8 @@ from selfalign.data.loading import fetch_ahead
 from selfalign.data.virtual import FrameRequest, Samples, Seen, VirtualEmbodiment, VirtualSources
 from selfalign.model import flow
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.policy import ACTION, ALIGNMENT, VLA, FlowNoise, Losses
+from selfalign.model.losses import ACTION, ALIGNMENT, FlowNoise, Losses
+from selfalign.model.policy import VLA
 from selfalign.train.world import ALONE, World
 from selfalign.types import TensorStruct, Transition
 

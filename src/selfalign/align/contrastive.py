@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfalign.align.settings import ContrastiveConfig
 from selfalign.data.virtual import VirtualEmbodiment, VirtualSources
-from selfalign.model.policy import Losses
+from selfalign.model.losses import Losses
 
 
 def info_nce(

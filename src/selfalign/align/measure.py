@@ -9,7 +9,8 @@ from torch import Tensor
 from selfalign.align.bank import PlayBank
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.contexts import Coordinates
-from selfalign.model.policy import ALIGNMENT, VLA, FlowNoise, Losses, LossWeights
+from selfalign.model.losses import ALIGNMENT, FlowNoise, Losses, LossWeights
+from selfalign.model.policy import VLA
 from selfalign.model.prefix import PrefixCache
 from selfalign.types import Transition
 

@@ -27,7 +27,8 @@ from selfalign.data.play import Play
 from selfalign.model import flow
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.contexts import Coordinates
-from selfalign.model.policy import VLA, Losses, LossWeights
+from selfalign.model.losses import Losses, LossWeights
+from selfalign.model.policy import VLA
 from selfalign.policy import AlignSettings, Policy
 
 

@@ -16,7 +16,8 @@ from selfalign.align.lives import drawing_state, restored_drawing
 from selfalign.align.settings import RehearsalConfig
 from selfalign.data.virtual import VirtualEmbodiment, VirtualSources
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.policy import VLA, Losses
+from selfalign.model.losses import Losses
+from selfalign.model.policy import VLA
 from selfalign.train.world import ALONE, World
 
 

@@ -25,8 +25,9 @@ from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import pixels_to_model
 from selfalign.data.virtual import DrawPerturbation, FrameFeatures, ModelShape, PlayUse, VirtualSources
+from selfalign.model.config import VLAConfig
 from selfalign.model.files import map_array, write_atomically
-from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.policy import VLA
 from selfalign.model.tokenizer import ByteTokenizer
 from selfalign.model.vision import KeypointTower, KeypointTowerConfig
 from selfalign.model.weights import config_to_dict, load_model, load_tensors, unique_tensors

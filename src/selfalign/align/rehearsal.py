@@ -28,7 +28,8 @@ from selfalign.align.plain import Plain
 from selfalign.align.settings import RehearsalConfig
 from selfalign.data.virtual import VirtualSources
 from selfalign.model.contexts import Coordinates
-from selfalign.model.policy import VLA, Losses
+from selfalign.model.losses import Losses
+from selfalign.model.policy import VLA
 from selfalign.train.world import ALONE, World
 
 

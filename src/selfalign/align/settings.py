@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from selfalign.model.policy import LossWeights
+from selfalign.model.losses import LossWeights
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from selfalign.baselines.descent import Descent, DescentHistory, descend, num_bytes
 from selfalign.baselines.method import Given, Outcome, check_positive
 from selfalign.baselines.samples import FlowSamples, Pictures, demonstrated, draw_rows, read_demonstrations
-from selfalign.model.policy import ACTION
+from selfalign.model.losses import ACTION
 from selfalign.model.weights import load_tensors, unique_tensors
 from selfalign.policy import Policy
 from selfalign.train.lora import LoraSettings, add_lora, merged

@@ -17,7 +17,8 @@ from selfalign.baselines.descent import Descent, descend, num_bytes
 from selfalign.baselines.method import Given, Outcome, check_positive
 from selfalign.baselines.samples import FlowSamples, Pictures, draw_rows, spread_rows
 from selfalign.data.play import Play
-from selfalign.model.policy import ALIGNMENT, VLA
+from selfalign.model.losses import ALIGNMENT
+from selfalign.model.policy import VLA
 from selfalign.policy import Policy
 from selfalign.train.parts import part_of
 

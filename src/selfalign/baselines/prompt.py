@@ -14,7 +14,8 @@ from selfalign.align.measure import EvalGrid
 from selfalign.baselines.descent import Descent, descend, num_bytes
 from selfalign.baselines.method import Given, Outcome, check_positive, with_model
 from selfalign.baselines.samples import FlowSamples, draw_rows
-from selfalign.model.policy import ALIGNMENT, VLA, LossWeights
+from selfalign.model.losses import ALIGNMENT, LossWeights
+from selfalign.model.policy import VLA
 from selfalign.policy import Policy
 
 

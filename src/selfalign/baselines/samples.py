@@ -16,7 +16,7 @@ from selfalign.data.play import Play
 from selfalign.data.transforms import pixels_to_model, resize_with_pad
 from selfalign.model import flow
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.policy import ACTION, FlowNoise
+from selfalign.model.losses import ACTION, FlowNoise
 from selfalign.policy import Policy, concatenate
 from selfalign.types import Transition
 

@@ -13,7 +13,7 @@ from selfalign.bench.subject import random_update
 from selfalign.data.episodes import Episode
 from selfalign.data.play import Play
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.policy import LossWeights
+from selfalign.model.losses import LossWeights
 from selfalign.policy import Policy
 
 

@@ -16,7 +16,7 @@ from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model import flow
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.policy import ACTION
+from selfalign.model.losses import ACTION
 from selfalign.policy import Policy
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.engine import Simulation

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from selfalign.data.episodes import IMAGE_PREFIX
 from selfalign.data.normalize import FieldStats, Mode, NormStats, check_field
+from selfalign.model.config import VLAConfig
 from selfalign.model.openpi import CheckpointSettings
-from selfalign.model.policy import VLAConfig
 from selfalign.model.tensorfile import StoredTensor, open_tensors, write_tensors
 from selfalign.model.weights import read_json, write_json
 

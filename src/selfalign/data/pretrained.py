@@ -11,8 +11,9 @@ import torch
 
 from selfalign.data import lerobot_policy
 from selfalign.data.normalize import NormStats
+from selfalign.model.config import VLAConfig
 from selfalign.model.openpi import CheckpointSettings, load_openpi
-from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.policy import VLA
 from selfalign.model.weights import read_json, write_json
 
 Kind = Literal["selfalign", "openpi", "lerobot"]

@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from selfalign.model.policy import ALIGNMENT, VLA, VLAConfig
+from selfalign.model.config import VLAConfig
+from selfalign.model.losses import ALIGNMENT
+from selfalign.model.policy import VLA
 from selfalign.model.precision import Precision, set_precision
 from selfalign.model.prefix import KeyValues, PrefixCache
 from selfalign.types import ActionChunk, Observation, Transition

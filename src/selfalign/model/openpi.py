@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from selfalign.model import flow
+from selfalign.model.config import VLAConfig
 from selfalign.model.openpi_names import (
     EMBEDDING,
     EXPERT,
@@ -31,7 +32,7 @@ from selfalign.model.openpi_names import (
     tensor_names,
     written_names,
 )
-from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.policy import VLA
 from selfalign.model.precision import Precision
 from selfalign.model.streams import StreamConfig
 from selfalign.model.tensorfile import StoredTensor, open_tensors

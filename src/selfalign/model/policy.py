@@ -7,11 +7,9 @@
 The model knows normalised tensors only; `selfalign.Policy` adds robots, units and statistics.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, cast
+from dataclasses import dataclass, fields
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,128 +19,16 @@ from torch import Tensor, nn
 from selfalign.model import flow, masks
 from selfalign.model.alignment import AlignmentInputs, AlignmentLayout, AlignmentSuffix
 from selfalign.model.augment import Augment
+from selfalign.model.config import VLAConfig, fingerprint
 from selfalign.model.context import ContextInfo, EmbodimentContext
 from selfalign.model.contexts import make_contexts
 from selfalign.model.layers import TIME_COMPONENTS, AdaRMSTime, TimeComponent, Timed
+from selfalign.model.losses import ACTION, ALIGNMENT, BOTH, FlowNoise, Losses, LossWeights, masked_mse
 from selfalign.model.prefix import PrefixCache
-from selfalign.model.streams import Condition, Mixture, StreamConfig, StreamModulation
+from selfalign.model.streams import Condition, Mixture, StreamModulation
 from selfalign.model.tensorfile import StoredTensor
-from selfalign.model.ttt import TTTConfig, TTTLayer
-from selfalign.model.vision import KeypointTowerConfig, VisionConfig
-from selfalign.types import Observation, TensorStruct, Transition
-
-ACTION, ALIGNMENT = "action", "alignment"
-BOTH = (ACTION, ALIGNMENT)
-
-
-@dataclass(frozen=True)
-class VLAConfig:
-    """Everything that is needed to build the model."""
-
-    vlm: StreamConfig
-    action: StreamConfig
-    alignment: StreamConfig | None
-    """None: a plain policy without alignment expert."""
-    ttt: TTTConfig = field(default_factory=TTTConfig)
-    vision: VisionConfig = field(default_factory=KeypointTowerConfig)
-    vocab_size: int = 258
-    max_token_len: int = 48
-    prompt_merges: tuple[str, ...] = ()
-    """Words that the byte tokenizer reads as one token."""
-    cameras: tuple[str, ...] = ("scene",)
-    state_dim: int = 8
-    action_dim: int = 8
-    action_horizon: int = 8
-    grounding: bool = False
-    """Heads that point at what the prompt names, for a VLM that is trained from nothing."""
-    time: str = "adarms"
-    """How flow time comes in: "adarms" (pi0.5) or "concat" (pi0)."""
-    state_token: bool = True
-    """The state is the action suffix's first token (pi0); False: the prompt holds it, if anything does (pi0.5)."""
-    discrete_state_input: bool = True
-    """Without a state token, prompts tell the state in words; False: nothing tells it (openpi's `pi05_libero`)."""
-    prompt_tokens: int = 0
-    """Tokens of a latent prompt, which the experts read beside the prefix; 0: there is none."""
-    next_offset: int | None = None
-    """Steps after o_t at which the next observation is seen, at most the horizon; None: the horizon."""
-    next_pixels: int = 0
-    """Next observations are told by pictures shrunk to this side; 0: by the vision tower's summaries."""
-    open_perception: bool = False
-    """The perception token sees both dynamics: labels leak, so this is only to compare with."""
-
-    def __post_init__(self) -> None:
-        if self.next_offset is not None and not 1 <= self.next_offset <= self.action_horizon:
-            raise ValueError(f"next_offset must be 1 to the horizon of {self.action_horizon}, got {self.next_offset}")
-        if not 0 <= self.next_pixels <= self.image_size:
-            raise ValueError(f"next_pixels must be 0 to the picture's {self.image_size}, got {self.next_pixels}")
-
-    @property
-    def next_step(self) -> int:
-        """Steps after o_t at which the next observation is seen."""
-        return self.action_horizon if self.next_offset is None else self.next_offset
-
-    @property
-    def reads_state(self) -> bool:
-        """Whether prompts tell the state."""
-        return self.discrete_state_input and not self.state_token
-
-    @property
-    def image_size(self) -> int:
-        return self.vision.image_size
-
-
-@dataclass(frozen=True)
-class FlowNoise(TensorStruct):
-    """The noise of one training sample. Inverse dynamics reuses the action noise."""
-
-    actions: Float[Tensor, "B H A"]
-    state: Float[Tensor, "B S"]
-    next_features: Float[Tensor, "B N F"] | None
-
-    @classmethod
-    def like(
-        cls, batch: Transition, *, samples: int | None = None, generator: torch.Generator | None = None
-    ) -> "FlowNoise":
-        """Noise for a batch; with `samples`, for so many samples of its kind."""
-
-        def draw(x: Tensor) -> Tensor:
-            shape = x.shape if samples is None else (samples, *x.shape[1:])
-            return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
-
-        following = None if batch.next_features is None else draw(batch.next_features)
-        return cls(draw(batch.actions.values), draw(batch.observation.state), following)
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the parts in the total."""
-
-    action: float = 1.0
-    ttt: float = 1.0
-    perception: float = 1.0
-    dynamics: float = 1.0
-    inverse: float = 1.0
-    grounding: float = 1.0
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The total and its parts: scalars, or `[B]` with `reduction="none"`. A part that was not asked for is None."""
-
-    total: Tensor
-    action: Tensor | None = None
-    ttt: Tensor | None = None
-    perception: Tensor | None = None
-    dynamics: Tensor | None = None
-    inverse: Tensor | None = None
-    grounding: Tensor | None = None
-    contrastive: Tensor | None = None
-    """Of pretraining's slots (`align.contrastive`); the model knows none."""
-
-    def scalars(self) -> dict[str, float]:
-        """The parts that are present, as numbers for a log."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: float(value.detach().mean()) for name, value in parts.items() if value is not None}
+from selfalign.model.ttt import TTTLayer
+from selfalign.types import Observation, Transition
 
 
 @dataclass(frozen=True)
@@ -335,7 +221,7 @@ class VLA(nn.Module):
         predicted = self.action_velocity(
             batch.observation.state, flow.interpolate(clean, noise.actions, time), time, prefix, context
         )
-        return _masked_mse(predicted, flow.velocity(clean, noise.actions), batch.actions.loss_mask())
+        return masked_mse(predicted, flow.velocity(clean, noise.actions), batch.actions.loss_mask())
 
     def _grounding_loss(self, batch, prefix: PrefixCache) -> Float[Tensor, " B"]:
         """Squared error of pointing at what the prompt names, read from the prompt's tokens after each layer.
@@ -370,11 +256,11 @@ class VLA(nn.Module):
         following_mask = full[:, None, None].expand_as(following)
         action_mask = batch.actions.loss_mask() * full[:, None, None]
         return {
-            "perception": _masked_mse(predicted.state, flow.velocity(state, noise.state), state_mask),
-            "dynamics": _masked_mse(
+            "perception": masked_mse(predicted.state, flow.velocity(state, noise.state), state_mask),
+            "dynamics": masked_mse(
                 predicted.next_features, flow.velocity(following, noise.next_features), following_mask
             ),
-            "inverse": _masked_mse(predicted.actions, flow.velocity(actions, noise.actions), action_mask),
+            "inverse": masked_mse(predicted.actions, flow.velocity(actions, noise.actions), action_mask),
             "ttt": sum(out.ttt_losses.values(), start=torch.zeros_like(time)),
         }
 
@@ -498,31 +384,3 @@ class VLA(nn.Module):
                 "TTT layers are shared, so the experts need one width; "
                 f"got action {action.width}, alignment {alignment.width}"
             )
-
-
-def fingerprint(config: VLAConfig, state: Mapping[str, StoredTensor]) -> str:
-    """`VLA.fingerprint` of the model with this config and state dict, read chunk by chunk."""
-    digest = hashlib.sha256(json.dumps(config_identity(config), sort_keys=True).encode())
-    for name in sorted(state):
-        digest.update(name.encode())
-        for chunk in state[name].chunks():
-            digest.update(chunk)
-    return digest.hexdigest()[:16]
-
-
-def config_identity(config: Any) -> dict[str, Any]:
-    """What a config says otherwise than its defaults: a field that is added later changes no fingerprint."""
-    told: dict[str, Any] = {"kind": type(config).__name__}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        if default is MISSING or value != default:
-            told[f.name] = config_identity(value) if is_dataclass(value) else value
-    return told
-
-
-def _masked_mse(predicted: Tensor, target: Tensor, mask: Tensor) -> Float[Tensor, " B"]:
-    """Mean squared error of each sample over the elements that the mask counts; 0 where it counts none."""
-    mask = mask.to(predicted.dtype).flatten(1)
-    error = (predicted - target).square().flatten(1)
-    return (error * mask).sum(1) / mask.sum(1).clamp_min(1)

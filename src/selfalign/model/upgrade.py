@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from selfalign.model.policy import ACTION, ALIGNMENT, VLA, VLAConfig
+from selfalign.model.config import VLAConfig
+from selfalign.model.losses import ACTION, ALIGNMENT
+from selfalign.model.policy import VLA
 from selfalign.model.precision import precision_of
 from selfalign.model.vision import SigLIPConfig
 from selfalign.model.weights import check_fit, empty_model, shapes_of, unique_tensors

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfalign.model.config import VLAConfig
 from selfalign.model.files import umask, write_atomically
-from selfalign.model.policy import VLA, VLAConfig
+from selfalign.model.policy import VLA
 from selfalign.model.precision import Precision, set_precision
 from selfalign.model.streams import StreamConfig
 from selfalign.model.tensorfile import StoredTensor, open_tensors, write_tensors

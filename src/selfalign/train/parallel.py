@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from selfalign.model.policy import VLA, Losses
+from selfalign.model.losses import Losses
+from selfalign.model.policy import VLA
 from selfalign.train.recompute import blocks
 from selfalign.train.world import ALONE, World
 

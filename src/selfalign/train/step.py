@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
-from selfalign.model.policy import Losses
+from selfalign.model.losses import Losses
 from selfalign.train.autocast import Precision, autocast
 from selfalign.train.ema import Ema
 from selfalign.train.parallel import Alone, Engine, whole
