@@ -28,7 +28,7 @@ import selfalign as sa
 from selfalign import presets
 from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.checkpoint import save_checkpoint
-from selfalign.convert import ConvertConfig, convert
+from selfalign.commands.convert import ConvertConfig, convert
 from selfalign.data.normalize import FieldStats, NormStats
 from selfalign.model.config import VLAConfig
 from selfalign.model.cost import meta_model

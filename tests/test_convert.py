@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 import selfalign as sa
 from checkpoints import draw_stats, edit_json, golden_for, write_hollow, write_lerobot, write_openpi
-from selfalign import convert as convert_module
 from selfalign import presets
 from selfalign.cli import main
-from selfalign.convert import ConvertConfig, convert, foreign_tensors, open_source
-from selfalign.inspection import read_config
+from selfalign.commands import convert as convert_module
+from selfalign.commands.convert import ConvertConfig, convert, foreign_tensors, open_source
+from selfalign.commands.inspect import read_config
 from selfalign.model import tensorfile
 from selfalign.model.losses import ALIGNMENT
 from selfalign.model.openpi import CheckpointSettings, load_openpi

@@ -11,13 +11,13 @@ from scipy.spatial.distance import pdist
 from align.factory import make_episode
 from selfalign.align.pretrain import frame_features
 from selfalign.checkpoint import save_checkpoint
+from selfalign.commands.features import FeaturesConfig, compute, run
 from selfalign.data.cache import EpisodeCache
 from selfalign.data.features import FeatureStore, Projection, TimmFeatures, TowerFeatures, pool_tokens
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.data.play import Play
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import pixels_to_model
-from selfalign.features import FeaturesConfig, compute, run
 from selfalign.model.policy import VLA
 from selfalign.policy import AlignSettings, Policy
 from small_model import randomise, small_config

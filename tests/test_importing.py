@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from data.factory import BODIES, make_episode
+from selfalign.commands.play_import import ImportConfig, run
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.data.play import Play
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import resize_with_pad
-from selfalign.importing import ImportConfig, run
 
 NAMES = {"observation.state": ["x", "y", "z", "opening"], "action": ["x", "y", "z", "gripper"]}
 

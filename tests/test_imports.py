@@ -24,8 +24,7 @@ LEVELS = [
     {"baselines"},
     {"bench"},
     {"presets"},
-    {"data_page"},
-    {"inspection", "statistics", "convert", "importing", "features", "training"},
+    {"commands"},
     {"ablation"},
     {"cli"},
 ]

@@ -9,7 +9,7 @@ from checkpoints import ACTION_DIM, STATE_DIM, draw_stats, edit_json, golden_for
 from checkpoints import write_lerobot as lerobot
 from checkpoints import write_openpi as openpi
 from selfalign.checkpoint import save_checkpoint
-from selfalign.convert import ConvertConfig, convert
+from selfalign.commands.convert import ConvertConfig, convert
 from selfalign.model.openpi import load_openpi
 from selfalign.model.tokenizer import PaliGemmaTokenizer
 

@@ -94,7 +94,7 @@ def test_the_data_may_be_overruled(args, tmp_path, monkeypatch):
 
     seen = []
     monkeypatch.setattr(presets, "get", lambda name: config())
-    monkeypatch.setattr("selfalign.training.pretrain", lambda *a, **k: seen.append(a[4]) or VLA(config()))
+    monkeypatch.setattr("selfalign.commands.pretrain.pretrain", lambda *a, **k: seen.append(a[4]) or VLA(config()))
     places = ("--start", tmp_path / "start", "--out", tmp_path / "run")
     assert run("pretrain", "--data", write_play(tmp_path / "play"), *places, *args) == 0
     assert ("source_perturbation" in repr(seen[0])) == (args[1] == "sim")

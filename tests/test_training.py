@@ -11,11 +11,11 @@ import selfalign as sa
 from selfalign.align.pretrain import PretrainConfig
 from selfalign.align.rehearsal import RehearsalConfig
 from selfalign.cli import main
+from selfalign.commands.pretrain import TrainingConfig
 from selfalign.model.losses import LossWeights
 from selfalign.train.loop import LoopConfig
 from selfalign.train.pointing import PointingConfig
 from selfalign.train.step import OptimConfig
-from selfalign.training import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 

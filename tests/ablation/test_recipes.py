@@ -14,13 +14,13 @@ from align.rehearsing import draw
 from selfalign import presets
 from selfalign.ablation.recipes import GROUPS, RECIPES, SCALES, base, changed, chosen
 from selfalign.align.rehearsal import Rehearsal, make_objective
+from selfalign.commands.pretrain import TrainingConfig
 from selfalign.data.virtual import FrameFeatures, ModelShape, VirtualSources
 from selfalign.model.config import VLAConfig
 from selfalign.model.cost import meta_model
 from selfalign.model.policy import VLA
 from selfalign.model.tokenizer import ByteTokenizer
 from selfalign.train.step import OptimConfig, make_state, train_step
-from selfalign.training import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOTS = Path("data/snapshots")

@@ -38,8 +38,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AblateConfig:
 
 def test_trainings_share_a_tower_and_are_not_repeated(config: AblateConfig, monkeypatch: pytest.MonkeyPatch):
     seen = []
-    train = ablation.training.run
-    monkeypatch.setattr(ablation.training, "run", lambda flags: (seen.append(flags.bodies.scheme), train(flags)))
+    train = ablation.pretrain.run
+    monkeypatch.setattr(ablation.pretrain, "run", lambda flags: (seen.append(flags.bodies.scheme), train(flags)))
     result = run(config, show=False)
     assert seen == [
         "rehearsal",
@@ -56,14 +56,14 @@ def test_trainings_share_a_tower_and_are_not_repeated(config: AblateConfig, monk
 
 
 def test_a_training_that_fails_stops_no_other(config: AblateConfig, monkeypatch: pytest.MonkeyPatch):
-    train = ablation.training.run
+    train = ablation.pretrain.run
 
     def broken(flags):
         if flags.bodies.scheme == "global":
             raise ValueError("it does not learn")
         train(flags)
 
-    monkeypatch.setattr(ablation.training, "run", broken)
+    monkeypatch.setattr(ablation.pretrain, "run", broken)
     result = run(replace(config, cells=("global-w", "all")), show=False)
     assert result["trainings"][0]["error"] == "ValueError: it does not learn"
     assert "error" not in result["trainings"][1]

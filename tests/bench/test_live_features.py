@@ -5,11 +5,11 @@ import pytest
 
 from selfalign.bench import live_features
 from selfalign.bench.live_features import LiveFeatures
+from selfalign.commands.features import compute
 from selfalign.data.features import Projection
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.data.play import Play
 from selfalign.data.sources import SourceData
-from selfalign.features import compute
 
 RNG = np.random.default_rng(0)
 PROJECTION = Projection.fit(RNG.normal(size=(50, 12)), 5)

@@ -5,13 +5,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.factory import BODIES, make_episode
+from selfalign.commands.stats import StatsConfig, run
 from selfalign.data import lerobot
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.data.normalize import NormStats
 from selfalign.data.sources import SourceData
 from selfalign.data.statistics import BLOCK, norm_stats, trajectories
 from selfalign.embodiments import DeltaActions, Embodiment, Part, make_bool_mask
-from selfalign.statistics import StatsConfig, run
 
 JOINTS = Part(("a", "b", "c", "grip"), ("q",))
 ROBOT = Embodiment("four", {"base_0_rgb": ("scene",)}, (JOINTS,), (JOINTS,), (DeltaActions(make_bool_mask(3, -1)),))

@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from selfalign.bench.plan import HEADLINE
+from selfalign.commands.pretrain import (
+    BodyFlags,
+    LossFlags,
+    MachineFlags,
+    OptimiserFlags,
+    RecordingFlags,
+    TrainingConfig,
+)
 from selfalign.sim.regions import Scenario
-from selfalign.training import BodyFlags, LossFlags, MachineFlags, OptimiserFlags, RecordingFlags, TrainingConfig
 
 Config = TypeVar("Config")
 Changes = Mapping[str, Any]

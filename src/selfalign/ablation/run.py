@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from selfalign import training
 from selfalign.ablation.recipes import RECIPES, SCALES, Recipe, ScaleName, base, changed, chosen
 from selfalign.ablation.report import print_ablation
 from selfalign.bench.matrix import run_plan
@@ -30,9 +29,10 @@ from selfalign.bench.plan import Cell, Plan, with_oracle
 from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.seeds import Split, seeds_of
 from selfalign.cluster import Cluster, run_on
+from selfalign.commands import pretrain
+from selfalign.commands.pretrain import TrainingConfig
 from selfalign.data.sources import SourceData
 from selfalign.train import checkpoint
-from selfalign.training import TrainingConfig
 from selfalign.workers import progress_bar
 
 FORMAT = "selfalign-ablation-1"
@@ -222,7 +222,7 @@ def _make_tower(config: AblateConfig, shared: Path) -> None:
     """The tower and its features, where they are not there: what trainings at the same time would all begin with."""
     out = config.out / "trainings" / f"tower-{_digest(shared)}"
     if not (out / "policy").is_dir():
-        training.run(dataclasses.replace(_start(config), shared=shared, out=out, steps=0))
+        pretrain.run(dataclasses.replace(_start(config), shared=shared, out=out, steps=0))
 
 
 def train(job: Training) -> dict[str, str]:
@@ -230,7 +230,7 @@ def train(job: Training) -> dict[str, str]:
     memory, watch, resumed = PeakMemory(), Stopwatch(), bool(checkpoint.available(job.config.out))
     torch.compiler.reset()  # the compilations of the training before count against this one's
     try:
-        training.run(job.config)
+        pretrain.run(job.config)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
     steps = job.config.pretraining().steps

@@ -23,7 +23,7 @@ FORMAT = "selfalign-eval-1"
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Success of one body under one context, in closed loop."""
+    """Success of one body under one context, in closed loop, with Wilson's interval."""
 
     checkpoint: Path
     """Checkpoint directory."""

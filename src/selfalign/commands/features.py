@@ -28,7 +28,7 @@ SAMPLED_EPISODES = 100
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    """What to compute, for which model."""
+    """Compute features of next observations once, by a frozen extractor, and store them."""
 
     data: tuple[str, ...]
     """Data sets: lerobot:PATH[,PATH...], rlds:PATH@HZ, or paths alone."""

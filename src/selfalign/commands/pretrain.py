@@ -233,7 +233,7 @@ class LogFlags:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The flags of `selfalign pretrain`."""
+    """Train a policy on source data: the tower learns to point, then the policy rehearses alignment."""
 
     out: Path = Path("runs/tiny")
     """Training checkpoints and logs; the finished policy is in its folder `policy`. Goes on where it stopped."""

@@ -10,10 +10,10 @@ from rich.table import Table
 from selfalign import presets
 from selfalign.bench.report import print_calibration
 from selfalign.checkpoint import CheckpointInfo
+from selfalign.commands.data_page import data_page
 from selfalign.data.pretrained import kind_of
 from selfalign.data.sources import SourceData
 from selfalign.data.summary import ColumnSummary, DataSummary, sparkline
-from selfalign.data_page import data_page
 from selfalign.model.config import VLAConfig
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.cost import DEVICES, Device, Phase, Workload, align_step, meta_model, sampling_phases
@@ -30,7 +30,7 @@ LISTED = 12
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """What to look at: one of these."""
+    """What is in a checkpoint, a context file, a data set or a preset."""
 
     checkpoint: Path | None = None
     """A checkpoint directory: selfalign's, openpi's or LeRobot's. Weights are not loaded."""

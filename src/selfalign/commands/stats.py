@@ -20,7 +20,7 @@ Format = Literal["openpi", "lerobot", "selfalign"]
 
 @dataclass(frozen=True)
 class StatsConfig:
-    """Of which recordings, and where to."""
+    """What states and actions are normalised with: computed from recordings, shown, written for openpi or LeRobot."""
 
     data: tuple[Path, ...]
     """Data sets: lerobot:PATH[,PATH...], rlds:PATH@HZ, or paths alone. Pictures and videos are not decoded."""

@@ -44,7 +44,7 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """What to convert, and to what."""
+    """Write a checkpoint of openpi, LeRobot or Selfalign as another one's, or make it self-aligning."""
 
     source: Annotated[Positional[Path], tyro.conf.arg(metavar="SRC")]
     """Checkpoint directory of openpi (PyTorch), LeRobot (pi0, pi0.5) or Selfalign."""
@@ -83,6 +83,11 @@ class ConvertConfig:
         """The fields of `CheckpointSettings` that were given."""
         given = {field.name: getattr(self, field.name) for field in fields(CheckpointSettings)}
         return {name: value for name, value in given.items() if value is not None}
+
+
+def run(config: ConvertConfig) -> None:
+    """`convert`, and says what was written."""
+    print(convert(config))
 
 
 def convert(config: ConvertConfig) -> str:

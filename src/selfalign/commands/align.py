@@ -1,0 +1,64 @@
+"""`selfalign align`: fit a body's context to its play."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfalign.align.offline import AlignConfig, align
+from selfalign.checkpoint import load
+from selfalign.data.play import Play
+from selfalign.model.files import check_writable
+
+
+@dataclass(frozen=True)
+class AlignCommand:
+    """Fit a body's context to its play; everything else of the model stays as it is."""
+
+    play: str
+    """Data set of the body's play: a path, lerobot:PATH or rlds:PATH@HZ."""
+    out: Path
+    """The context file to write."""
+    checkpoint: Path = Path("checkpoints/tiny")
+    features: Path | None = None
+    """Folder of `selfalign features` for this play, where the checkpoint was pretrained with such features."""
+    embodiment_index: int | None = None
+    """Which robot, where the data set has several."""
+    robot: str | None = None
+    """Name of the robot, or path of its file; None: the data set has the model's names and conventions."""
+    steps: int | None = None
+    """None: as the checkpoint says."""
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    """None: the rate that the checkpoint was rehearsed with."""
+    seed: int = 0
+    calibrated: bool = True
+    """Judge by the checkpoint's calibration too, where it has one: what success to expect, and which play losses it has
+    seen."""
+    force: bool = False
+    """Write the fitted context even if the verdict rejects it."""
+
+
+def run(config: AlignCommand) -> None:
+    """Aligns, and writes the context if the verdict accepts it.
+
+    Raises:
+        ValueError: play that the checkpoint cannot be aligned to.
+        OSError: play or checkpoint cannot be read, or the context cannot be written.
+        SystemExit: the verdict rejects it.
+    """
+    check_writable(config.out)
+    policy = load(config.checkpoint, robot=config.robot)
+    play = Play.open(config.play, config.embodiment_index, features=config.features)
+    settings = AlignConfig(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        calibrated=config.calibrated,
+        seed=config.seed,
+    )
+    result = align(policy, play, config=settings)
+    print(result.verdict)
+    if not result.verdict.accepted and not config.force:
+        raise SystemExit(f"{config.out} was not written: the alignment was rejected (--force writes it all the same)")
+    context = result.context if result.verdict.accepted else result.fitted
+    context.save(config.out)
+    print(f"{config.out}: {context.num_bytes / 1e6:.3f} MB for {context.info.embodiment}")

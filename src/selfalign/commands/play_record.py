@@ -1,0 +1,57 @@
+"""`selfalign play`: a simulated robot plays."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import track
+
+from selfalign.bench.evaluate import read_body
+from selfalign.robots.record import write_play
+from selfalign.sim.bodies import sample_bodies
+from selfalign.sim.record import play_trajectories
+from selfalign.sim.regions import Region, Scenario
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """Let a simulated robot play: smooth random motion, no task, no labels. Writes a LeRobot data set."""
+
+    out: Path
+    """Folder of the new data set."""
+    body: Path | None = None
+    """JSON of the body; None: draw one."""
+    scenario: Scenario = "camera"
+    """What is unseen about the body that is drawn."""
+    region: Region = "heldout"
+    seed: int = 0
+    """Draws the body and its motion."""
+    trajectories: int = 20
+    length: int = 50
+    """Frames of each trajectory, at 20 Hz."""
+    image_size: int = 96
+    video: bool = False
+    """Store the camera's frames as video, which is smaller and not exact."""
+
+
+def run(config: RecordConfig) -> None:
+    """Records a body that is given, or drawn.
+
+    Raises:
+        ValueError: no frames, or no such body.
+        FileExistsError: the folder holds something.
+    """
+    body = (
+        sample_bodies(1, config.seed, config.region, config.scenario)[0]
+        if config.body is None
+        else read_body(config.body)
+    )
+    recording = play_trajectories(body, config.trajectories, config.length, config.seed, image_size=config.image_size)
+    write_play(
+        config.out,
+        track(recording, description="playing", total=config.trajectories),
+        embodiment={"name": body.name, **body.to_dict()},
+        fps=body.control_hz,
+        robot_type=body.robot.name,
+        video=config.video,
+    )
+    print(f"{config.trajectories} trajectories of {body.name} in {config.out}")
