@@ -5,7 +5,7 @@ python benchmarks/results_page.py
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,16 @@ def page(results: Path, figure: str) -> str:
     """The text of the page; `figure` is the picture's path as the page sees it."""
     files = sorted(results.glob("*.json"))
     data = {path: json.loads(path.read_text()) for path in files}
-    cells = read_cells([path for path in files if is_bench(data[path])])
-    ablated = [cell for cell in cells if is_ablation(cell)]
+    shipped, ablated = read_both([path for path in files if is_bench(data[path])])
     demos = [path for path in files if _format(data[path]) == "selfalign-demo-1"]
     return (
         "\n\n".join(
             [
                 "# Experiment results",
                 WRITTEN,
-                *adaptation([cell for cell in cells if cell not in ablated], figure),
+                *adaptation(shipped, figure),
                 *ablation(ablated),
-                *verdicts(cells),
+                *verdicts([*shipped, *ablated]),
                 *(part for path in demos for part in demo(data[path])),
                 *experts(data.get(results / "experts.json")),
                 *leak(data.get(results / "attention_leak.json")),
@@ -108,8 +107,11 @@ def ablation(cells: Sequence[Cell]) -> Iterator[str]:
     yield markdown(("training", "unseen", "bodies", "held-out play loss", *map(label, shown)), rows)
 
 
-def is_ablation(cell: Cell) -> bool:
-    return cell.path.stem.startswith(ABLATION)
+def read_both(paths: Sequence[Path]) -> tuple[list[Cell], list[Cell]]:
+    """Cells of the shipped checkpoint, and of other trainings by the names of their files."""
+    others = [path for path in paths if path.stem.startswith(ABLATION)]
+    named = [replace(cell, name=cell.path.stem.replace("_", " ")) for cell in read_cells(others)]
+    return read_cells([path for path in paths if path not in others]), named
 
 
 def _conditions(cell: Cell) -> list[str]:
@@ -217,8 +219,7 @@ def _short(value: Interval) -> str:
 def main(config: Config) -> None:
     where = config.figure.relative_to(config.page.parent).as_posix()
     config.page.write_text(page(config.results, where), encoding="utf-8")
-    cells = read_cells([p for p in sorted(config.results.glob("*.json")) if is_bench(json.loads(p.read_text()))])
-    cells = [cell for cell in cells if not is_ablation(cell)]
+    cells, _ = read_both([p for p in sorted(config.results.glob("*.json")) if is_bench(json.loads(p.read_text()))])
     config.figure.write_text(figures.svg(figures.overview(cells[:12])), encoding="utf-8")
     curves = [cell for cell in cells if cell.success_by_steps()][: figures.TOGETHER]
     config.curves.write_text(figures.svg(figures.over_steps(curves)), encoding="utf-8")
