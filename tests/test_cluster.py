@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,9 @@ needs_ray = pytest.mark.skipif(ray is None, reason="Ray is not installed: pip in
 @pytest.mark.slow
 @needs_ray
 @pytest.mark.skipif(bool(os.environ.get("RAY_ADDRESS")), reason="a cluster is named, which need not have this file")
-def test_ray_gives_what_one_process_gives():
+def test_ray_gives_what_one_process_gives(monkeypatch: pytest.MonkeyPatch):
+    # What Ray starts imports the job by name, and does not know where pytest finds modules.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     found: dict[str, dict[int, int]] = {}
     for cluster in ("none", "ray"):
         results, processes = found.setdefault(cluster, {}), set()

@@ -24,38 +24,22 @@ def run_on(
     cores: int = 1,
     on_done: Callable[[Any, Any], None] = lambda item, result: None,
 ) -> None:
-    """Runs jobs in processes of this machine, or on Ray; other arguments and errors are those of `run_jobs`.
-
-    Args:
-        cores: that each job uses. Ray counts them.
-    """
-    if cluster == "none":
-        run_jobs(job, jobs, workers, on_done=on_done)
-    else:
-        run_on_ray(job, jobs, workers, cores=cores, on_done=on_done)
-
-
-def run_on_ray(
-    job: Callable[[Any], Any],
-    jobs: Sequence[Any],
-    workers: int,
-    *,
-    cores: int = 1,
-    on_done: Callable[[Any, Any], None] = lambda item, result: None,
-) -> None:
-    """Runs `job(item)` for each item, each in a Ray task.
+    """Runs `job(item)` for each item, in processes of this machine (`run_jobs`, with its errors) or as Ray tasks.
 
     Args:
         job: a module-level function.
         jobs: arguments that can be pickled.
-        workers: tasks at a time on the Ray that is started on this machine; a cluster takes what it has room for.
-        cores: of each task.
+        workers: jobs at a time on this machine; a Ray cluster that is named takes what it has room for.
+        cores: that each job uses. Ray counts them.
         on_done: called here with (item, result) as jobs finish, in any order.
 
     Raises:
         ImportError: Ray is not installed.
         RuntimeError: a worker died again and again. What a job raises is raised here.
     """
+    if cluster == "none":
+        run_jobs(job, jobs, workers, on_done=on_done)
+        return
     ray = _ray()
     if not jobs:
         return
