@@ -13,8 +13,9 @@ from align.factory import make_play, small_policy
 from selfalign.align.verdict import judge
 from selfalign.bench import calibrate
 from selfalign.bench.attempts import read_attempts
-from selfalign.bench.calibrate import VALIDATION_SEED, CalibrateConfig, held_out_grid, late, run
+from selfalign.bench.calibrate import CalibrateConfig, held_out_grid, late, run
 from selfalign.bench.provenance import write_json
+from selfalign.bench.seeds import VALIDATION_FROM
 from selfalign.calibration import Calibration
 
 pytestmark = pytest.mark.filterwarnings("ignore:near-constant dimensions")
@@ -115,7 +116,7 @@ def test_checking_changes_nothing(mine: Path, tmp_path: Path, monkeypatch: pytes
     config = CalibrateConfig(mine, out=tmp_path / "check.json", seed=0, check=True, **SMALL)
     with pytest.raises(ValueError, match="has no calibration to check"):
         run(config, show=False)
-    run(replace(config, seed=VALIDATION_SEED, check=False, out=tmp_path / "fit.json"), show=False)
+    run(replace(config, seed=VALIDATION_FROM, check=False, out=tmp_path / "fit.json"), show=False)
     before = {path.name: path.read_bytes() for path in mine.iterdir()}
     result = run(config, show=False)
     assert {path.name: path.read_bytes() for path in mine.iterdir()} == before

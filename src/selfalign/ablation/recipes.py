@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from selfalign.bench.plan import HEADLINE
 from selfalign.commands.pretrain import (
@@ -16,7 +16,10 @@ from selfalign.commands.pretrain import (
 )
 from selfalign.sim.regions import Scenario
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 Changes = Mapping[str, Any]
 """Fields of a frozen config and their new values; of a config within it, the same again."""
 ScaleName = Literal["ablation", "shipped"]
@@ -82,7 +85,7 @@ def changed(config: Config, changes: Changes) -> Config:
     Raises:
         ValueError: it has no such field.
     """
-    known = {f.name for f in fields(config)}  # type: ignore[arg-type]
+    known = {f.name for f in fields(config)}
     unknown = sorted(changes.keys() - known)
     if unknown:
         raise ValueError(f"{type(config).__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
@@ -90,7 +93,7 @@ def changed(config: Config, changes: Changes) -> Config:
         name: changed(getattr(config, name), value) if is_dataclass(getattr(config, name)) else value
         for name, value in changes.items()
     }
-    return replace(config, **values)  # type: ignore[type-var]
+    return replace(config, **values)
 
 
 def _losses(**weights: float) -> Changes:

@@ -157,33 +157,44 @@ def pretrain(
         looks = (RECOLOURED,) if config.rehearsal.contrastive.weight > 0 else turned_looks(config.turned_cameras)
         features = frame_features(model, cache, store, looks=looks)
     rigs, held_out = hold_out(np.unique(cache.embodiment_index), config.held_out.rigs, config.seed)
-    sources = partial(
-        VirtualSources,
-        cache,
-        features,
-        ByteTokenizer(model_config.max_token_len, model_config.prompt_merges),
-        ModelShape(
-            model_config.action_horizon, model_config.action_dim, model_config.state_dim, model_config.next_offset
-        ),
-        draw,
-        rig_odds=odds,
-        task_weights=config.task_weights,
-        keypoint_words=config.keypoint_words,
-        play=config.play,
-        any_look=config.turned_cameras > 0,
-    )
+    sources = partial(_sources, cache, features, model_config, draw, config, odds)
     checkpoint.seed_everything(config.seed)  # the same start whether the tower was trained just now or before
     rehearsal = dataclasses.replace(config.rehearsal, seed=config.seed)
-    objective = make_objective(model, sources(rigs=rigs), rehearsal, world, config.workers)
+    objective = make_objective(model, sources(rigs), rehearsal, world, config.workers)
     validate = None
     if len(held_out):
-        validate = HeldOut(model, sources(rigs=held_out), rehearsal, config.held_out, world)
+        validate = HeldOut(model, sources(held_out), rehearsal, config.held_out, world)
     _prepare(model, config, world)
     engine = make_engine(model, world, config.strategy)
     about = _about(model_config, source, config)
     state = make_state(model.train(), objective, config.optim, config.steps, engine, about)
     with closing(objective):
         return _fit(state, out, config, on_save, validate)
+
+
+def _sources(
+    cache: EpisodeCache,
+    features: FrameFeatures,
+    model: VLAConfig,
+    draw: DrawPerturbation,
+    config: PretrainConfig,
+    odds: np.ndarray | None,
+    rigs: np.ndarray,
+) -> VirtualSources:
+    """The bodies that some rigs may become."""
+    return VirtualSources(
+        cache,
+        features,
+        ByteTokenizer(model.max_token_len, model.prompt_merges),
+        ModelShape(model.action_horizon, model.action_dim, model.state_dim, model.next_offset),
+        draw,
+        rigs=rigs,
+        rig_odds=odds,
+        task_weights=config.task_weights,
+        keypoint_words=config.keypoint_words,
+        play=config.play,
+        any_look=config.turned_cameras > 0,
+    )
 
 
 def _fit(

@@ -28,7 +28,9 @@ from selfalign.bench import report
 from selfalign.bench.attempts import LATE, SHORT, read_attempts
 from selfalign.bench.expectation import fit_calibration
 from selfalign.bench.provenance import Stopwatch, provenance, write_json
+from selfalign.bench.resident import policy_of
 from selfalign.bench.rollout import Arena, RolloutConfig, rollout
+from selfalign.bench.seeds import VALIDATION_FROM
 from selfalign.bench.subject import (
     ALIGNED,
     BEFORE,
@@ -55,8 +57,6 @@ from selfalign.sim.tasks import Kind, offered
 from selfalign.workers import progress_bar, run_jobs
 
 FORMAT = "selfalign-bench-calibrate-1"
-VALIDATION_SEED = 1_000_000
-"""Bodies for calibrating are drawn from seeds from here on; results are reported on bodies of smaller seeds."""
 SHORT_PLAY = 2
 """Trajectories of too short play."""
 LAG = 5
@@ -71,7 +71,7 @@ class CalibrateConfig:
     """Checkpoint directory."""
     bodies: int = 6
     """Bodies of each scenario, an even number: pairs try each other's contexts."""
-    seed: int = VALIDATION_SEED
+    seed: int = VALIDATION_FROM
     """Draws bodies, play and scenes. From a million on, so that bodies on which results are reported stay unseen."""
     out: Path = Path("outputs/calibration.json")
     """Where to write the measurements; also what makes an interrupted run resumable."""
@@ -108,8 +108,8 @@ class CalibrateConfig:
             wrong.append(f"bodies={self.bodies} (an even number: pairs try each other's contexts)")
         if not self.steps or min(self.steps) < 1 or not self.scenarios:
             wrong.append(f"steps={self.steps}, scenarios={self.scenarios} (at least one of each)")
-        if self.seed < VALIDATION_SEED and not self.check:
-            wrong.append(f"seed={self.seed} (at least {VALIDATION_SEED}: those below are for results; or give --check)")
+        if self.seed < VALIDATION_FROM and not self.check:
+            wrong.append(f"seed={self.seed} (at least {VALIDATION_FROM}: those below are for results; or give --check)")
         if wrong:
             raise ValueError(f"bench calibrate: out of range: {', '.join(wrong)}")
 
@@ -148,14 +148,6 @@ class Job:
 
 # ---- what a worker does --------------------------------------------------------------------------------------------
 
-_policies: dict[Path, Policy] = {}
-
-
-def _policy(checkpoint: Path) -> Policy:
-    if checkpoint not in _policies:
-        _policies[checkpoint] = load(checkpoint)
-    return _policies[checkpoint]
-
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
@@ -174,7 +166,7 @@ class Fitted:
 def measure_pair(job: Job) -> str:
     """Fits and rolls out two bodies; their rows go to the folder."""
     # Judged by losses alone: what a calibration makes of them is asked afterwards.
-    policy = replace(_policy(job.config.checkpoint), calibration=None)
+    policy = replace(policy_of(job.config.checkpoint), calibration=None)
     with ExitStack() as stack:
         arenas = [stack.enter_context(Arena(body.robot)) for body in job.bodies]
         pair = [_fit_body(job.config, policy, body, job.seed(i), arenas[i]) for i, body in enumerate(job.bodies)]
