@@ -36,7 +36,8 @@ from selfalign.model.openpi import openpi_tensors
 from selfalign.model.openpi_names import EMBEDDING, UNUSED, written_names
 from selfalign.model.policy import VLA
 from selfalign.model.tokenizer import PaliGemmaTokenizer
-from selfalign.policy import AlignSettings, Policy
+from selfalign.policy import Policy
+from selfalign.settings import AlignSettings
 from selfalign.types import Observation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -15,7 +15,8 @@ from selfalign import checkpoint
 from selfalign.align.verdict import Verdict
 from selfalign.calibration import Calibration, Expected
 from selfalign.checkpoint import save_checkpoint, set_calibration
-from selfalign.policy import AlignSettings, Policy
+from selfalign.policy import Policy
+from selfalign.settings import AlignSettings
 
 
 @pytest.fixture

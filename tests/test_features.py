@@ -19,7 +19,8 @@ from selfalign.data.play import Play
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import pixels_to_model
 from selfalign.model.policy import VLA
-from selfalign.policy import AlignSettings, Policy
+from selfalign.policy import Policy
+from selfalign.settings import AlignSettings
 from small_model import randomise, small_config
 
 

@@ -15,6 +15,7 @@ LEVELS = [
     {"cluster"},
     {"model", "embodiments"},
     {"data"},
+    {"settings"},
     {"policy"},
     {"checkpoint"},
     {"train"},

@@ -15,7 +15,8 @@ from selfalign.checkpoint import load, save_checkpoint
 from selfalign.data.normalize import NormStats
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.losses import LossWeights
-from selfalign.policy import AlignSettings, Policy
+from selfalign.policy import Policy
+from selfalign.settings import AlignSettings
 from selfalign.types import Observation
 
 

@@ -21,7 +21,8 @@ from selfalign.embodiments import Embodiment
 from selfalign.model.policy import VLA
 from selfalign.model.tokenizer import ByteTokenizer, MissingTokenizer, PaliGemmaTokenizer, find_paligemma
 from selfalign.model.weights import load_model, read_json, save_model, write_json
-from selfalign.policy import AlignSettings, Policy
+from selfalign.policy import Policy
+from selfalign.settings import AlignSettings
 
 SETTINGS_FORMAT = "selfalign-settings-1"
 CALIBRATION = "calibration.json"

@@ -18,7 +18,7 @@ from selfalign.data.play import Play
 from selfalign.model import flow
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.losses import LossWeights
-from selfalign.policy import AlignSettings
+from selfalign.settings import AlignSettings
 
 CONFIG = AlignConfig(eval_every=10, eval_samples=16, eval_times=2)
 

@@ -11,7 +11,7 @@ from selfalign.baselines import collect, tune
 from selfalign.baselines.encoder import TrainedEncoder
 from selfalign.checkpoint import save_checkpoint
 from selfalign.cli import main
-from selfalign.policy import AlignSettings
+from selfalign.settings import AlignSettings
 
 
 @pytest.fixture

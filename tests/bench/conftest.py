@@ -13,7 +13,8 @@ from selfalign.checkpoint import save_checkpoint
 from selfalign.model.policy import VLA
 from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
-from selfalign.policy import AlignSettings, Policy
+from selfalign.policy import Policy
+from selfalign.settings import AlignSettings
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.robots import RobotSpec
 from selfalign.sim.tasks import HOVER, Task

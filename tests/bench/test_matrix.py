@@ -13,7 +13,7 @@ from selfalign.bench import cell as cells
 from selfalign.bench.cell import BodyJob, bodies_of, measure, measure_body
 from selfalign.bench.matrix import MatrixConfig, run, run_plan
 from selfalign.bench.plan import Cell, Plan, with_oracle
-from selfalign.policy import AlignSettings
+from selfalign.settings import AlignSettings
 
 # Play as short as in these tests may leave the gripper alone.
 pytestmark = pytest.mark.filterwarnings("ignore:near-constant dimensions")

@@ -29,7 +29,8 @@ from selfalign.model.context import EmbodimentContext
 from selfalign.model.contexts import Coordinates
 from selfalign.model.losses import Losses, LossWeights
 from selfalign.model.policy import VLA
-from selfalign.policy import AlignSettings, Policy
+from selfalign.policy import Policy
+from selfalign.settings import AlignSettings
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from selfalign.model.weights import (
     unique_tensors,
     write_json,
 )
-from selfalign.policy import AlignSettings
+from selfalign.settings import AlignSettings
 
 Target = Literal["selfalign", "openpi", "lerobot", "pi0_aligned", "pi05_aligned"]
 ALIGNED = {"pi0_aligned": "concat", "pi05_aligned": "adarms"}

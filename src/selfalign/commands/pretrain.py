@@ -21,7 +21,8 @@ from selfalign.data.virtual import DrawPerturbation, PlayUse
 from selfalign.model.config import VLAConfig
 from selfalign.model.losses import LossWeights
 from selfalign.model.policy import VLA
-from selfalign.policy import AlignSettings, Policy
+from selfalign.policy import Policy
+from selfalign.settings import AlignSettings
 from selfalign.train.autocast import Precision
 from selfalign.train.loop import LoopConfig
 from selfalign.train.lora import LoraSettings
