@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from selfalign.commands.experts import ExpertsConfig, run
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.engine import Simulation
 from selfalign.sim.experts import LiftExpert, Noise, evaluate
@@ -35,6 +36,17 @@ def test_what_is_offered_was_measured(name, kind):
     rows = {(row["robot"], row["task"]): row for row in json.loads(RESULTS.read_text())["rows"]}
     row = rows[ROBOTS[name].name, kind]
     assert row["episodes"] >= 100 and row["successes"] >= 0.95 * row["episodes"]
+
+
+def test_the_command_writes_what_it_measures_and_where_from(tmp_path, monkeypatch):
+    monkeypatch.setattr("selfalign.commands.experts.ROBOTS", {"panda": ROBOTS["panda"]})
+    run(ExpertsConfig(episodes=2, json=tmp_path / "experts.json", seed=3))
+    written = json.loads((tmp_path / "experts.json").read_text())
+    assert [(row["robot"], row["task"]) for row in written["rows"]] == [("panda_panda", kind) for kind in KINDS]
+    for row in written["rows"]:
+        assert row["successes"] == evaluate(ROBOTS["panda"], row["task"], 2, seed=3).successes
+        assert row["interval"]["low"] <= row["rate"] <= row["interval"]["high"] and row["seed"] == 3
+    assert {"command", "commit", "machine"} <= written["provenance"].keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)

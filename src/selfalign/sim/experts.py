@@ -1,24 +1,19 @@
 """Scripted experts: they read the simulator's state and answer with canonical end-effector deltas.
 
 Each is a feedback law of what it sees now, not a plan that is played back, so a disturbed or noisy run recovers by
-itself, and a policy that imitates it needs no memory either.
-
-    python -m selfalign.sim.experts --episodes 100 --json benchmarks/results/experts.json
+itself, and a policy that imitates it needs no memory either. `selfalign bench experts` measures them all.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from json import dumps, loads
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from selfalign.sim.control import TIP_STEP, Controller
 from selfalign.sim.engine import Simulation
-from selfalign.sim.robots import ROBOTS, RobotSpec
-from selfalign.sim.tasks import HOVER, KINDS, PUSH_DISTANCE, Kind, Task, World, offered, sample_scene, sample_task
+from selfalign.sim.robots import RobotSpec
+from selfalign.sim.tasks import HOVER, PUSH_DISTANCE, Kind, Task, World, sample_scene, sample_task
 
 Action = Float[np.ndarray, "4"]
 Expert = Callable[[World], Action]
@@ -191,44 +186,3 @@ def evaluate(robot: RobotSpec, kind: Kind, episodes: int, seed: int = 0, *, sim:
             controller.move_tip(action[:3], action[3])
         successes += task.success(sim, start)
     return Score(robot.name, kind, successes, episodes)
-
-
-def main(
-    episodes: int = 100,
-    json: Path | None = None,
-    robots: tuple[str, ...] = tuple(ROBOTS),
-    tasks: tuple[Kind, ...] = KINDS,
-    seed: int = 0,
-) -> None:
-    """Measures every expert on every robot.
-
-    Args:
-        episodes: per robot and task.
-        json: where the table is written, after each row; rows of other robots and tasks that it holds stay.
-        robots: names of `selfalign.sim.robots.ROBOTS`.
-        tasks: task kinds.
-        seed: of the scenes.
-    """
-    for robot in (ROBOTS[name] for name in robots):
-        sim = Simulation(robot)
-        for kind in tasks:
-            score = evaluate(robot, kind, episodes, seed, sim=sim)
-            is_offered = offered(kind, robot.arm, robot.gripper)
-            note = "" if is_offered else "  not offered"
-            print(f"{score.robot:16} {kind:6} {score.successes:3} of {episodes}{note}", flush=True)
-            if json is not None:
-                _write_row(json, {**asdict(score), "rate": score.rate, "seed": seed, "offered": is_offered})
-
-
-def _write_row(path: Path, row: dict[str, Any]) -> None:
-    table = loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    rows = {(old["robot"], old["task"]): old for old in table} | {(row["robot"], row["task"]): row}
-    command = f"python -m selfalign.sim.experts --episodes {row['episodes']} --json {path}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dumps({"command": command, "rows": list(rows.values())}, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    import tyro
-
-    tyro.cli(main)
