@@ -14,7 +14,7 @@ selfalign inspect --data lerobot:data/real_sources --plots data/real_sources.htm
 # `--snapshots data/snapshots` (of 1_pretrain.sh) instead of `--start`, it starts from nothing.
 selfalign pretrain --preset tiny --start checkpoints/tiny --data lerobot:data/real_sources --out runs/real_format \
     --steps "$steps" --seed 0 --widen-steps $((steps / 3)) --context-decay-steps 30 --play-per-slot 6 \
-    --demonstrations-per-slot 10 --reach-weight 10 --lambda-grounding 20 --lambda-action 4 --changes frames rate
+    --demonstrations-per-slot 10 --reach-weight 10 --lambda-grounding 20 --lambda-action 4 --changes frames rate --compile
 [ -d data/real_recording ] ||
     selfalign play --scenario camera --seed 7 --trajectories 20 --video --out data/real_recording
 [ -d data/real_play ] ||
