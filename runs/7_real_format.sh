@@ -20,7 +20,9 @@ selfalign pretrain --preset tiny --start checkpoints/tiny --data lerobot:data/re
 [ -d data/real_play ] ||
     selfalign play import --source lerobot:data/real_recording --out data/real_play --name my_robot --video
 selfalign align --checkpoint runs/real_format/policy --play lerobot:data/real_play --out contexts/real_format.safetensors
-for prior in --prior --no-prior; do
+acts() {
     selfalign eval --checkpoint runs/real_format/policy --context contexts/real_format.safetensors \
-        --body data/real_recording --task reach --episodes "$episodes" --seed 0 "$prior"
-done
+        --body data/real_recording --task reach --episodes "$episodes" --seed 0 "$@"
+}
+acts --prior --json runs/real_format/before.json
+acts --json runs/real_format/aligned.json
