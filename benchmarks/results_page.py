@@ -11,12 +11,12 @@ from typing import Any
 
 import tyro
 
-from selfalign.bench import figures
-from selfalign.bench.quality import confusion, loss_drop, roc
-from selfalign.bench.reading import MATRIX, read_cells
-from selfalign.bench.report import label, percent
-from selfalign.bench.results import Cell
 from selfalign.bench.stats import Interval, bootstrap_mean
+from selfalign.bench.tables import label, percent
+from selfalign.report import figures
+from selfalign.report.quality import confusion, loss_drop, roc
+from selfalign.report.reading import MATRIX, read_cells
+from selfalign.report.results import Cell
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = (

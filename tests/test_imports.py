@@ -24,6 +24,7 @@ LEVELS = [
     {"sim", "serve"},
     {"baselines"},
     {"bench"},
+    {"report"},
     {"presets"},
     {"commands"},
     {"ablation"},

@@ -9,8 +9,8 @@ import pytest
 from selfalign.ablation import recipes
 from selfalign.ablation import run as ablation
 from selfalign.ablation.recipes import changed
-from selfalign.ablation.report import tabulate
 from selfalign.ablation.run import AblateConfig, bench_cells, plan_trainings, run
+from selfalign.ablation.table import tabulate
 from selfalign.bench.seeds import split_of
 from selfalign.data.fake import write_fake
 

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from selfalign.ablation.recipes import RECIPES, SCALES, Recipe, ScaleName, base, changed, chosen
-from selfalign.ablation.report import print_ablation
+from selfalign.ablation.table import print_ablation
 from selfalign.bench.matrix import run_plan
 from selfalign.bench.memory import PeakMemory
 from selfalign.bench.plan import Cell, Plan, with_oracle

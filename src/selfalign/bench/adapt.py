@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from selfalign.bench import report
+from selfalign.bench import tables
 from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.resident import arena_of, close_arenas, policy_of
 from selfalign.bench.rollout import RolloutConfig, rollout
@@ -217,7 +217,7 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
     finished = _finished(config, identity)
     if finished is not None:
         console.print(f"{config.json} holds these results already; remove it to measure again.")
-        report.print_adapt(finished, console)
+        tables.print_adapt(finished, console)
         return finished
     jobs = _jobs(config, identity)
     try:
@@ -239,7 +239,7 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
     if config.json is not None:
         write_json(config.json, result)
     shutil.rmtree(jobs[0].folder)
-    report.print_adapt(result, console)
+    tables.print_adapt(result, console)
     if config.json is not None:
         console.print(f"Written to {config.json}")
     return result

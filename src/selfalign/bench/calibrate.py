@@ -24,7 +24,7 @@ from selfalign.align.bank import PlayBank
 from selfalign.align.measure import EvalGrid
 from selfalign.align.offline import AlignConfig
 from selfalign.align.verdict import Verdict, judge
-from selfalign.bench import report
+from selfalign.bench import tables
 from selfalign.bench.attempts import LATE, SHORT, read_attempts
 from selfalign.bench.expectation import fit_calibration
 from selfalign.bench.provenance import Stopwatch, provenance, write_json
@@ -275,8 +275,8 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
     write_json(config.out, result)
     if not config.check:
         set_calibration(config.checkpoint, calibration)
-    report.print_calibration(calibration, console)
-    report.print_attempts([a for row in result["bodies"] for a in read_attempts(row, "", calibration)], console)
+    tables.print_calibration(calibration, console)
+    tables.print_attempts([a for row in result["bodies"] for a in read_attempts(row, "", calibration)], console)
     where = "" if config.check else f" and to {config.checkpoint / 'calibration.json'}"
     console.print(f"Written to {config.out}{where}")
     return result

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from selfalign.bench import cell as cells
-from selfalign.bench.matrix_report import print_matrix
+from selfalign.bench.matrix_table import print_matrix
 from selfalign.bench.plan import Cell, Plan
 from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.resident import close_arenas, policy_of

@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from selfalign.bench.report import percent
+from selfalign.bench.tables import percent
 
 COLUMNS = ("cell", "unseen", "given", "success (95 %)", "fit s", "peak MB", "kept kB")
 

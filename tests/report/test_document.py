@@ -12,12 +12,12 @@ from PIL import Image
 
 from bench.attempting import adapt_result, matrix_result, write
 from calibrations import make_calibration
-from selfalign.bench import figures
-from selfalign.bench.document import ReportConfig, run
-from selfalign.bench.pdf import text_table
-from selfalign.bench.reading import read_cells, read_failures
-from selfalign.bench.sections import Table, principal_components, verdicts
 from selfalign.model.context import EmbodimentContext
+from selfalign.report import figures
+from selfalign.report.document import ReportConfig, run
+from selfalign.report.pdf import text_table
+from selfalign.report.reading import read_cells, read_failures
+from selfalign.report.sections import Table, principal_components, verdicts
 
 pytest.importorskip("matplotlib")
 
@@ -180,8 +180,8 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_stills_show_first_and_last(tmp_path: Path):
-    from selfalign.bench.pdf import _stills
-    from selfalign.bench.sections import Film
+    from selfalign.report.pdf import _stills
+    from selfalign.report.sections import Film
 
     pixels = _stills(Film("", gif(tmp_path / "x.gif").read_bytes()))
     assert pixels[5, 5].tolist() == [255, 0, 0] and pixels[5, -5].tolist() == [0, 0, 255]

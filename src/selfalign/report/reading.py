@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from selfalign.bench.results import AT, Cell
 from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM
+from selfalign.report.results import AT, Cell
 
 READ = ("bench adapt", "bench matrix", "bench calibrate", "demo")
 MATRIX = "selfalign-matrix-1"

@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from selfalign.bench.report import percent
+from selfalign.bench.tables import percent
 
 Rows = dict[tuple[str, str], dict[str, str]]
 """Success by (cell, scenario) and column."""

@@ -303,7 +303,7 @@ def test_damaged_sources_are_refused(tmp_path):
 
 
 def test_the_example_of_the_documentation_runs(monkeypatch):
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
     example = (root / "docs" / "checkpoints.md").read_text().split("```python\n")[-1].split("```")[0]
     exec(compile(example, "docs/checkpoints.md", "exec"), {})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from selfalign.bench.sections import Film, Section, Table
+from selfalign.report.sections import Film, Section, Table
 
 if TYPE_CHECKING:
     from matplotlib.backends.backend_pdf import PdfPages

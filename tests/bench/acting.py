@@ -1,10 +1,10 @@
-"""Policies without a network, for tests of what is around the network."""
+"""Policies without a network, and one with the smallest, for tests of what is around the network."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 
 from selfalign import presets
@@ -16,7 +16,6 @@ from selfalign.model.ttt import TTTConfig
 from selfalign.policy import Policy
 from selfalign.settings import AlignSettings
 from selfalign.sim.bodies import BodySpec
-from selfalign.sim.robots import RobotSpec
 from selfalign.sim.tasks import HOVER, Task
 
 MODEL = SimpleNamespace(config=SimpleNamespace(cameras=("scene",), image_size=64, action_horizon=8, action_dim=8))
@@ -61,14 +60,7 @@ class StillActor:
         return np.zeros((len(observation["task"]), 8, self.body.action_dim))
 
 
-@pytest.fixture(scope="session")
-def panda_arena():
-    with Arena(RobotSpec("panda")) as arena:
-        yield arena
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory):
+def write_checkpoint(folder: Path) -> Path:
     """An untrained model as small as it gets, with a checkpoint's files."""
     torch.manual_seed(0)
     config = presets.tiny()
@@ -82,4 +74,4 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory):
         ttt=TTTConfig(num_heads=2, head_dim=8),
     )
     settings = AlignSettings(steps=2, batch_size=4)
-    return save_checkpoint(Policy.from_model(VLA(small), settings), tmp_path_factory.mktemp("checkpoint"))
+    return save_checkpoint(Policy.from_model(VLA(small), settings), folder)

@@ -10,14 +10,14 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from selfalign.bench import figures
-from selfalign.bench.pdf import pdf_bytes
-from selfalign.bench.reading import read_cells, read_failures
-from selfalign.bench.sections import Film, Section, Table, sections
 from selfalign.calibration import Calibration
 from selfalign.checkpoint import CheckpointInfo
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.files import write_atomically
+from selfalign.report import figures
+from selfalign.report.pdf import pdf_bytes
+from selfalign.report.reading import read_cells, read_failures
+from selfalign.report.sections import Film, Section, Table, sections
 
 
 @dataclass(frozen=True)

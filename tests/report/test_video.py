@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from selfalign.bench.rollout import Outcome
-from selfalign.bench.video import FAILURE, SUCCESS, below, beside, gif_bytes, panel, save_film
+from selfalign.report.video import FAILURE, SUCCESS, below, beside, gif_bytes, panel, save_film
 
 
 def outcome(success: bool, frames: int = 5, size: int = 80, seed: int = 0) -> Outcome:

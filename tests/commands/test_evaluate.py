@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from selfalign.bench.evaluate import EvalConfig, read_body, run
 from selfalign.bench.rollout import Arena
 from selfalign.bench.subject import collect_play, fit
 from selfalign.checkpoint import load
+from selfalign.commands.evaluate import EvalConfig, read_body, run
 from selfalign.sim.bodies import sample_bodies
 
 # Play as short as in these tests may leave the gripper alone.

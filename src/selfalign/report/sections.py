@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selfalign.bench import figures
 from selfalign.bench.attempts import Attempt
-from selfalign.bench.quality import confusion, expected_success, loss_drop, reliability, roc
-from selfalign.bench.report import label, percent
-from selfalign.bench.results import AT, Cell
+from selfalign.bench.tables import label, percent
 from selfalign.calibration import Calibration
 from selfalign.model.context import EmbodimentContext
+from selfalign.report import figures
+from selfalign.report.quality import confusion, expected_success, loss_drop, reliability, roc
+from selfalign.report.results import AT, Cell
 from selfalign.sim.bodies import BodySpec
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from selfalign.train.loop import LoopConfig
 from selfalign.train.pointing import PointingConfig
 from selfalign.train.step import OptimConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def parse(*args: str) -> TrainingConfig:

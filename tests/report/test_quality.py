@@ -9,7 +9,7 @@ from calibrations import make_calibration
 from selfalign.align.verdict import judge
 from selfalign.bench.attempts import read_attempts
 from selfalign.bench.expectation import fit_calibration
-from selfalign.bench.quality import area, confusion, expected_success, gained, loss_drop, reliability, roc
+from selfalign.report.quality import area, confusion, expected_success, gained, loss_drop, reliability, roc
 
 
 def test_attempts_are_sorted_by_verdict_and_gain():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from selfalign.bench.demo import DemoConfig, run
+from selfalign.commands.demo import DemoConfig, run
 
 # Play as short as in these tests may leave the gripper alone.
 pytestmark = pytest.mark.filterwarnings("ignore:near-constant dimensions")

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float
 
 from selfalign.bench.attempts import Attempt
-from selfalign.bench.quality import Confusion, Reliability, Roc
-from selfalign.bench.report import label
-from selfalign.bench.results import AT, STEPS, Cell
 from selfalign.bench.stats import Interval
+from selfalign.bench.tables import label
 from selfalign.calibration import Calibration
+from selfalign.report.quality import Confusion, Reliability, Roc
+from selfalign.report.results import AT, STEPS, Cell
 from selfalign.sim.bodies import BodySpec
 
 if TYPE_CHECKING:

@@ -60,7 +60,7 @@ def test_recorded_videos_are_pretrained_on_aligned_to_and_acted_upon(tmp_path, m
 
 
 def test_the_published_commands_are_understood():
-    script = (Path(__file__).parents[1] / "runs" / "7_real_format.sh").read_text().replace("\\\n", " ")
+    script = (Path(__file__).parents[2] / "runs" / "7_real_format.sh").read_text().replace("\\\n", " ")
     script = re.sub(r'\$\(\([^)]*\)\)|"\$(rigs|steps|episodes)"', "3", script.replace('"$prior"', "--prior"))
     lines = [shlex.split(line) for line in re.findall(r"^.*?\bselfalign (.*)$", script, re.MULTILINE) if line[0] != "#"]
     commands = [line for line in lines if line[0] in ("sources", "inspect", "pretrain", "play", "align", "eval")]
