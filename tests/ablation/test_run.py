@@ -11,8 +11,8 @@ from selfalign.ablation import run as ablation
 from selfalign.ablation.recipes import changed
 from selfalign.ablation.run import AblateConfig, bench_cells, plan_trainings, run
 from selfalign.ablation.table import tabulate
-from selfalign.bench.seeds import split_of
 from selfalign.data.fake import write_fake
+from selfalign.sim.seeds import split_of
 
 LITTLE = {
     "preset": "pi05_alignment_debug",

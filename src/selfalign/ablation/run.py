@@ -26,12 +26,13 @@ from selfalign.ablation.table import print_ablation
 from selfalign.bench.matrix import run_plan
 from selfalign.bench.memory import PeakMemory
 from selfalign.bench.plan import Cell, Plan, with_oracle
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
-from selfalign.bench.seeds import Split, seeds_of
 from selfalign.cluster import Cluster, run_on
 from selfalign.commands import pretrain
 from selfalign.commands.pretrain import TrainingConfig
 from selfalign.data.sources import SourceData
+from selfalign.provenance import Stopwatch, provenance, write_json
+from selfalign.ranges import below, refuse
+from selfalign.sim.seeds import Split, seeds_of
 from selfalign.train import checkpoint
 from selfalign.workers import progress_bar
 
@@ -77,12 +78,10 @@ class AblateConfig:
     """Only say what would be done."""
 
     def __post_init__(self) -> None:
-        least = {"trainings": self.trainings, "threads": self.threads, "workers": self.workers}
-        wrong = [f"{name}={value} (at least 1)" for name, value in least.items() if value < 1]
+        wrong = below(self, trainings=1, threads=1, workers=1)
         if not self.seeds:
             wrong.append("seeds=() (at least one)")
-        if wrong:
-            raise ValueError(f"bench ablate: out of range: {', '.join(wrong)}")
+        refuse("bench ablate", wrong)
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rich.console import Console
 
 from selfalign.bench import tables
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.resident import arena_of, close_arenas, policy_of
-from selfalign.bench.rollout import RolloutConfig, rollout
+from selfalign.bench.rollout import rollout
 from selfalign.bench.stats import bootstrap_ratio, over_bodies, rank_correlation
 from selfalign.bench.subject import (
     ALIGNED,
@@ -35,13 +34,15 @@ from selfalign.bench.subject import (
     fit,
     fit_summary,
 )
+from selfalign.bench.trials import BodyTrials
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
+from selfalign.provenance import Stopwatch, provenance, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import record_demonstrations
 from selfalign.sim.regions import Scenario
-from selfalign.sim.tasks import Kind, offered
+from selfalign.sim.tasks import offered
 from selfalign.workers import progress_bar, run_jobs
 
 FORMAT = "selfalign-bench-adapt-1"
@@ -51,60 +52,26 @@ ROLES: tuple[Role, ...] = ("heldout", "source")
 
 
 @dataclass(frozen=True)
-class AdaptConfig:
+class AdaptConfig(BodyTrials):
     """Success on unseen bodies before and after aligning to their play, beside nulls and an oracle."""
 
-    checkpoint: Path = Path("checkpoints/tiny")
-    """Checkpoint directory."""
-    scenario: Scenario = "camera"
-    """What is unseen: camera, action (the action frame), joint (joint control in an unseen joint order), robot (the
-    arm), or all of camera, frame and arm at once."""
+    title: ClassVar[str] = "bench adapt"
+    aside: ClassVar[tuple[str, ...]] = (*BodyTrials.aside, "json")
+
     bodies: int = 12
     """How many held-out bodies; as many source bodies for the oracle."""
     seed: int = 0
-    """Draws bodies, play and scenes; any number will do (`bench/seeds.py` says which are ours, and for what)."""
-    play: int = 20
-    """Play trajectories of each body."""
-    episodes: int = 20
-    """Episodes of each body under each context."""
-    task: Kind = "reach"
-    """What the bodies are asked to do."""
+    """Draws bodies, play and scenes; any number will do (`sim/seeds.py` says which are ours, and for what)."""
+    scenario: Scenario = "camera"
+    """What is unseen: camera, action (the action frame), joint (joint control in an unseen joint order), robot (the
+    arm), or all of camera, frame and arm at once."""
     json: Path | None = None
     """Where to write the results; also what makes an interrupted run resumable."""
-    steps: tuple[int, ...] = (10, 30, 100, 300)
-    """Alignment steps after which success is measured."""
-    play_length: int = 50
-    """Frames of each play trajectory, at 20 Hz."""
-    demonstrations: int = 4
-    """Demonstrations of each body on which the action loss is measured, before and after (0: none)."""
-    execute: int = 4
-    """Steps of each action chunk that are carried out before the policy is asked again."""
-    num_steps: int = 10
-    """Euler steps of the flow per chunk."""
-    workers: int = 2
-    """Processes, each with one thread."""
-
-    def __post_init__(self) -> None:
-        least = {"bodies": 1, "play": 2, "episodes": 1, "play_length": 2, "demonstrations": 0, "workers": 1, "seed": 0}
-        values = {name: getattr(self, name) for name in least}
-        wrong = [f"{name}={value} (at least {least[name]})" for name, value in values.items() if value < least[name]]
-        if not self.steps or min(self.steps) < 1:
-            wrong.append(f"steps={self.steps} (at least one, each at least 1)")
-        if wrong:
-            raise ValueError(f"bench adapt: out of range: {', '.join(wrong)}")
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """Contexts under which a held-out body acts, in the order of the report."""
         return (BEFORE, *map(after, sorted(self.steps)), ALIGNED, RANDOM, SWAP)
-
-    def settings(self) -> dict[str, Any]:
-        """What the numbers depend on, beside the checkpoint's weights."""
-        return {
-            name: value
-            for name, value in dataclasses.asdict(self).items()
-            if name not in ("checkpoint", "json", "workers")
-        }
 
 
 @dataclass(frozen=True)
@@ -174,7 +141,7 @@ def fit_body(job: Job) -> str:
 def evaluate_body(job: Job) -> str:
     """Stage two: episodes under every context; the finished row goes to the folder."""
     config, policy, watch = job.config, policy_of(job.config.checkpoint), Stopwatch()
-    run = RolloutConfig((config.task,), config.episodes, job.seed, config.execute, config.num_steps)
+    run = config.rollout(job.seed)
     results = {}
     for condition, context in _contexts(job, policy):
         results[condition] = rollout(policy, job.body, context, run, arena=arena_of(job.body)).to_dict()
@@ -266,8 +233,7 @@ def _jobs(config: AdaptConfig, identity: dict[str, Any]) -> list[Job]:
     for role in ROLES:
         bodies = sample_bodies(config.bodies, config.seed, role, config.scenario)
         for index, body in enumerate(bodies):
-            if not offered(config.task, body.arm, body.gripper):
-                raise ValueError(f"{config.task} is not offered for {body.robot.name}; choose another task or scenario")
+            config.check_offered(body)
             job = Job(config, role, index, body, folder)
             following = dataclasses.replace(job, index=(index + 1) % config.bodies)
             partner = following.context_path("fitted").name if role == "heldout" and config.bodies > 1 else None

@@ -7,7 +7,6 @@ Badly means: after a few steps, by a random update, with the other body's contex
 whose actions were recorded late. Without failures there is nothing to tell success from.
 """
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from rich.console import Console
@@ -27,10 +26,8 @@ from selfalign.align.verdict import Verdict, judge
 from selfalign.bench import tables
 from selfalign.bench.attempts import LATE, SHORT, read_attempts
 from selfalign.bench.expectation import fit_calibration
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.resident import policy_of
-from selfalign.bench.rollout import Arena, RolloutConfig, rollout
-from selfalign.bench.seeds import VALIDATION_FROM
+from selfalign.bench.rollout import Arena, rollout
 from selfalign.bench.subject import (
     ALIGNED,
     BEFORE,
@@ -43,17 +40,19 @@ from selfalign.bench.subject import (
     collect_play,
     fit,
 )
+from selfalign.bench.trials import BodyTrials
 from selfalign.calibration import Calibration
 from selfalign.checkpoint import load, set_calibration
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
+from selfalign.provenance import Stopwatch, provenance, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import record_demonstrations
 from selfalign.sim.regions import SCENARIOS, Scenario
-from selfalign.sim.tasks import Kind, offered
+from selfalign.sim.seeds import VALIDATION_FROM
 from selfalign.workers import progress_bar, run_jobs
 
 FORMAT = "selfalign-bench-calibrate-1"
@@ -64,15 +63,22 @@ LAG = 5
 
 
 @dataclass(frozen=True)
-class CalibrateConfig:
+class CalibrateConfig(BodyTrials):
     """Measure what a play loss of a checkpoint is worth, on validation bodies, and write it into the checkpoint."""
 
-    checkpoint: Path = Path("checkpoints/tiny")
-    """Checkpoint directory."""
+    title: ClassVar[str] = "bench calibrate"
+    aside: ClassVar[tuple[str, ...]] = (*BodyTrials.aside, "out", "contexts", "check")
+
     bodies: int = 6
     """Bodies of each scenario, an even number: pairs try each other's contexts."""
     seed: int = VALIDATION_FROM
     """Draws bodies, play and scenes. From a million on, so that bodies on which results are reported stay unseen."""
+    episodes: int = 10
+    """Episodes of each body under each context."""
+    steps: tuple[int, ...] = (1, 2, 4)
+    """Too few steps of alignment."""
+    demonstrations: int = 2
+    """Demonstrations of each body on which the action loss is measured (0: none)."""
     out: Path = Path("outputs/calibration.json")
     """Where to write the measurements; also what makes an interrupted run resumable."""
     scenarios: tuple[Scenario, ...] = ("camera", "action", "robot", "all")
@@ -81,42 +87,16 @@ class CalibrateConfig:
     """Fit nothing and change nothing: judge the checkpoint's calibration on these bodies. Any seed will do."""
     contexts: Path | None = None
     """Folder to keep the aligned contexts in, for the map of `selfalign bench report`."""
-    play: int = 20
-    """Play trajectories of each body."""
-    play_length: int = 50
-    """Frames of each, at 20 Hz."""
-    episodes: int = 10
-    """Episodes of each body under each context."""
-    task: Kind = "reach"
-    """What the bodies are asked to do."""
-    steps: tuple[int, ...] = (1, 2, 4)
-    """Too few steps of alignment."""
-    demonstrations: int = 2
-    """Demonstrations of each body on which the action loss is measured (0: none)."""
-    execute: int = 4
-    """Steps of each action chunk that are carried out before the policy is asked again."""
-    num_steps: int = 10
-    """Euler steps of the flow per chunk."""
-    workers: int = 2
-    """Processes, each with one thread."""
 
-    def __post_init__(self) -> None:
-        least = {"bodies": 2, "play": 2, "episodes": 1, "play_length": 2, "demonstrations": 0, "workers": 1, "seed": 0}
-        values = {name: getattr(self, name) for name in least}
-        wrong = [f"{name}={value} (at least {least[name]})" for name, value in values.items() if value < least[name]]
-        if self.bodies % 2:
-            wrong.append(f"bodies={self.bodies} (an even number: pairs try each other's contexts)")
-        if not self.steps or min(self.steps) < 1 or not self.scenarios:
-            wrong.append(f"steps={self.steps}, scenarios={self.scenarios} (at least one of each)")
+    def wrong(self) -> list[str]:
+        found = super().wrong()
+        if self.bodies < 2 or self.bodies % 2:
+            found.append(f"bodies={self.bodies} (an even number: pairs try each other's contexts)")
+        if not self.scenarios:
+            found.append("scenarios=() (at least one)")
         if self.seed < VALIDATION_FROM and not self.check:
-            wrong.append(f"seed={self.seed} (at least {VALIDATION_FROM}: those below are for results; or give --check)")
-        if wrong:
-            raise ValueError(f"bench calibrate: out of range: {', '.join(wrong)}")
-
-    def settings(self) -> dict[str, Any]:
-        """What the numbers depend on, beside the checkpoint's weights."""
-        left_out = ("checkpoint", "out", "contexts", "workers", "check")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+            found.append(f"seed={self.seed} (at least {VALIDATION_FROM}: those below are for results; or give --check)")
+        return found
 
 
 @dataclass(frozen=True)
@@ -232,7 +212,7 @@ def _swap(policy: Policy, own: Fitted, other: Fitted) -> None:
 
 def _act(config: CalibrateConfig, policy: Policy, own: Fitted, arena: Arena) -> dict[str, Any]:
     """A row: episodes under every context, in the same scenes."""
-    run = RolloutConfig((config.task,), config.episodes, own.seed, config.execute, config.num_steps)
+    run = config.rollout(own.seed)
     success = {
         kind: rollout(policy, own.body, context, run, arena=arena).to_dict() for kind, context in own.contexts.items()
     }
@@ -320,8 +300,7 @@ def _jobs(config: CalibrateConfig, identity: dict[str, Any]) -> Iterator[Job]:
     for scenario in config.scenarios:
         bodies = sample_bodies(config.bodies, config.seed, "heldout", scenario)
         for body in bodies:
-            if not offered(config.task, body.arm, body.gripper):
-                raise ValueError(f"{config.task} is not offered for {body.robot.name}; choose another task or scenario")
+            config.check_offered(body)
         for index in range(0, config.bodies, 2):
             yield Job(config, scenario, index, (bodies[index], bodies[index + 1]), folder)
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.rollout import Arena, RolloutConfig, RolloutResult, rollout
 from selfalign.bench.subject import ALIGNED, BEFORE, body_seed, collect_play, fit, fit_summary
 from selfalign.bench.tables import percent, print_demo
 from selfalign.checkpoint import load
 from selfalign.model.files import write_atomically
 from selfalign.policy import Policy
+from selfalign.provenance import Stopwatch, provenance, write_json
 from selfalign.report.demo_page import SCENARIO_WORDS, demo_page
 from selfalign.report.video import Film, below, beside, gif_bytes, panel, save_film
 from selfalign.sim.bodies import BodySpec, sample_bodies

@@ -8,12 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.rollout import RolloutConfig, rollout
 from selfalign.bench.tables import percent
 from selfalign.checkpoint import load
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
+from selfalign.provenance import Stopwatch, provenance, write_json
 from selfalign.report.video import Film, panel, save_film
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.tasks import Kind

@@ -50,7 +50,7 @@ def commit() -> str | None:
         # An installed package inside somebody else's repository is not that repository's code.
         if not git("ls-files", Path(__file__).name):
             return None
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(root.parent))
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(root))
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None

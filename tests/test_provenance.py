@@ -1,6 +1,6 @@
 """What stands beside every result."""
 
-from selfalign.bench.provenance import command
+from selfalign.provenance import command
 
 
 def test_the_command_tells_no_path_of_the_machine(monkeypatch):

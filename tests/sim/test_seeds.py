@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.bench.seeds import SNAPSHOT_RIGS, SOURCE_RIGS, TEST, VALIDATION, VALIDATION_FROM, seeds_of, split_of
 from selfalign.sim.bodies import sample_bodies, sample_rigs
 from selfalign.sim.regions import SCENARIOS, bearing_region, frame_region
+from selfalign.sim.seeds import SNAPSHOT_RIGS, SOURCE_RIGS, TEST, VALIDATION, VALIDATION_FROM, seeds_of, split_of
 
 ROOT = Path(__file__).parents[2]
 SPLITS = ("validation", "test")
