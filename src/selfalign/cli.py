@@ -37,6 +37,7 @@ from selfalign.commands.snapshots import SnapshotsConfig
 from selfalign.commands.sources import SourcesConfig
 from selfalign.commands.stats import StatsConfig
 from selfalign.report.document import ReportConfig
+from selfalign.report.films import FilmsConfig
 from selfalign.robots.session import RobotPlayConfig
 
 
@@ -61,6 +62,7 @@ class Bench:
         | Annotated[AblateConfig, subcommand("ablate")]
         | Annotated[CalibrateConfig, subcommand("calibrate")]
         | Annotated[ReportConfig, subcommand("report")]
+        | Annotated[FilmsConfig, subcommand("films")]
         | Annotated[TuneConfig, subcommand("tune")]
         | Annotated[EncoderRun, subcommand("encoder")]
         | Annotated[ExpertsConfig, subcommand("experts")]

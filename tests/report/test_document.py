@@ -60,6 +60,7 @@ def test_the_page_stands_alone_and_says_what_was_measured(results, tmp_path: Pat
         "Over play",
         "Costs",
         "Verdicts",
+        "Where it fails",
         "Map of contexts",
         "Films",
         "Failed",
@@ -68,6 +69,7 @@ def test_the_page_stands_alone_and_says_what_was_measured(results, tmp_path: Pat
     page = config.out.read_text()
     assert "Bodies &amp; numbers" in page and "--scenario camera &lt;&amp;&gt;" in page
     assert "90 % [90, 90]" in page, "nine of ten for every body"
+    assert "20 [20, more] trajectories of play (50 s) to 90 % of the oracle" in page, "adaptation speed"
     assert "data:image/gif;base64," in page and "1 in grey are of bodies" in page
     assert not re.search(r'(src|href)="(?!#|data:)', page.replace("xlink:href", "")), "nothing beside it is needed"
     drawn = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
@@ -115,6 +117,14 @@ def test_methods_of_a_matrix_are_conditions_of_one_cell(results):
     assert attempts["selfalign@1"].gain == pytest.approx(0.3) and attempts["aligned"].gain == pytest.approx(0.8)
     assert cell.rows[0]["costs"]["lora"]["bytes_stored"] == 29000
     assert read_failures(results) == [("tiny: action, reach, seed 0, prompt", "it broke")]
+
+
+def test_the_matrix_of_an_ablation_is_read(results, tmp_path: Path):
+    ablation = {"format": "selfalign-ablation-1", "trainings": [], "matrix": matrix_result()}
+    (own,), (cell,) = read_cells(results[1:]), read_cells((write(tmp_path / "ablation.json", ablation),))
+    assert (cell.name, cell.rows) == (own.name, own.rows)
+    with pytest.raises(ValueError, match=r"ablation\.json is no result"):
+        read_cells((write(tmp_path / "ablation.json", {"format": "selfalign-ablation-1", "trainings": []}),))
 
 
 def test_errors_name_the_file(tmp_path: Path):

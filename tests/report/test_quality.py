@@ -52,6 +52,10 @@ def test_roc_of_a_perfect_a_reversed_and_a_mixed_score():
     assert roc([a for a in mixed if gained(a)], loss_drop) is None
 
 
+def test_without_a_play_loss_nothing_drops():
+    assert loss_drop(attempt(0.0, 0, prior_loss=0.0)) == 0.0
+
+
 def test_expected_success_is_measured_where_the_calibration_is_right():
     rng = np.random.default_rng(0)
     calibration = fit_calibration(drawn_attempts(rng, bodies=60), fingerprint="0123", task="reach", source={}, draws=50)

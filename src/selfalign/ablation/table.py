@@ -16,8 +16,7 @@ Rows = dict[tuple[str, str], dict[str, str]]
 def print_ablation(matrix: Mapping[str, Any], console: Console) -> None:
     """Success of every recipe in every scenario, with 95 % intervals over bodies."""
     rows = tabulate(matrix)
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    columns.sort(key=lambda column: {"before": -1, "oracle": 1_000_000}.get(column) or int(column.split()[1]))
+    columns = sorted_columns(rows)
     table = Table(title="Success over bodies (95 %)", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("cell", "scenario", *columns):
         table.add_column(column, no_wrap=True)
@@ -37,6 +36,12 @@ def tabulate(matrix: Mapping[str, Any]) -> Rows:
         else:
             row |= {_column(settings, amount): percent(of["success"]) for amount, of in entry["summary"].items()}
     return rows
+
+
+def sorted_columns(rows: Rows) -> list[str]:
+    """`before`, amounts of play rising, `oracle`."""
+    columns = dict.fromkeys(column for row in rows.values() for column in row)
+    return sorted(columns, key=lambda column: {"before": -1, "oracle": 1_000_000}.get(column) or int(column.split()[1]))
 
 
 def _column(settings: Mapping[str, Any], amount: str | int) -> str:

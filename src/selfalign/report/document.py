@@ -15,6 +15,7 @@ from selfalign.checkpoint import CheckpointInfo
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.files import write_atomically
 from selfalign.report import figures
+from selfalign.report.films import caption, read_films
 from selfalign.report.pdf import pdf_bytes
 from selfalign.report.reading import read_cells, read_failures
 from selfalign.report.sections import Film, Section, Table, sections
@@ -33,7 +34,7 @@ class ReportConfig:
     calibration: Path | None = None
     """Checkpoint directory whose calibration judges the attempts anew; None: verdicts as the results hold them."""
     films: tuple[Path, ...] = ()
-    """GIFs of before and after."""
+    """GIFs of before and after, and folders of `bench films`, whose films show what fails."""
     contexts: tuple[Path, ...] = ()
     """Context files, or folders of them, for the map."""
     title: str = "Selfalign: results"
@@ -41,9 +42,9 @@ class ReportConfig:
     def __post_init__(self) -> None:
         if not self.results:
             raise ValueError("bench report needs at least one result file")
-        wrong = [str(path) for path in self.films if path.suffix.lower() != ".gif"]
+        wrong = [str(path) for path in self.films if path.suffix.lower() != ".gif" and not path.is_dir()]
         if wrong:
-            raise ValueError(f"the gallery shows .gif files, got {', '.join(wrong)}")
+            raise ValueError(f"the gallery shows .gif files and folders of `bench films`, got {', '.join(wrong)}")
 
 
 def run(config: ReportConfig, *, show: bool = True) -> list[Section]:
@@ -61,7 +62,9 @@ def run(config: ReportConfig, *, show: bool = True) -> list[Section]:
     cells = read_cells(config.results)
     calibration = None if config.calibration is None else _calibration(config.calibration)
     contexts = [EmbodimentContext.load(path) for path in _context_files(config.contexts)]
-    content = list(sections(cells, calibration, config.films, contexts, read_failures(config.results)))
+    gallery = [path for path in config.films if not path.is_dir()]
+    failing = [film for path in config.films if path.is_dir() for film in _failing(path)]
+    content = list(sections(cells, calibration, gallery, contexts, read_failures(config.results), failing))
     page = html_page(config.title, content)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(config.out, lambda path: path.write_text(page, encoding="utf-8"))
@@ -79,6 +82,14 @@ def _calibration(checkpoint: Path) -> Calibration:
     if calibration is None:
         raise ValueError(f"{checkpoint} has no calibration; run `selfalign bench calibrate` first")
     return calibration
+
+
+def _failing(folder: Path) -> list[Film]:
+    """The films of a folder of `bench films`."""
+    films = read_films(folder)
+    if not films:
+        raise ValueError(f"no films in {folder}; `selfalign bench films --out {folder}` makes them")
+    return [Film(caption(film), (folder / film["file"]).read_bytes()) for film in films]
 
 
 def _context_files(paths: Sequence[Path]) -> list[Path]:

@@ -22,8 +22,8 @@ def gained(attempt: Attempt) -> bool:
 
 
 def loss_drop(attempt: Attempt) -> float:
-    """Share of the play loss that the fit took away."""
-    return 1 - attempt.verdict.after / attempt.verdict.before
+    """Share of the play loss that the fit took away; 0 where there was none, as without alignment losses."""
+    return 0.0 if attempt.verdict.before == 0 else 1 - attempt.verdict.after / attempt.verdict.before
 
 
 def expected_success(attempt: Attempt) -> float:

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM
+from selfalign.bench.cell import ROLES
+from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, body_seed
 from selfalign.report.results import AT, Cell
+from selfalign.sim.regions import SCENARIOS
 
-READ = ("bench adapt", "bench matrix", "bench calibrate", "demo")
-MATRIX = "selfalign-matrix-1"
+READ = ("bench adapt", "bench matrix", "bench ablate", "bench calibrate", "demo")
+MATRIX, ABLATION = "selfalign-matrix-1", "selfalign-ablation-1"
 NAMES = {"frozen": BEFORE, "selfalign": ALIGNED, "random": RANDOM}
 """Conditions by the names that a matrix has for them; other methods keep theirs."""
 
@@ -46,9 +48,11 @@ def _json(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no result file {path}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    # An ablation is its trainings, and a matrix of them where they were measured.
+    return data.get("matrix") if isinstance(data, dict) and data.get("format") == ABLATION else data
 
 
 def _read(path: Path) -> Iterator[Cell]:
@@ -64,8 +68,8 @@ def _read(path: Path) -> Iterator[Cell]:
 
 def _bodies(path: Path, part: Mapping[str, Any]) -> Iterator[Cell]:
     """One cell, or one for each scenario where rows say which is theirs."""
-    rows: list[Mapping[str, Any]] = part["bodies"]
     settings = part["settings"]
+    rows: list[Mapping[str, Any]] = [{**row, "seed": _seed(row, settings["seed"])} for row in part["bodies"]]
     for scenario in dict.fromkeys(row.get("scenario", settings.get("scenario")) for row in rows):
         own = [row for row in rows if row.get("scenario", settings.get("scenario")) == scenario]
         yield Cell(
@@ -77,6 +81,17 @@ def _bodies(path: Path, part: Mapping[str, Any]) -> Iterator[Cell]:
             path,
             part["provenance"],
         )
+
+
+def _seed(row: Mapping[str, Any], seed: int) -> int | None:
+    """Of the body's play and scenes, as the benchmark has drawn it; None where the row has no place in one (a demo's).
+
+    `bench adapt` and `bench matrix` count the bodies of a role, `bench calibrate` those of a scenario.
+    """
+    if "index" not in row:
+        return None
+    first = SCENARIOS.index(row["scenario"]) if "scenario" in row else ROLES.index(row.get("role", "heldout"))
+    return body_seed(seed, first, row["index"])
 
 
 # ---- matrices ------------------------------------------------------------------------------------------------------
@@ -91,8 +106,12 @@ def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[Cell]:
     for (name, fingerprint), entries in groups.items():
         held_out = [entry for entry in entries if entry["settings"]["region"] == "heldout"]
         sources = [entry for entry in entries if entry["settings"]["region"] == "source"]
-        settings = entries[0]["settings"]
-        yield Cell(name, _merged(held_out), _oracles(sources), settings, fingerprint, path, data["provenance"])
+        aligned = [entry for entry in held_out if entry["settings"]["method"] == "selfalign"]
+        settings = (aligned or entries)[0]["settings"]
+        digests = {entry.get("digest") for entry in held_out}
+        speeds = [speed for speed in data.get("speed", ()) if speed["digest"] in digests]
+        rows = _merged(held_out)
+        yield Cell(name, rows, _oracles(sources), settings, fingerprint, path, data["provenance"], speeds)
 
 
 def _name(entry: Mapping[str, Any]) -> str:
@@ -109,7 +128,8 @@ def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         condition = NAMES.get(method, method)
         for body in entry["bodies"]:
             empty = {"success": {}, "verdicts": {}, "costs": {}}
-            row = rows.setdefault(body["name"], {"name": body["name"], "body": body["body"], **empty})
+            told = {"name": body["name"], "body": body["body"], "seed": _seed(body, entry["settings"]["seed"])}
+            row = rows.setdefault(body["name"], {**told, **empty})
             amounts = sorted(body["results"], key=int)
             named = {f"{method}{AT}{amount}": body["results"][amount] for amount in amounts if len(amounts) > 1}
             for name, result in {condition: body["results"][amounts[-1]], **named}.items():

@@ -27,6 +27,8 @@ class Cell:
     fingerprint: str
     path: Path
     provenance: Mapping[str, Any]
+    speeds: Sequence[Mapping[str, Any]] = ()
+    """How much play methods needed for a share of the oracle, as `bench matrix` writes it."""
 
     @property
     def conditions(self) -> list[str]:

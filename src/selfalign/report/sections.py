@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selfalign.bench.attempts import Attempt
+from selfalign.bench.matrix_table import speed_line
 from selfalign.bench.tables import label, percent
 from selfalign.calibration import Calibration
 from selfalign.model.context import EmbodimentContext
 from selfalign.report import figures
+from selfalign.report.failures import BODY_COLUMNS, CELL_COLUMNS, LISTED, OF_EACH, TEXT, body_rows, cell_rows, worst
 from selfalign.report.quality import confusion, expected_success, loss_drop, reliability, roc
 from selfalign.report.results import AT, Cell
 from selfalign.sim.bodies import BodySpec
@@ -55,9 +57,19 @@ def sections(
     calibration: Calibration | None = None,
     films: Sequence[Path] = (),
     contexts: Sequence[EmbodimentContext] = (),
-    failures: Sequence[tuple[str, str]] = (),
+    errors: Sequence[tuple[str, str]] = (),
+    failing: Sequence[Film] = (),
 ) -> Iterator[Section]:
-    """The report, first to last; sections without content are left out."""
+    """The report, first to last; sections without content are left out.
+
+    Args:
+        cells: what was measured.
+        calibration: that judges the attempts anew.
+        films: GIFs of before and after.
+        contexts: of the map.
+        errors: cells that were not measured, and why.
+        failing: films of bodies that fail.
+    """
     yield success(cells)
     curves = [cell for cell in cells if cell.success_by_steps()]
     if curves:
@@ -68,7 +80,9 @@ def sections(
     if growing:
         parts = [growing[i : i + figures.PANELS] for i in range(0, len(growing), figures.PANELS)]
         text = "Given so many trajectories of play, or so many demonstrations. The dashed line is the oracle."
-        yield Section("Over play", text, [figures.over_amounts(part) for part in parts])
+        needed = [[cell.name, speed_line(speed)] for cell in growing for speed in cell.speeds]
+        tables = [Table(("cell", "adaptation speed"), needed)] if needed else []
+        yield Section("Over play", text, [figures.over_amounts(part) for part in parts], tables)
     costly = [cell for cell in cells if any("costs" in row for row in cell.rows)]
     if costly:
         yield costs(costly)
@@ -77,13 +91,17 @@ def sections(
     if calibration is not None:
         own = [cell for cell in cells if cell.fingerprint == calibration.fingerprint]
         yield calibrated(calibration, [attempt for cell in own for attempt in cell.attempts(calibration)])
+    missed = worst(cells, OF_EACH, LISTED)
+    if missed:
+        tables = [Table(CELL_COLUMNS, cell_rows(cells)), Table(BODY_COLUMNS, body_rows(missed))]
+        yield Section("Where it fails", TEXT, tables=tables, films=failing)
     if len(contexts) > 2:
         yield context_section(contexts, cells)
     if films:
         shown = [Film(path.stem.replace("_", " "), path.read_bytes()) for path in films]
         yield Section("Films", "The same scenes before and after aligning.", films=shown)
-    if failures:
-        yield Section("Failed", tables=[Table(("cell", "why"), failures)])
+    if errors:
+        yield Section("Failed", tables=[Table(("cell", "why"), errors)])
     yield commands(cells)
 
 
