@@ -1,7 +1,9 @@
 """The matrix around the measuring (which is replaced by known numbers), and one cell measured for real."""
 
 import json
+import os
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,6 +148,20 @@ def test_what_a_method_reads_is_part_of_a_cell(curve: Cell, tmp_path: Path, monk
         found.append(run_plan(plan, tmp_path / "out", workers=1, show=False)["cells"][0])
     assert "which is not there; `selfalign bench encoder` writes one" in found[0]["error"]
     assert found[1]["digest"] != found[2]["digest"]
+
+
+def test_a_cluster_sends_rows_back_and_they_are_kept_here(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    done, seen = Measured(monkeypatch), []
+
+    def elsewhere(cluster, job, groups, workers, *, on_done):
+        seen.extend((cluster, group.folder) for group in groups)
+        for group in groups:
+            on_done(group, job(group))
+
+    monkeypatch.setattr(matrix, "run_on", elsewhere)
+    result = run_plan(Plan("p", (curve,)), tmp_path, cluster="ray", show=False)
+    assert seen == [("ray", None)] * 3 and len(done) == 3 and result["failed"] == 0
+    assert len(list(tmp_path.glob("bodies/*/*.json"))) == 3
 
 
 # ---- for real ------------------------------------------------------------------------------------------------------
@@ -301,3 +317,18 @@ def test_plans_share_a_cache(curve: Cell, tmp_path: Path, monkeypatch: pytest.Mo
     run_plan(Plan("q", tuple(with_oracle(curve))), tmp_path / "q", **kept)
     assert [region for _, region, _ in done] == ["heldout"] * 3 + ["source"] * 3
     assert len(json.loads((tmp_path / "q" / "matrix.json").read_text())["cells"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'selfalign[cluster]'")
+@pytest.mark.skipif(
+    bool(os.environ.get("RAY_ADDRESS")), reason="a cluster is named, which need not have this checkpoint"
+)
+def test_ray_measures_what_one_process_measures(checkpoint: Path, tmp_path: Path):
+    cell = replace(REAL, checkpoint=str(checkpoint), bodies=2)
+    plan, found = Plan("p", (cell, replace(cell, method="frozen"))), {}
+    for cluster in ("none", "ray"):
+        result = run_plan(plan, tmp_path / cluster, cluster=cluster, workers=1, show=False)
+        assert result["failed"] == 0
+        found[cluster] = [[without_costs(row) for row in entry["bodies"]] for entry in result["cells"]]
+    assert found["ray"] == found["none"]
