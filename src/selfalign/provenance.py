@@ -1,5 +1,6 @@
 """Where a number comes from: command, code, machine and time, written beside every result."""
 
+import hashlib
 import json
 import os
 import platform
@@ -7,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -113,3 +115,20 @@ def write_json(path: str | Path, data: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda partial: Path(partial).write_text(text, encoding="utf-8"))
     return path
+
+
+def digest(identity: Any, letters: int = 16) -> str:
+    """A name for what a measurement depends on: the same values, in whatever order of keys, give the same."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:letters]
+
+
+def read_kept(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a file of results holds, if it is whole and of exactly this measurement."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return None
+    same = isinstance(found, dict) and all(found.get(name) == value for name, value in identity.items())
+    return found if same else None

@@ -107,8 +107,14 @@ def test_films_show_the_episodes_that_were_measured(measured: Path, filmed):
 
 def test_what_is_filmed_is_not_filmed_again(filmed, monkeypatch: pytest.MonkeyPatch):
     config, result = filmed
+    (film,) = result["films"]
+    other = {**film, "key": "of other results", "file": "other.gif"}
+    (config.out / "other.gif").touch()
+    (config.out / "mine.gif").touch()
+    (config.out / "films.json").write_text(json.dumps({**result, "films": [other, film]}))
     monkeypatch.setattr(films, "_film", None)
-    assert run(config, show=False)["films"] == result["films"]
+    assert run(config, show=False)["films"] == [film]
+    assert sorted(path.name for path in config.out.glob("*.gif")) == sorted([film["file"], "mine.gif"])
 
 
 def test_the_report_shows_them(measured: Path, filmed, tmp_path: Path):

@@ -8,7 +8,6 @@ kept beside the output, so an interrupted run goes on where it stopped.
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ from selfalign.bench.subject import (
 from selfalign.bench.trials import BodyTrials
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
-from selfalign.provenance import Stopwatch, provenance, write_json
+from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import record_demonstrations
@@ -181,7 +180,7 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
     policy = policy_of(config.checkpoint)
     identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint()}
     identity = json.loads(json.dumps(identity))
-    finished = _finished(config, identity)
+    finished = None if config.json is None else read_kept(config.json, identity)
     if finished is not None:
         console.print(f"{config.json} holds these results already; remove it to measure again.")
         tables.print_adapt(finished, console)
@@ -212,22 +211,9 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
     return result
 
 
-def _finished(config: AdaptConfig, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """What the output file holds, if it holds exactly this measurement."""
-    if config.json is None or not config.json.is_file():
-        return None
-    try:
-        found = json.loads(config.json.read_text())
-    except json.JSONDecodeError:
-        return None
-    same = isinstance(found, dict) and all(found.get(name) == value for name, value in identity.items())
-    return found if same else None
-
-
 def _jobs(config: AdaptConfig, identity: dict[str, Any]) -> list[Job]:
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     out = config.json or Path("outputs") / "bench-adapt.json"
-    folder = out.with_name(f"{out.name}.parts-{digest}")
+    folder = out.with_name(f"{out.name}.parts-{digest(identity, 10)}")
     folder.mkdir(parents=True, exist_ok=True)
     jobs = []
     for role in ROLES:

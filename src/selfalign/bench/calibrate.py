@@ -7,7 +7,6 @@ Badly means: after a few steps, by a random update, with the other body's contex
 whose actions were recorded late. Without failures there is nothing to tell success from.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -47,7 +46,7 @@ from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
-from selfalign.provenance import Stopwatch, provenance, write_json
+from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import record_demonstrations
@@ -243,11 +242,12 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
         raise ValueError(f"{config.checkpoint} has no calibration to check; run `selfalign bench calibrate` first")
     identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint()}
     identity = json.loads(json.dumps(identity))
-    result = _finished(config.out, identity)
+    result = read_kept(config.out, identity)
     if result is None:
         rows = _measure(config, identity, console, show)
         result = {**identity, "provenance": {**provenance(watch.seconds), "workers": config.workers}, "bodies": rows}
     else:
+        result = {name: result[name] for name in (*identity, "provenance", "bodies")}
         console.print(f"{config.out} holds these measurements already; remove it to measure again.")
     calibration = policy.calibration if config.check else calibration_of(result)
     assert calibration is not None
@@ -294,8 +294,7 @@ def _measure(config: CalibrateConfig, identity: dict[str, Any], console: Console
 
 
 def _jobs(config: CalibrateConfig, identity: dict[str, Any]) -> Iterator[Job]:
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
-    folder = config.out.with_name(f"{config.out.name}.parts-{digest}")
+    folder = config.out.with_name(f"{config.out.name}.parts-{digest(identity, 10)}")
     folder.mkdir(parents=True, exist_ok=True)
     for scenario in config.scenarios:
         bodies = sample_bodies(config.bodies, config.seed, "heldout", scenario)
@@ -303,15 +302,3 @@ def _jobs(config: CalibrateConfig, identity: dict[str, Any]) -> Iterator[Job]:
             config.check_offered(body)
         for index in range(0, config.bodies, 2):
             yield Job(config, scenario, index, (bodies[index], bodies[index + 1]), folder)
-
-
-def _finished(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """What the output file holds, if it holds exactly these measurements."""
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError:
-        return None
-    same = isinstance(found, dict) and all(found.get(name) == value for name, value in identity.items())
-    return {name: found[name] for name in (*identity, "provenance", "bodies")} if same else None

@@ -94,7 +94,8 @@ def measure_body(job: BodyJob, workshop: Workshop) -> dict[str, Any]:
     """
     cell, policy = job.cell, workshop.policy
     identity, began = policy.fingerprint(), time.perf_counter()
-    workshop.play(cell), workshop.demonstrations(cell)
+    workshop.play(cell)
+    workshop.demonstrations(cell)
     recorded = time.perf_counter() - began
     results = {str(amount): _measure_amount(job, workshop, amount) for amount in cell.amounts}
     if policy.fingerprint() != identity:

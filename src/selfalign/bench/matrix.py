@@ -25,7 +25,7 @@ from selfalign.bench.plan import Cell, Plan
 from selfalign.bench.resident import close_arenas, policy_of
 from selfalign.bench.stats import amount_to_reach
 from selfalign.cluster import Cluster, run_on
-from selfalign.provenance import Stopwatch, provenance, write_json
+from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
 from selfalign.ranges import below, refuse
 from selfalign.sim.prepare import prepare
 from selfalign.sim.seeds import Split, split_of
@@ -144,7 +144,7 @@ def _open(cell: Cell, cache: Path) -> CellState:
     except (ValueError, OSError) as error:
         state.error = f"{type(error).__name__}: {error}"
         return state
-    state.result = _kept(_cell_path(cache, state.digest), state.identity)
+    state.result = read_kept(_cell_path(cache, state.digest), state.identity)
     return state
 
 
@@ -160,11 +160,6 @@ def _files(cell: Cell) -> dict[str, str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{cell.method} reads {path}, which is not there; `selfalign bench encoder` writes one")
     return {"file": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
-
-
-def digest(identity: Mapping[str, Any]) -> str:
-    """What names a cell's files."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _measure(states: Sequence[CellState], folder: Path, workers: int, cluster: Cluster, show: bool) -> None:
@@ -218,17 +213,6 @@ def _entry(state: CellState) -> dict[str, Any]:
     if state.result is None:
         return {**head, "settings": cell.measured(), "error": state.error, "traceback": state.traceback}
     return {**head, **state.result}
-
-
-def _kept(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A finished cell, if the file holds exactly this one, whole."""
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return None
-    return found if all(found.get(name) == value for name, value in identity.items()) else None
 
 
 def _cell_path(cache: Path, name: str) -> Path:

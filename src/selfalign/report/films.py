@@ -3,10 +3,10 @@
     OUT/films.json               what is seen in each film, and how it went
     OUT/SCENARIO-TASK-BODY.gif   left: before aligning; right: the same scenes afterwards, those that fail first
 
-Everything is run again from the seeds of the results. What is filmed already is not filmed again.
+Everything is run again from the seeds of the results. What is filmed already is not filmed again, and films of what the
+results no longer hold are removed.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from selfalign.bench.subject import ALIGNED, BEFORE
 from selfalign.bench.workshop import Workshop
 from selfalign.checkpoint import load
 from selfalign.policy import Policy
-from selfalign.provenance import Stopwatch, provenance, write_json
+from selfalign.provenance import Stopwatch, digest, provenance, write_json
 from selfalign.ranges import below, refuse
 from selfalign.report.failures import Failing, worst
 from selfalign.report.reading import read_cells
@@ -79,7 +79,8 @@ def run(config: FilmsConfig, *, show: bool = True) -> dict[str, Any]:
             f"{policy.fingerprint()}"
         )
     keys = [_key(config, one) for one in failing]
-    films = {film["key"]: film for film in read_films(config.out) if film["key"] in keys}
+    there = read_films(config.out)
+    films = {film["key"]: film for film in there if film["key"] in keys}
     try:
         for number, (key, one) in enumerate(zip(keys, failing, strict=True), 1):
             console.print(f"{number}/{len(failing)} {one.cell.name}: {one.name}", markup=False)
@@ -90,6 +91,8 @@ def run(config: FilmsConfig, *, show: bool = True) -> dict[str, Any]:
             write_json(config.out / INDEX, result)
     finally:
         close_arenas()
+    for name in {film["file"] for film in there} - {film["file"] for film in films.values()}:
+        (config.out / name).unlink()  # of other results
     console.print(f"Films of {len(films)} bodies in {config.out}")
     return result
 
@@ -123,7 +126,7 @@ def _key(config: FilmsConfig, failing: Failing) -> str:
     """Of everything that a film depends on."""
     looks = {name: getattr(config, name) for name in ("episodes", "size", "kilobytes")}
     told = [failing.cell.fingerprint, dict(failing.cell.settings), failing.row["body"], failing.row["seed"], looks]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(told)
 
 
 def _film(config: FilmsConfig, policy: Policy, failing: Failing) -> dict[str, Any]:
