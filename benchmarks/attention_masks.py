@@ -16,7 +16,6 @@ import torch
 import tyro
 from torch import Tensor
 
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.model import masks
 from selfalign.model.alignment import AlignmentInputs, AlignmentLayout
 from selfalign.model.config import VLAConfig
@@ -25,6 +24,7 @@ from selfalign.model.policy import VLA
 from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import KeypointTowerConfig
+from selfalign.provenance import Stopwatch, provenance, write_json
 from selfalign.types import ActionChunk, Observation, Transition
 
 HALF = 0.5

@@ -14,12 +14,12 @@ import tyro
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from selfalign.bench import figures
 from selfalign.model.config import VLAConfig
 from selfalign.model.policy import VLA
 from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import KeypointTowerConfig
+from selfalign.report import figures
 from selfalign.train.recompute import recompute_blocks
 from selfalign.types import ActionChunk, Observation, Transition
 

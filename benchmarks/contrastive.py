@@ -13,7 +13,7 @@ import tyro
 from torch import Tensor
 
 from selfalign.align.contrastive import info_nce
-from selfalign.bench import figures
+from selfalign.report import figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

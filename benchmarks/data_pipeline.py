@@ -11,11 +11,11 @@ import numpy as np
 import torch
 import tyro
 
-from selfalign.bench import figures
 from selfalign.data.episodes import Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.transforms import pad_dims, pixels_from_model, pixels_to_model, resize_with_pad
 from selfalign.model.augment import Augment
+from selfalign.report import figures
 from selfalign.sim.bodies import sample_bodies
 from selfalign.sim.record import record_play
 

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 import selfalign as sa
 from selfalign import presets
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.checkpoint import save_checkpoint
 from selfalign.commands.convert import ConvertConfig, convert
 from selfalign.data.normalize import FieldStats, NormStats
@@ -37,6 +36,7 @@ from selfalign.model.openpi_names import EMBEDDING, UNUSED, written_names
 from selfalign.model.policy import VLA
 from selfalign.model.tokenizer import PaliGemmaTokenizer
 from selfalign.policy import Policy
+from selfalign.provenance import Stopwatch, provenance, write_json
 from selfalign.settings import AlignSettings
 from selfalign.types import Observation
 

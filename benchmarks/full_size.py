@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import tyro
 
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
+from selfalign.provenance import Stopwatch, provenance, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from checkpoints import write_hollow

@@ -20,13 +20,13 @@ import torch
 import tyro
 from torch.utils.data import DataLoader, Dataset
 
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.data.cache import EpisodeCache
 from selfalign.data.episodes import IMAGE_PREFIX, Episode
 from selfalign.data.lerobot import LeRobotReader, LeRobotWriter
 from selfalign.data.schema import ACTION, STATE
 from selfalign.data.sources import SourceData
 from selfalign.data.windows import FrameWindows
+from selfalign.provenance import Stopwatch, provenance, write_json
 
 CAMERAS = ("base", "wrist")
 

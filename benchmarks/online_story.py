@@ -21,7 +21,6 @@ import torch
 import tyro
 
 from selfalign.align.offline import AlignConfig, align
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.stats import Interval, wilson
 from selfalign.bench.subject import collect_play
 from selfalign.checkpoint import load
@@ -29,6 +28,7 @@ from selfalign.model.files import write_atomically
 from selfalign.online.body import CALIBRATED
 from selfalign.online.config import LearnConfig
 from selfalign.policy import Policy
+from selfalign.provenance import Stopwatch, provenance, write_json
 from selfalign.serve.client import ActionChunkBroker, Client
 from selfalign.serve.config import Limits, ServeConfig
 from selfalign.serve.contexts import ContextTable

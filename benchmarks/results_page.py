@@ -11,12 +11,17 @@ from typing import Any
 
 import tyro
 
-from selfalign.bench import figures
-from selfalign.bench.quality import confusion, loss_drop, roc
-from selfalign.bench.reading import MATRIX, read_cells
-from selfalign.bench.report import label, percent
-from selfalign.bench.results import Cell
+from selfalign.ablation.table import sorted_columns, tabulate
+from selfalign.bench.matrix_table import speed_line
 from selfalign.bench.stats import Interval, bootstrap_mean
+from selfalign.bench.tables import label, percent
+from selfalign.report import figures
+from selfalign.report.failures import BODY_COLUMNS, CELL_COLUMNS, LISTED, OF_EACH, TEXT, body_rows, cell_rows, worst
+from selfalign.report.films import caption, read_films
+from selfalign.report.quality import confusion, loss_drop, roc
+from selfalign.report.reading import MATRIX, read_cells
+from selfalign.report.results import AT, Cell
+from selfalign.report.sections import costs
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = (
@@ -25,6 +30,8 @@ WRITTEN = (
 )
 ABLATION = "ablation_"
 """How the names of files begin that are of other trainings than the shipped one."""
+ABLATIONS = "selfalign-ablation-1"
+"""The format of `bench ablate`."""
 MAIN = ("before", "after_10", "after_30", "after_100", "after_300", "aligned", "random", "swap", "oracle")
 
 
@@ -37,10 +44,18 @@ class Config:
     figure: Path = ROOT / "docs/assets/experiment_results.svg"
     curves: Path = ROOT / "docs/assets/over_steps.svg"
     """Success and play loss over alignment steps, for docs/alignment_experts.md."""
+    films: Path = ROOT / "docs/assets/failures"
+    """Folder of `selfalign bench films`, beside the figure."""
 
 
-def page(results: Path, figure: str) -> str:
-    """The text of the page; `figure` is the picture's path as the page sees it."""
+def page(results: Path, figure: str, films: Path) -> str:
+    """The text of the page.
+
+    Args:
+        results: folder of the result files.
+        figure: the picture's path as the page sees it.
+        films: folder of `bench films`, beside the picture.
+    """
     files = sorted(results.glob("*.json"))
     data = {path: json.loads(path.read_text()) for path in files}
     shipped, ablated = read_both([path for path in files if is_bench(data[path])])
@@ -52,6 +67,10 @@ def page(results: Path, figure: str) -> str:
                 WRITTEN,
                 *adaptation(shipped, figure),
                 *ablation(ablated),
+                *methods(shipped),
+                *over_play(shipped),
+                *ablations([data[path] for path in files if _format(data[path]) == ABLATIONS]),
+                *fails(shipped, films, Path(figure).parent / films.name),
                 *verdicts([*shipped, *ablated]),
                 *(part for path in demos for part in demo(data[path])),
                 *experts(data.get(results / "experts.json")),
@@ -107,6 +126,82 @@ def ablation(cells: Sequence[Cell]) -> Iterator[str]:
         found = [percent(cell.success(name).to_dict()) for name in shown]
         rows.append([scheme, scenario, str(len(cell.rows)), told, *found])
     yield markdown(("training", "unseen", "bodies", "held-out play loss", *map(label, shown)), rows)
+
+
+def methods(cells: Sequence[Cell]) -> Iterator[str]:
+    """What else can be made of the same play, or of demonstrations, and what it costs."""
+    compared = [cell for cell in cells if any("costs" in row for row in cell.rows)]
+    found = [cell for cell in compared if any(name not in MAIN and AT not in name for name in cell.conditions)]
+    if not found:
+        return
+    others = [name for name in figures.shown(found) if name not in MAIN]
+    shown = ["aligned", *others, "oracle"]
+    yield "## What else can be made of it?"
+    yield "Other ways to the same bodies, each tuned with the same number of trials: [baselines.md](baselines.md)."
+    rows = []
+    for cell in found:
+        values = [percent(cell.success(name).to_dict()) if name in _conditions(cell) else "-" for name in shown]
+        rows.append([cell.name, *values])
+    yield markdown(("unseen", *map(label, shown)), rows)
+    section = costs(found)
+    yield "What it costs, on average over bodies:"
+    yield markdown(section.tables[0].columns, section.tables[0].rows)
+
+
+def over_play(cells: Sequence[Cell]) -> Iterator[str]:
+    """Success by the amount that was given, and how much is needed."""
+    found = [cell for cell in cells if cell.success_by_amount()]
+    if not found:
+        return
+    yield "## How much does it take?"
+    yield "Success after so many trajectories of play or, for methods that learn from them, demonstrations."
+    curves = [(cell.name, method, curve) for cell in found for method, curve in cell.success_by_amount().items()]
+    amounts = sorted({amount for _, _, curve in curves for amount in curve})
+    rows = [
+        [name, method, *(percent(curve[n].to_dict()) if n in curve else "-" for n in amounts)]
+        for name, method, curve in curves
+    ]
+    yield markdown(("unseen", "method", *map(str, amounts)), rows)
+    told = [speed_line(speed) for cell in found for speed in cell.speeds]
+    if told:
+        yield "\n".join(f"- {line}" for line in told)
+
+
+def ablations(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Recipes that differ from the shipped one in one thing."""
+    for result in results:
+        scale = result["scale"]
+        yield f"## Ablations: {scale['steps']} steps"
+        yield (
+            "Each recipe differs from the first in one thing; all share one vision tower "
+            "([what they are](benchmark.md#ablations))."
+        )
+        about = {training["label"]: training["about"] for training in result["trainings"]}
+        table = tabulate(result["matrix"]) if "matrix" in result else {}
+        columns = sorted_columns(table)
+        rows = [
+            [name, about.get(name, ""), scenario, *(row.get(column, "-") for column in columns)]
+            for (name, scenario), row in table.items()
+        ]
+        yield markdown(("recipe", "", "unseen", *columns), rows)
+        failed = [[t["label"], t["error"]] for t in result["trainings"] if "error" in t]
+        if failed:
+            yield markdown(("training that failed", "why"), failed)
+
+
+def fails(cells: Sequence[Cell], films: Path, seen: Path) -> Iterator[str]:
+    """What still fails after aligning, with films; `seen` is their folder as the page sees it."""
+    missed = worst(cells, OF_EACH, LISTED)
+    if not missed:
+        return
+    yield "## Where it fails"
+    yield TEXT
+    yield markdown(CELL_COLUMNS, cell_rows(cells))
+    yield f"The {len(missed)} bodies that miss most, at most {OF_EACH} of each:"
+    yield markdown(BODY_COLUMNS, body_rows(missed))
+    for film in read_films(films):
+        yield f"![{caption(film)}]({(seen / film['file']).as_posix()})"
+        yield f"*{caption(film)}*"
 
 
 def read_both(paths: Sequence[Path]) -> tuple[list[Cell], list[Cell]]:
@@ -220,7 +315,7 @@ def _short(value: Interval) -> str:
 
 def main(config: Config) -> None:
     where = config.figure.relative_to(config.page.parent).as_posix()
-    config.page.write_text(page(config.results, where), encoding="utf-8")
+    config.page.write_text(page(config.results, where, config.films), encoding="utf-8")
     cells, _ = read_both([p for p in sorted(config.results.glob("*.json")) if is_bench(json.loads(p.read_text()))])
     config.figure.write_text(figures.svg(figures.overview(cells[:12])), encoding="utf-8")
     curves = [cell for cell in cells if cell.success_by_steps()][: figures.TOGETHER]

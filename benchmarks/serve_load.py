@@ -24,12 +24,12 @@ import tyro
 from busy_aligner import busy_aligner
 
 from selfalign import presets
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.checkpoint import load
 from selfalign.data.normalize import NormStats
 from selfalign.model.policy import VLA
 from selfalign.online.config import AlignerConfig
 from selfalign.policy import Policy
+from selfalign.provenance import Stopwatch, provenance, write_json
 from selfalign.serve.client import AsyncClient
 from selfalign.serve.config import Limits, ServeConfig
 from selfalign.serve.contexts import ContextTable

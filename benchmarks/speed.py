@@ -18,13 +18,13 @@ from openpi_reference import Reference, checkout_at
 from torch import Tensor
 
 from selfalign import presets
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.model.config import VLAConfig
 from selfalign.model.losses import ACTION, FlowNoise
 from selfalign.model.policy import VLA
 from selfalign.model.sampler import Sampler, SamplerConfig
 from selfalign.model.streams import StreamConfig
 from selfalign.model.vision import SigLIPConfig
+from selfalign.provenance import Stopwatch, provenance, write_json
 from selfalign.types import ActionChunk, Observation, Transition
 
 

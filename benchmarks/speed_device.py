@@ -17,13 +17,13 @@ import torch
 import tyro
 
 from selfalign import presets
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.model.config import VLAConfig
 from selfalign.model.cost import DEVICES, Cost, Device, Workload, align_step, meta_model, sampling_phases
 from selfalign.model.losses import ALIGNMENT
 from selfalign.model.policy import VLA
 from selfalign.model.precision import Precision, set_precision
 from selfalign.model.sampler import Sampler, SamplerConfig
+from selfalign.provenance import Stopwatch, provenance, write_json
 from selfalign.types import ActionChunk, Observation, Transition
 
 

@@ -13,8 +13,8 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from selfalign.bench import figures
 from selfalign.model.ttt import TTTConfig, TTTLayer
+from selfalign.report import figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

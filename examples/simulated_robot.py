@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from selfalign.bench.evaluate import read_body
+from selfalign.commands.evaluate import read_body
 from selfalign.serve.client import ActionChunkBroker, Client
 from selfalign.sim.envs import BodyEnv
 from selfalign.sim.tasks import EPISODE_STEPS, Kind

@@ -38,3 +38,21 @@ def small_sources(small_cache):
     from align.rehearsing import make_sources
 
     return make_sources(small_cache)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory):
+    """A checkpoint of an untrained model (see `bench.acting`)."""
+    from bench.acting import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def panda_arena():
+    """Simulations of one robot."""
+    from selfalign.bench.rollout import Arena
+    from selfalign.sim.robots import RobotSpec
+
+    with Arena(RobotSpec("panda")) as arena:
+        yield arena

@@ -1,10 +1,18 @@
 """What the pages say is what their scripts give."""
 
+import json
+import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
+
+from bench.attempting import matrix_result, write
+from selfalign import presets
+from selfalign.report.reading import read_cells
 
 pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[1]
@@ -15,7 +23,8 @@ def script(name: str) -> SimpleNamespace:
 
 
 def test_the_page_of_results_is_what_the_results_say():
-    page = script("results_page").page(ROOT / "benchmarks/results", "assets/experiment_results.svg")
+    films = ROOT / "docs/assets/failures"
+    page = script("results_page").page(ROOT / "benchmarks/results", "assets/experiment_results.svg", films)
     assert page == (ROOT / "docs/experiment_results.md").read_text(), "run python benchmarks/results_page.py"
 
 
@@ -26,9 +35,81 @@ def test_the_readmes_tables_are_what_the_results_say(name):
     assert told == text, "run python benchmarks/readme_tables.py"
 
 
+def test_films_of_what_fails_are_on_the_page(tmp_path: Path):
+    shown = [{"instruction": "lift the red cube", "success": False}]
+    counts = {"before": {"successes": 0, "episodes": 20}, "aligned": {"successes": 7, "episodes": 20}}
+    film = {"key": "k", "file": "a.gif", "cell": "action, lift, seed 0", "body": "b", "success": counts, "shown": shown}
+    (tmp_path / "films.json").write_text(json.dumps({"format": "selfalign-films-1", "films": [film]}))
+    results = script("results_page")
+    cells, _ = results.read_both([ROOT / "benchmarks/results/adapt_tiny_action_lift.json"])
+    assert not any("a.gif" in part for part in results.fails(cells, tmp_path, Path("assets/failures"))), (
+        "it is not there"
+    )
+    (tmp_path / "a.gif").touch()
+    told = "action, lift, seed 0: b. Before 0 of 20, after 7 of 20. Shown: lift the red cube: failed."
+    assert f"![{told}](assets/failures/a.gif)" in list(results.fails(cells, tmp_path, Path("assets/failures")))
+
+
+def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):
+    results, matrix = script("results_page"), matrix_result()
+    path = write(tmp_path / "matrix.json", matrix)
+    cells = read_cells([path])
+    told = "\n".join(results.methods(cells))
+    assert "| tiny: action, reach, seed 0 | 90 % [90, 90] | 50 % [50, 50] | 80 % [80, 80] |" in told
+    assert "| tiny: action, reach, seed 0 | lora | 50 | 2.0 | 100 | 29.0 |" in told
+    curve = "\n".join(results.over_play(cells))
+    assert "- tiny selfalign, action, reach: 20 [20, more] trajectories of play (50 s)" in curve
+    assert "| unseen | method | 1 | 20 |" in curve and "| selfalign | 40 % [40, 40] | 90 % [90, 90] |" in curve
+    success = {"value": 0.5, "low": 0.25, "high": 0.75}
+    settings = {"method": "selfalign", "region": "heldout", "scenario": "camera", "play": [10]}
+    entry = {"label": "all", "settings": settings, "summary": {"10": {"success": success}}}
+    trainings = [{"label": "all", "about": "the recipe"}, {"label": "closed", "about": "x", "error": "it broke"}]
+    ablation = {"scale": {"steps": 2500}, "trainings": trainings, "matrix": {"cells": [entry]}}
+    table, failed = list(results.ablations([ablation]))[-2:]
+    assert "| all | the recipe | camera | 50 % [25, 75] |" in table and "| closed | it broke |" in failed
+    page = results.page(tmp_path, "assets/x.svg", tmp_path / "films")
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        "## Does a body act better after its own play?",
+        "## What else can be made of it?",
+        "## How much does it take?",
+        "## Where it fails",
+        "## Are verdicts right?",
+        "## Where the numbers come from",
+    ]
+
+
 def test_markdown_tables_keep_their_columns():
     table = script("results_page").markdown(("a", "b"), [["1|2", "3"]])
     assert table == "| a | b |\n| --- | --- |\n| 1\\|2 | 3 |"
+
+
+def test_the_figure_of_the_model_is_what_the_preset_says():
+    drawing, tiny = script("architecture"), presets.tiny()
+    drawn = drawing.figure(tiny)
+    told = "run python benchmarks/architecture.py --figure docs/assets/architecture.svg"
+    assert (ROOT / "docs/assets/architecture.svg").read_text() == drawn, told
+    texts = [node.text for node in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert sum(text.startswith("TTT layer") for text in texts) == len(tiny.ttt.depths(tiny.vlm.depth)) == 3
+    assert sum(text.startswith("layer ") for text in texts) == tiny.vlm.depth + tiny.action.depth + tiny.alignment.depth
+    shallow = drawing.figure(replace(tiny, ttt=replace(tiny.ttt, positions=(4,))))
+    assert shallow.count("TTT layer") == 1
+    with pytest.raises(ValueError, match="with an alignment expert"):
+        drawing.figure(presets.get("pi0"))
+
+
+PAGES = ("experiment_results", "alignment_experts", "contrastive_learning", "architecture", "tutorial")
+PAGES += ("attention_masks", "gradient_checkpointing", "ttt_gating", "data_pipeline")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_has_a_figure_that_a_script_of_the_repository_makes(page: str):
+    shown = re.findall(r"!\[[^]]*\]\(assets/([^)]*)\)", (ROOT / f"docs/{page}.md").read_text())
+    assert shown
+    makers = [*(ROOT / "benchmarks").glob("*.py"), ROOT / "src/selfalign/commands/demo.py"]
+    code = "\n".join(path.read_text() for path in makers)
+    for figure in shown:
+        assert (ROOT / "docs/assets" / figure).is_file()
+        assert Path(figure).parent.name == "failures" or figure in code, f"what makes {figure}?"
 
 
 def test_which_tokens_the_gated_layers_mix():

@@ -11,11 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "selfalign"
 # model and embodiments share a level: both build on types only, and neither knows the other.
 LEVELS = [
-    {"types", "workers", "calibration"},
+    {"types", "workers", "ranges", "calibration"},
     {"cluster"},
     {"model", "embodiments"},
     {"data"},
-    {"settings"},
+    {"settings", "provenance"},
     {"policy"},
     {"checkpoint"},
     {"train"},
@@ -24,6 +24,7 @@ LEVELS = [
     {"sim", "serve"},
     {"baselines"},
     {"bench"},
+    {"report"},
     {"presets"},
     {"commands"},
     {"ablation"},

@@ -21,12 +21,11 @@ from selfalign.baselines.collect import EncoderRun
 from selfalign.baselines.tune import TuneConfig
 from selfalign.bench.adapt import AdaptConfig
 from selfalign.bench.calibrate import CalibrateConfig
-from selfalign.bench.demo import DemoConfig
-from selfalign.bench.document import ReportConfig
-from selfalign.bench.evaluate import EvalConfig
 from selfalign.bench.matrix import MatrixConfig
 from selfalign.commands.align import AlignCommand
 from selfalign.commands.convert import ConvertConfig
+from selfalign.commands.demo import DemoConfig
+from selfalign.commands.evaluate import EvalConfig
 from selfalign.commands.experts import ExpertsConfig
 from selfalign.commands.features import FeaturesConfig
 from selfalign.commands.inspect import InspectConfig
@@ -37,6 +36,8 @@ from selfalign.commands.serve import ServeCommand
 from selfalign.commands.snapshots import SnapshotsConfig
 from selfalign.commands.sources import SourcesConfig
 from selfalign.commands.stats import StatsConfig
+from selfalign.report.document import ReportConfig
+from selfalign.report.films import FilmsConfig
 from selfalign.robots.session import RobotPlayConfig
 
 
@@ -61,6 +62,7 @@ class Bench:
         | Annotated[AblateConfig, subcommand("ablate")]
         | Annotated[CalibrateConfig, subcommand("calibrate")]
         | Annotated[ReportConfig, subcommand("report")]
+        | Annotated[FilmsConfig, subcommand("films")]
         | Annotated[TuneConfig, subcommand("tune")]
         | Annotated[EncoderRun, subcommand("encoder")]
         | Annotated[ExpertsConfig, subcommand("experts")]

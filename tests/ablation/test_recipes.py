@@ -14,6 +14,7 @@ from align.rehearsing import draw
 from selfalign import presets
 from selfalign.ablation.recipes import GROUPS, RECIPES, SCALES, base, changed, chosen
 from selfalign.align.rehearsal import Rehearsal, make_objective
+from selfalign.bench.plan import Cell
 from selfalign.commands.pretrain import TrainingConfig
 from selfalign.data.virtual import FrameFeatures, ModelShape, VirtualSources
 from selfalign.model.config import VLAConfig
@@ -101,6 +102,74 @@ def test_a_recipe_can_be_built_at_its_size_and_changes_only_what_it_names(name: 
         else:
             differing = {f.name for f in dataclasses.fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)}
             assert differing and differing <= told[group.name].keys()
+
+
+def off(*losses: str) -> dict:
+    return {f"rehearsal.weights.{loss}": 0.0 for loss in losses}
+
+
+CHANGES: dict[str, dict] = {
+    "all": {},
+    "baseline": off("ttt", "perception", "dynamics", "inverse"),
+    "inverse": off("perception", "dynamics"),
+    "dynamics": off("perception", "inverse"),
+    "perception": off("dynamics", "inverse"),
+    "contrast": {"rehearsal.contrastive.weight": 0.1, "rehearsal.slots": 18},
+    "no-ttt-loss": off("ttt"),
+    "ttt-loss-1": {"rehearsal.weights.ttt": 1.0},
+    "ttt-loss-alone": {"rehearsal.weights.ttt": 1.0, **off("perception", "dynamics", "inverse")},
+    "open-perception": {"model.open_perception": True},
+    "no-rehearsal": {"rehearsal.scheme": "per_body"},
+    "global-w": {"rehearsal.scheme": "global"},
+    "per-sample-w": {"rehearsal.scheme": "global", "model.ttt.meta_learning": True, "compile": False},
+    "inner-loop": {"model.ttt.meta_learning": True, "compile": False},
+    "attached": {"rehearsal.detach": False},
+    "closed": {"model.ttt.alpha_init": 0.0, "fixed_alpha": True},
+    **{f"span-{rank}": {"model.ttt.span": rank} for rank in (8, 32, 128)},
+    **{f"age-{age}": {"rehearsal.max_age": age} for age in (30, 75, 300)},
+    "alignment-depth-1": {"model.alignment.depth": 1, "model.alignment.reads": (4,), "model.ttt.positions": (4,)},
+    "alignment-depth-2": {"model.alignment.depth": 2, "model.alignment.reads": (3, 4), "model.ttt.positions": (3, 4)},
+    "ttt-first": {"model.ttt.positions": (2,)},
+    "ttt-last": {"model.ttt.positions": (4,)},
+    "ttt-upper": {"model.ttt.positions": (3, 4)},
+    **{f"next-{offset}": {"model.next_offset": offset} for offset in (1, 2, 4)},
+    "pixels": {"model.next_pixels": 8},
+    "stored-features": {},
+    **{f"bodies-{n}": {"rehearsal.bodies": n, "rehearsal.source_bodies": n} for n in (8, 32, 128, 512, 2048)},
+    **{f"play-{n}": {"play.trajectories": n} for n in (1, 2, 4)},
+    "play-of-demonstrations": {"play.source": "demonstrations"},
+    **{key: {} for key in ("new-narrow", "new-demonstrations", "new-little", "new-much")},
+}
+"""What each recipe changes of what is trained, `PretrainConfig` and (model) `VLAConfig`; what is not here stays."""
+MEASURED = {
+    "new-narrow": {"motion": "narrow"},
+    "new-demonstrations": {"motion": "demonstrations"},
+    "new-little": {"play": (1, 3)},
+    "new-much": {"play": (30, 100)},
+}
+"""And what they change of what is measured."""
+
+
+def leaves(value, at: str = "") -> dict:
+    """Every value in a config of configs, by its dotted name."""
+    if not dataclasses.is_dataclass(value):
+        return {at: value}
+    names = [f.name for f in dataclasses.fields(value)]
+    parts = [leaves(getattr(value, name), f"{at}.{name}" if at else name) for name in names]
+    return {name: leaf for part in parts for name, leaf in part.items()}
+
+
+def trained(config: TrainingConfig) -> dict:
+    return {**leaves(config.pretraining()), **leaves(config.vla(), "model")}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_a_recipe_changes_arrives_in_the_training(name: str):
+    plain, ours = trained(base("ablation", ("data/sources",), SNAPSHOTS)), trained(recipe(name))
+    assert {key: value for key, value in ours.items() if plain[key] != value} == CHANGES[name]
+    measured = replace(Cell("x"), **RECIPES[name].bench)
+    assert leaves(measured) == leaves(replace(Cell("x"), **MEASURED.get(name, {})))
+    assert RECIPES[name].stored_features == (name == "stored-features")
 
 
 def test_the_recipe_at_the_shipped_scale_is_the_published_command():

@@ -9,10 +9,10 @@ import pytest
 from selfalign.ablation import recipes
 from selfalign.ablation import run as ablation
 from selfalign.ablation.recipes import changed
-from selfalign.ablation.report import tabulate
 from selfalign.ablation.run import AblateConfig, bench_cells, plan_trainings, run
-from selfalign.bench.seeds import split_of
+from selfalign.ablation.table import tabulate
 from selfalign.data.fake import write_fake
+from selfalign.sim.seeds import split_of
 
 LITTLE = {
     "preset": "pi05_alignment_debug",

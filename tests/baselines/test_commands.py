@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from align.factory import make_episode, small_policy
+from align.factory import make_episode, make_play, small_policy
 from baselines.factory import make_demonstrations
-from selfalign.baselines import collect, tune
+from selfalign.baselines import choices, collect, fit, tune
 from selfalign.baselines.encoder import TrainedEncoder
 from selfalign.checkpoint import save_checkpoint
 from selfalign.cli import main
@@ -65,3 +65,21 @@ def test_a_method_is_tuned_and_its_trials_are_written(checkpoint, tmp_path, caps
     assert "Best of 1" in capsys.readouterr().out
     assert main([*command, "--settings", '{"rank": 3}']) == 2
     assert "FrozenConfig has no setting 'rank'" in capsys.readouterr().err
+
+
+def test_the_best_settings_are_written_where_methods_read_them(checkpoint, tmp_path, monkeypatch):
+    directory, _ = checkpoint
+    out, kept = tmp_path / "tune.json", tmp_path / "choices.json"
+    flags = ["--checkpoint", directory, "--json", out, "--play", 2, "--play-length", 8, "--judged", 1, "--choose", kept]
+    settings = '{"batch_size": 4, "eval_samples": 4}'
+    command = ["bench", "tune", "--method", "pad", "--scenarios", "camera", "--trials", "2", "--settings", settings]
+    assert main([*command, *map(str, flags)]) == 0
+    written = json.loads(out.read_text())
+    assert "selfalign" in written["provenance"]["versions"]
+    (entry,) = choices.read_choices(kept).values()
+    best = written["trials"][written["best"]]
+    assert entry["settings"] == {name: best["config"][name] for name in ("steps", "learning_rate", "head")}
+    assert entry["score"] == min(trial["score"] for trial in written["trials"]) and entry["trials"] == 2
+    monkeypatch.setattr(choices, "_committed", lambda: choices.read_choices(kept))
+    adapted = fit("pad", small_policy(), make_play(3, 8), config={"batch_size": 4, "eval_samples": 4, "steps": 1})
+    assert adapted.config["learning_rate"] == entry["settings"]["learning_rate"] and adapted.config["steps"] == 1

@@ -12,6 +12,7 @@ from align.factory import content_hash, make_play, raw_observation, small_policy
 from baselines.factory import QUICK, given, make_demonstrations
 from selfalign.align.offline import AlignConfig, align
 from selfalign.baselines import METHODS, Adapted, fit
+from selfalign.baselines.choices import chosen
 from selfalign.baselines.demonstrated import LoraConfig
 from selfalign.baselines.methods import configured
 from selfalign.baselines.samples import action_loss
@@ -72,7 +73,7 @@ def test_what_comes_back_acts_and_can_be_written_down(fitted, name):
     # A config that was written down is read again.
     told = json.loads(json.dumps({"config": adapted.config, "history": adapted.history}, allow_nan=False))
     method = METHODS[name]
-    assert configured(method, told["config"]) == configured(method, QUICK[name])
+    assert configured(method, told["config"]) == configured(method, QUICK[name], chosen(name))
 
 
 def test_frozen_is_the_prior(fitted):

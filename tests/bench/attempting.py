@@ -97,7 +97,18 @@ def matrix_result() -> dict:
     cells = [cell("frozen", {20: 1}), cell("selfalign", {1: 4, 20: 9}), cell("lora", {20: 5})]
     oracle = cell("selfalign", {20: 8}, "source")
     made = adapt_result()["provenance"]
-    return {"format": "selfalign-matrix-1", "plan": "p", "provenance": made, "cells": [*cells, oracle, failed]}
+    cells = [{**entry, "digest": str(i)} for i, entry in enumerate([*cells, oracle, failed])]
+    reached = {"value": 20, "low": 20, "high": None}
+    speed = {
+        "label": "tiny",
+        "method": "selfalign",
+        "scenario": "action",
+        "task": "reach",
+        "digest": "1",
+        "oracle": 0.8,
+    }
+    speed |= {"share": 0.9, "trajectories": reached, "robot_seconds": 50.0}
+    return {"format": "selfalign-matrix-1", "plan": "p", "provenance": made, "cells": cells, "speed": [speed]}
 
 
 def write(path: Path, data) -> Path:

@@ -14,9 +14,9 @@ from selfalign.align.verdict import judge
 from selfalign.bench import calibrate
 from selfalign.bench.attempts import read_attempts
 from selfalign.bench.calibrate import CalibrateConfig, held_out_grid, late, run
-from selfalign.bench.provenance import write_json
-from selfalign.bench.seeds import VALIDATION_FROM
 from selfalign.calibration import Calibration
+from selfalign.provenance import write_json
+from selfalign.sim.seeds import VALIDATION_FROM
 
 pytestmark = pytest.mark.filterwarnings("ignore:near-constant dimensions")
 

@@ -1,19 +1,24 @@
 """The matrix around the measuring (which is replaced by known numbers), and one cell measured for real."""
 
 import json
-import sys
+import os
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from selfalign.bench import adapt, matrix
+from selfalign.bench import adapt, matrix, methods, workshop
 from selfalign.bench import cell as cells
-from selfalign.bench.cell import BodyJob, bodies_of, measure, measure_body
+from selfalign.bench.cell import BodyJob, Group, bodies_of, measure, measure_body
 from selfalign.bench.matrix import MatrixConfig, run, run_plan
 from selfalign.bench.plan import Cell, Plan, with_oracle
+from selfalign.bench.workshop import Workshop
+from selfalign.checkpoint import load
+from selfalign.model.losses import LossWeights
 from selfalign.settings import AlignSettings
+from selfalign.sim.tasks import KINDS
 
 # Play as short as in these tests may leave the gripper alone.
 pytestmark = pytest.mark.filterwarnings("ignore:near-constant dimensions")
@@ -37,7 +42,7 @@ class Measured(list):
     """Stands in for the measuring; keeps what it was asked for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, broken=lambda job: None):
-        def instead(job: BodyJob) -> dict:
+        def instead(job: BodyJob, at: Workshop) -> dict:
             self.append((job.cell.label, job.cell.region, job.index))
             broken(job)
             return made_up(job)
@@ -132,18 +137,53 @@ def test_a_plan_by_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert "4 [4, 4] trajectories of play (10 s) to 90 % of the oracle's 100 %" in " ".join(told.split())
 
 
+def test_what_a_method_reads_is_part_of_a_cell(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Measured(monkeypatch)
+    path = tmp_path / "encoder.safetensors"
+    plan = Plan("p", (replace(curve, method="encoder", settings={"path": str(path)}),))
+    found = []
+    for content in (None, b"first", b"second"):
+        if content is not None:
+            path.write_bytes(content)
+        found.append(run_plan(plan, tmp_path / "out", workers=1, show=False)["cells"][0])
+    assert "which is not there; `selfalign bench encoder` writes one" in found[0]["error"]
+    assert found[1]["digest"] != found[2]["digest"]
+
+
+def test_a_cluster_sends_rows_back_and_they_are_kept_here(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    done, seen = Measured(monkeypatch), []
+
+    def elsewhere(cluster, job, groups, workers, *, on_done):
+        seen.extend((cluster, group.folder) for group in groups)
+        for group in groups:
+            on_done(group, job(group))
+
+    monkeypatch.setattr(matrix, "run_on", elsewhere)
+    result = run_plan(Plan("p", (curve,)), tmp_path, cluster="ray", show=False)
+    assert seen == [("ray", None)] * 3 and len(done) == 3 and result["failed"] == 0
+    assert len(list(tmp_path.glob("bodies/*/*.json"))) == 3
+
+
 # ---- for real ------------------------------------------------------------------------------------------------------
 
 
+ALL = ("ttt", "perception", "dynamics", "inverse")
 REAL = Cell("", scenario="action", seed=4, bodies=1, episodes=1, play=(2,), play_length=11, execute=8, num_steps=1)
+
+
+def measured(cell: Cell) -> dict:
+    """The row of the cell's first body, by a workshop that has made nothing yet."""
+    job = BodyJob("x", cell, 0, bodies_of(cell)[0])
+    return measure_body(job, Workshop(load(cell.checkpoint), job.body, job.seed))
 
 
 @pytest.fixture(scope="module")
 def adapted(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What `bench adapt` says of the same body."""
     config = adapt.AdaptConfig(
-        checkpoint, "action", 1, seed=4, play=2, episodes=1, json=tmp_path_factory.mktemp("adapt") / "out.json",
-        steps=(1,), play_length=11, demonstrations=0, execute=8, num_steps=1, workers=1,
+        checkpoint, scenario="action", bodies=1, seed=4, play=2, episodes=1, steps=(1,),
+        json=tmp_path_factory.mktemp("adapt") / "out.json", play_length=11, demonstrations=0, execute=8, num_steps=1,
+        workers=1,
     )  # fmt: skip
     return adapt.run(config, show=False)["bodies"][0]
 
@@ -151,7 +191,7 @@ def adapted(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
 @pytest.mark.parametrize("method, condition", [("selfalign", "aligned"), ("frozen", "before")])
 def test_a_cell_meets_what_bench_adapt_meets(checkpoint: Path, adapted: dict, method: str, condition: str):
     cell = replace(REAL, checkpoint=str(checkpoint), method=method)
-    row = measure_body(BodyJob("x", cell, 0, bodies_of(cell)[0]))
+    row = measured(cell)
     (result,) = row["results"].values()
     assert row["body"] == adapted["body"]
     same = ("successes", "episodes", "mean_progress")
@@ -180,16 +220,115 @@ def test_methods_of_the_baselines_are_plugged_in(checkpoint: Path, monkeypatch: 
 
         return Play.from_episodes(episodes).stats().to_dict()
 
-    monkeypatch.setitem(sys.modules, "selfalign.baselines", SimpleNamespace(fit=fit))
+    monkeypatch.setattr(methods, "fit_baseline", fit)
     few = {"method": "lora", "settings": {"rank": 2}, "play": (), "demonstrations": (2, 1), "task": "lift"}
     cell = replace(REAL, checkpoint=str(checkpoint), **few)
-    row = measure_body(BodyJob("x", cell, 0, bodies_of(cell)[0]))
+    row = measured(cell)
     assert asked == [("lora", None, ["lift"], {"rank": 2}), ("lora", None, ["lift", "lift"], {"rank": 2})]
     assert row["results"]["2"]["bytes_stored"] == 77 and row["results"]["1"]["fit_seconds"] == 0.5
 
 
+def test_a_model_without_alignment_losses_is_measured_too(checkpoint: Path):
+    cell, policy = replace(REAL, checkpoint=str(checkpoint)), load(checkpoint)
+    idle = replace(policy, settings=replace(policy.settings, weights=LossWeights(**dict.fromkeys(ALL, 0.0))))
+    job = BodyJob("x", cell, 0, bodies_of(cell)[0])
+    at = Workshop(idle, job.body, job.seed)
+    for method in ("selfalign", "random"):
+        context = at.make(replace(cell, method=method), 2).fitted.context
+        assert context.distance(policy.model.prior()) == 0
+    assert not at.make(cell, 2).fitted.details["verdict"]["accepted"]
+
+
 def test_what_goes_wrong_in_a_worker_comes_back(checkpoint: Path):
     cell = replace(REAL, checkpoint=str(checkpoint), method="selfalign", settings={"stepps": 3})
-    row = measure(BodyJob("x", cell, 0, bodies_of(cell)[0]))
+    (row,) = measure(Group((BodyJob("x", cell, 0, bodies_of(cell)[0]),)))
     assert row["error"].startswith("ValueError: selfalign takes the settings of AlignConfig")
     assert "measure_body" in row["traceback"]
+
+
+def test_cells_of_a_body_share_play_and_fits_and_find_what_each_finds_alone(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain = replace(REAL, checkpoint=str(checkpoint), play=(3, 2))
+    together = [replace(plain, method=method, task=task) for method in ("random", "selfalign") for task in KINDS[:2]]
+    together.append(replace(plain, method="frozen", play=(2,)))
+    alone = [without_costs(measured(cell)) for cell in together]
+    plays, fits = (CountedCalls(monkeypatch, name) for name in ("collect_play", "fit"))
+    jobs = tuple(BodyJob(str(i), cell, 0, bodies_of(cell)[0]) for i, cell in enumerate(together))
+    (group,) = cells.grouped(jobs, tmp_path)
+    rows = measure(group)
+    assert [without_costs(row) for row in rows] == alone
+    # One recording; of each amount one alignment, whose size is that of the null; and the frozen policy.
+    assert (plays.count, fits.count) == (1, 5)
+    assert json.loads(cells.row_path(tmp_path, jobs[0]).read_text()) == rows[0]
+
+
+class CountedCalls:
+    """Counts how often the workshop calls one of its functions."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str):
+        self.count, self.real = 0, getattr(workshop, name)
+        monkeypatch.setattr(workshop, name, self)
+
+    def __call__(self, *args, **options):
+        self.count += 1
+        return self.real(*args, **options)
+
+
+def without_costs(row: dict) -> dict:
+    """What must not depend on what was measured before."""
+    costs = ("fit_seconds", "peak_megabytes")
+    results = {
+        amount: {
+            **{name: value for name, value in result.items() if name not in costs},
+            "success": {name: value for name, value in result["success"].items() if name != "seconds"},
+        }
+        for amount, result in row["results"].items()
+    }
+    return {"name": row["name"], "results": results}
+
+
+def test_groups_are_of_one_body_and_one_checkpoint():
+    camera = Cell("a", bodies=2, play=(2,))
+    cells_ = [
+        camera,
+        replace(camera, method="frozen"),
+        replace(camera, checkpoint="b"),
+        replace(camera, scenario="robot"),
+    ]
+    jobs = [BodyJob(str(i), cell, k, body) for i, cell in enumerate(cells_) for k, body in enumerate(bodies_of(cell))]
+    groups = cells.grouped(jobs, None)
+    told = [[(job.cell.checkpoint, job.cell.scenario, job.cell.method, job.index) for job in g.jobs] for g in groups]
+    assert told == [
+        [("a", "camera", "selfalign", 0), ("a", "camera", "frozen", 0)],
+        [("a", "camera", "selfalign", 1), ("a", "camera", "frozen", 1)],
+        [("b", "camera", "selfalign", 0)],
+        [("b", "camera", "selfalign", 1)],
+        [("a", "robot", "selfalign", 0)],
+        [("a", "robot", "selfalign", 1)],
+    ]
+
+
+def test_plans_share_a_cache(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    done = Measured(monkeypatch)
+    kept = {"cache": tmp_path / "kept", "workers": 1, "show": False}
+    run_plan(Plan("p", (curve,)), tmp_path / "p", **kept)
+    assert len(done) == 3 and not (tmp_path / "p" / "cells").exists()
+    run_plan(Plan("q", tuple(with_oracle(curve))), tmp_path / "q", **kept)
+    assert [region for _, region, _ in done] == ["heldout"] * 3 + ["source"] * 3
+    assert len(json.loads((tmp_path / "q" / "matrix.json").read_text())["cells"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'selfalign[cluster]'")
+@pytest.mark.skipif(
+    bool(os.environ.get("RAY_ADDRESS")), reason="a cluster is named, which need not have this checkpoint"
+)
+def test_ray_measures_what_one_process_measures(checkpoint: Path, tmp_path: Path):
+    cell = replace(REAL, checkpoint=str(checkpoint), bodies=2)
+    plan, found = Plan("p", (cell, replace(cell, method="frozen"))), {}
+    for cluster in ("none", "ray"):
+        result = run_plan(plan, tmp_path / cluster, cluster=cluster, workers=1, show=False)
+        assert result["failed"] == 0
+        found[cluster] = [[without_costs(row) for row in entry["bodies"]] for entry in result["cells"]]
+    assert found["ray"] == found["none"]

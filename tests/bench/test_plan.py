@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from selfalign.baselines import choices
 from selfalign.bench.plan import PLANS, Cell, Plan, with_oracle
-from selfalign.bench.seeds import split_of
+from selfalign.sim.seeds import split_of
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -73,3 +74,16 @@ def test_damaged_plans(tmp_path: Path):
         path.write_text(text)
         with pytest.raises(ValueError, match=told):
             Plan.open(path)
+
+
+def test_baselines_have_the_settings_that_were_chosen(monkeypatch: pytest.MonkeyPatch):
+    entry = {"pad": {"steps": 30}, "prompt": {"tokens": 4}, "encoder": {}, "finetune": {}, "lora": {"rank": 2}}
+    known = {name: {"settings": settings, "trials": 16} for name, settings in entry.items()}
+    monkeypatch.setattr(choices, "_committed", lambda: known)
+    found = {cell.method: cell.settings for cell in Plan.open("baselines").cells if cell.method in entry}
+    assert found == {**entry, "encoder": {"path": "outputs/encoder.safetensors"}}
+    few = {cell.method: cell.settings for cell in Plan.open("few-shot").cells if cell.demonstrations}
+    assert few == {"finetune": {}, "lora": {"rank": 2}}
+    del known["pad"]
+    with pytest.raises(ValueError, match="pad 0"):
+        Plan.open("baselines")

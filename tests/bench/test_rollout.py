@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 
+from bench.acting import ReachingActor, StillActor
 from selfalign.bench.rollout import Arena, RolloutConfig, rollout
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.engine import Simulation
 from selfalign.sim.robots import RobotSpec
-
-from .conftest import ReachingActor, StillActor
 
 
 def test_an_actor_that_reads_state_and_speaks_the_bodys_numbers_reaches(panda_arena: Arena):

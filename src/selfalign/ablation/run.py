@@ -10,7 +10,6 @@ does. An interrupted run goes on where it stopped; a training that fails is repo
 """
 
 import dataclasses
-import hashlib
 import json
 import traceback
 from collections.abc import Sequence
@@ -22,16 +21,17 @@ import torch
 from rich.console import Console
 
 from selfalign.ablation.recipes import RECIPES, SCALES, Recipe, ScaleName, base, changed, chosen
-from selfalign.ablation.report import print_ablation
+from selfalign.ablation.table import print_ablation
 from selfalign.bench.matrix import run_plan
 from selfalign.bench.memory import PeakMemory
 from selfalign.bench.plan import Cell, Plan, with_oracle
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
-from selfalign.bench.seeds import Split, seeds_of
 from selfalign.cluster import Cluster, run_on
 from selfalign.commands import pretrain
 from selfalign.commands.pretrain import TrainingConfig
 from selfalign.data.sources import SourceData
+from selfalign.provenance import Stopwatch, digest, provenance, write_json
+from selfalign.ranges import below, refuse
+from selfalign.sim.seeds import Split, seeds_of
 from selfalign.train import checkpoint
 from selfalign.workers import progress_bar
 
@@ -77,12 +77,10 @@ class AblateConfig:
     """Only say what would be done."""
 
     def __post_init__(self) -> None:
-        least = {"trainings": self.trainings, "threads": self.threads, "workers": self.workers}
-        wrong = [f"{name}={value} (at least 1)" for name, value in least.items() if value < 1]
+        wrong = below(self, trainings=1, threads=1, workers=1)
         if not self.seeds:
             wrong.append("seeds=() (at least one)")
-        if wrong:
-            raise ValueError(f"bench ablate: out of range: {', '.join(wrong)}")
+        refuse("bench ablate", wrong)
 
 
 @dataclass(frozen=True)
@@ -164,9 +162,9 @@ def plan_trainings(config: AblateConfig) -> list[Training]:
         own = changed(changed(start, {"recordings": {"features": features}}), recipe.training)
         for seed in config.seeds:
             flags = dataclasses.replace(own, seed=seed, shared=tower)
-            digest = training_digest(flags, identities[features], made)
-            placed = dataclasses.replace(flags, out=config.out / "trainings" / digest)
-            found.append(Training(name, recipe, placed, digest))
+            named = training_digest(flags, identities[features], made)
+            placed = dataclasses.replace(flags, out=config.out / "trainings" / named)
+            found.append(Training(name, recipe, placed, named))
     return found
 
 
@@ -184,17 +182,13 @@ def training_digest(config: TrainingConfig, data: str, tower: str) -> str:
     """
     told = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_RESULTS}
     del told["recordings"]["data"]  # wherever they are
-    return _digest({"training": told, "data": data, "tower": tower})
+    return digest({"training": told, "data": data, "tower": tower})
 
 
 def tower_digest(config: TrainingConfig, data: str) -> str:
     """Of what a tower and its features depend on, but for the training's seed: it is the policy that is repeated."""
     tower = {"preset": config.preset, "snapshots": config.snapshots, "steps": config.optimiser.pointing_steps}
-    return _digest({"tower": tower, "data": data})
-
-
-def _digest(identity: Any) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return digest({"tower": tower, "data": data})
 
 
 def _train_all(config: AblateConfig, trainings: Sequence[Training], show: bool) -> dict[str, dict[str, str]]:
@@ -220,7 +214,7 @@ def _train_all(config: AblateConfig, trainings: Sequence[Training], show: bool) 
 
 def _make_tower(config: AblateConfig, shared: Path) -> None:
     """The tower and its features, where they are not there: what trainings at the same time would all begin with."""
-    out = config.out / "trainings" / f"tower-{_digest(shared)}"
+    out = config.out / "trainings" / f"tower-{digest(shared)}"
     if not (out / "policy").is_dir():
         pretrain.run(dataclasses.replace(_start(config), shared=shared, out=out, steps=0))
 

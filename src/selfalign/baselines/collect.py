@@ -4,16 +4,20 @@ Finished bodies are kept beside the output, so an interrupted run goes on where 
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from selfalign.baselines.choices import chosen
 from selfalign.baselines.encoder import TrainedEncoder
 from selfalign.baselines.encoder_training import EncoderTraining, Example, train_encoder
+from selfalign.baselines.methods import METHODS, configured
 from selfalign.checkpoint import load
 from selfalign.data.play import Play
+from selfalign.ranges import below, refuse
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import record_play
+from selfalign.sim.seeds import ENCODER_BODIES
 from selfalign.workers import progress_bar, run_jobs
 
 
@@ -27,28 +31,24 @@ class EncoderRun:
     """Where to write the encoder. Examples of source bodies are kept beside it, and used by a later run."""
     bodies: int = 64
     """Source bodies."""
-    seed: int = 2000
+    seed: int = ENCODER_BODIES
     """Draws them and their play."""
     play: int = 20
     """Play trajectories of each body."""
     play_length: int = 50
     """Frames of each trajectory, at 20 Hz."""
-    rank: int = EncoderTraining.rank
-    """Principal directions of the contexts."""
-    width: int = EncoderTraining.width
+    rank: int | None = None
+    """Principal directions of the contexts. None, as for the three below: what tuning chose, or else the default."""
+    width: int | None = None
     """Hidden units of the encoder."""
-    steps: int = EncoderTraining.steps
+    steps: int | None = None
     """Of its training."""
-    learning_rate: float = EncoderTraining.learning_rate
+    learning_rate: float | None = None
     workers: int = 2
     """Processes, each with one thread."""
 
     def __post_init__(self) -> None:
-        least = {"bodies": 2, "play": 2, "play_length": 2, "workers": 1, "seed": 0}
-        values = {name: getattr(self, name) for name in least}
-        wrong = [f"{name}={value} (at least {least[name]})" for name, value in values.items() if value < least[name]]
-        if wrong:
-            raise ValueError(f"bench encoder: out of range: {', '.join(wrong)}")
+        refuse("bench encoder", below(self, bodies=2, play=2, play_length=2, workers=1, seed=0))
 
     @property
     def folder(self) -> Path:
@@ -56,7 +56,9 @@ class EncoderRun:
         return self.out.with_name(f"{self.out.stem}.examples")
 
     def training(self) -> EncoderTraining:
-        return EncoderTraining(rank=self.rank, width=self.width, steps=self.steps, learning_rate=self.learning_rate)
+        told = {name: getattr(self, name) for name in ("rank", "width", "steps", "learning_rate")}
+        given = {name: value for name, value in told.items() if value is not None}
+        return replace(configured(METHODS["encoder"], None, chosen("encoder")).training, **given)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class Method:
     """One way to bring a policy to a new body."""
 
     config: type[Any]
-    """A frozen dataclass of JSON values; its defaults are what was chosen on validation bodies."""
+    """A frozen dataclass of JSON values. Its defaults are where tuning starts (`baselines/choices.py`)."""
     adapt: Callable[[Given, Any], Outcome]
     search: Mapping[str, Draw]
     """The settings that are tuned, and what they are drawn from."""

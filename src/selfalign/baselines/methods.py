@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from selfalign.baselines.amortised import EncoderConfig, encoder
+from selfalign.baselines.choices import chosen
 from selfalign.baselines.contexts import FrozenConfig, SelfalignConfig, frozen, selfalign
 from selfalign.baselines.demonstrated import FinetuneConfig, LoraConfig, finetune, lora
 from selfalign.baselines.method import Adapted, Choice, Given, LogUniform, Method
@@ -99,7 +100,8 @@ def fit(
         play: of the body; may be None for a method that uses demonstrations.
         demonstrations: successful episodes of the body with their instructions; methods that use none do not see them.
         seed: of everything that is drawn.
-        config: the method's config, or a mapping with what differs from its defaults; None: the defaults.
+        config: the method's config, or a mapping with what differs from its defaults, which are what was chosen on
+            validation bodies (`baselines/choices.json`) where it was tuned; None: the defaults.
         progress: show a progress bar.
 
     Raises:
@@ -108,7 +110,7 @@ def fit(
         FileNotFoundError: the encoder's file.
     """
     method = get(name)
-    chosen = configured(method, config)
+    settings = configured(method, config, chosen(name))
     shown = tuple(demonstrations) if method.uses_demonstrations else ()
     if play is None and not method.uses_demonstrations:
         raise ValueError(f"{name} needs play of the body; `selfalign play` records some")
@@ -117,10 +119,10 @@ def fit(
     began = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        outcome = method.adapt(Given(policy, play, shown, seed, progress), chosen)
+        outcome = method.adapt(Given(policy, play, shown, seed, progress), settings)
     return Adapted(
         name,
-        json.loads(json.dumps(asdict(chosen))),
+        json.loads(json.dumps(asdict(settings))),
         outcome.policy,
         outcome.context,
         outcome.history,
@@ -136,13 +138,14 @@ def get(name: str) -> Method:
     return METHODS[name]
 
 
-def configured(method: Method, config: Any) -> Any:
+def configured(method: Method, config: Any, defaults: Mapping[str, Any] = MappingProxyType({})) -> Any:
     """The method's config from one of its own, a mapping of what differs from the defaults, or None.
 
-    A setting of a config within the config has a dotted name (`training.rank`), or is a mapping itself.
+    `defaults` are settings that come in the place of those of the config's class. A setting of a config within the
+    config has a dotted name (`training.rank`), or is a mapping itself.
     """
     if config is None or isinstance(config, Mapping):
-        return changed(method.config(), config or {})
+        return changed(changed(method.config(), defaults), config or {})
     if not isinstance(config, method.config):
         raise ValueError(f"expected {method.config.__name__} or a mapping, got {type(config).__name__}")
     return config

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from selfalign.baselines.choices import add_choice
 from selfalign.baselines.method import Adapted, Method
 from selfalign.baselines.methods import METHODS, changed, fit, get
 from selfalign.baselines.samples import action_loss
@@ -22,11 +23,14 @@ from selfalign.checkpoint import load
 from selfalign.data.episodes import Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
-from selfalign.model.weights import read_json, write_json
+from selfalign.model.weights import read_json
 from selfalign.policy import Policy
+from selfalign.provenance import provenance, write_json
+from selfalign.ranges import below, refuse
 from selfalign.sim.bodies import sample_bodies
 from selfalign.sim.record import record_demonstrations, record_play
 from selfalign.sim.regions import Scenario
+from selfalign.sim.seeds import VALIDATION_FROM
 from selfalign.workers import progress_bar
 
 FORMAT = "selfalign-tune-1"
@@ -117,7 +121,6 @@ def tune(
         for trial in range(len(rows), wanted):
             rows.append(_trial(name, policy, subjects, trial_config(method, defaults, trial, seed), seed, score))
             if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, _result(identity, rows))
             bar.finished(f"{rows[-1]['score']}")
     return _result(identity, rows)
@@ -173,8 +176,8 @@ class TuneConfig:
     scenarios: tuple[Scenario, ...] = ("camera", "action", "robot")
     """Of each, `bodies` held-out bodies."""
     bodies: int = 1
-    seed: int = 1000
-    """Draws the bodies: not a seed of the benchmark's, which judges other bodies."""
+    seed: int = VALIDATION_FROM
+    """Draws the bodies. From a million on, so that bodies on which results are reported stay unseen."""
     play: int = 20
     """Play trajectories of each body."""
     play_length: int = 50
@@ -186,18 +189,21 @@ class TuneConfig:
     """JSON of settings that are not searched, for example '{"examples": "outputs/encoder.examples"}'."""
     json: Path | None = None
     """Where to write the trials; None: outputs/tune-METHOD.json."""
+    choose: Path | None = None
+    """File of choices that the best settings are written into: src/selfalign/baselines/choices.json is what the methods
+    read. None: only the trials are written."""
 
     def __post_init__(self) -> None:
-        least = {"trials": 1, "bodies": 1, "play": 2, "play_length": 2, "demonstrations": 1, "judged": 1}
-        values = {name: getattr(self, name) for name in least}
-        wrong = [f"{name}={value} (at least {least[name]})" for name, value in values.items() if value < least[name]]
-        if wrong:
-            raise ValueError(f"bench tune: out of range: {', '.join(wrong)}")
+        wrong = below(self, trials=1, bodies=1, play=2, play_length=2, demonstrations=1, judged=1)
+        if self.seed < VALIDATION_FROM:
+            wrong.append(f"seed={self.seed} (at least {VALIDATION_FROM}: those below are for results)")
+        refuse("bench tune", wrong)
         if self.method not in METHODS:
             raise ValueError(f"no method {self.method!r}; there are: {', '.join(METHODS)}")
 
     @property
     def path(self) -> Path:
+        """Of the trials."""
         return self.json or Path("outputs") / f"tune-{self.method}.json"
 
 
@@ -206,7 +212,7 @@ def run(config: TuneConfig, *, show: bool = True) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no checkpoint.
-        ValueError: settings that the method does not have, or a file of another measurement.
+        ValueError: settings that the method does not have, a file of another measurement, or no finite trial to choose.
     """
     policy = load(config.checkpoint)
     settings = json.loads(config.settings)
@@ -223,6 +229,10 @@ def run(config: TuneConfig, *, show: bool = True) -> dict[str, Any]:
         show=show,
         told={**told, "scenarios": list(config.scenarios)},
     )
+    result = {**result, "provenance": provenance()}
+    write_json(config.path, result)
+    if config.choose is not None:
+        add_choice(result, config.choose)
     if show and result["best"] is not None:
         best = result["trials"][result["best"]]
         print(f"Best of {len(result['trials'])}: action loss {best['score']:.4f} with {json.dumps(best['config'])}")

@@ -1,1 +1,1 @@
-"""Closed-loop evaluation: rollouts, the adaptation benchmark, the demo and their reports."""
+"""Closed-loop evaluation: rollouts, the adaptation benchmark, matrices of cells, and calibration."""

@@ -8,20 +8,18 @@ kept beside the output, so an interrupted run goes on where it stopped.
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rich.console import Console
 
-from selfalign.bench import report
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
+from selfalign.bench import tables
 from selfalign.bench.resident import arena_of, close_arenas, policy_of
-from selfalign.bench.rollout import RolloutConfig, rollout
+from selfalign.bench.rollout import rollout
 from selfalign.bench.stats import bootstrap_ratio, over_bodies, rank_correlation
 from selfalign.bench.subject import (
     ALIGNED,
@@ -35,13 +33,15 @@ from selfalign.bench.subject import (
     fit,
     fit_summary,
 )
+from selfalign.bench.trials import BodyTrials
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
+from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import record_demonstrations
 from selfalign.sim.regions import Scenario
-from selfalign.sim.tasks import Kind, offered
+from selfalign.sim.tasks import offered
 from selfalign.workers import progress_bar, run_jobs
 
 FORMAT = "selfalign-bench-adapt-1"
@@ -51,60 +51,26 @@ ROLES: tuple[Role, ...] = ("heldout", "source")
 
 
 @dataclass(frozen=True)
-class AdaptConfig:
+class AdaptConfig(BodyTrials):
     """Success on unseen bodies before and after aligning to their play, beside nulls and an oracle."""
 
-    checkpoint: Path = Path("checkpoints/tiny")
-    """Checkpoint directory."""
-    scenario: Scenario = "camera"
-    """What is unseen: camera, action (the action frame), joint (joint control in an unseen joint order), robot (the
-    arm), or all of camera, frame and arm at once."""
+    title: ClassVar[str] = "bench adapt"
+    aside: ClassVar[tuple[str, ...]] = (*BodyTrials.aside, "json")
+
     bodies: int = 12
     """How many held-out bodies; as many source bodies for the oracle."""
     seed: int = 0
-    """Draws bodies, play and scenes; any number will do (`bench/seeds.py` says which are ours, and for what)."""
-    play: int = 20
-    """Play trajectories of each body."""
-    episodes: int = 20
-    """Episodes of each body under each context."""
-    task: Kind = "reach"
-    """What the bodies are asked to do."""
+    """Draws bodies, play and scenes; any number will do (`sim/seeds.py` says which are ours, and for what)."""
+    scenario: Scenario = "camera"
+    """What is unseen: camera, action (the action frame), joint (joint control in an unseen joint order), robot (the
+    arm), or all of camera, frame and arm at once."""
     json: Path | None = None
     """Where to write the results; also what makes an interrupted run resumable."""
-    steps: tuple[int, ...] = (10, 30, 100, 300)
-    """Alignment steps after which success is measured."""
-    play_length: int = 50
-    """Frames of each play trajectory, at 20 Hz."""
-    demonstrations: int = 4
-    """Demonstrations of each body on which the action loss is measured, before and after (0: none)."""
-    execute: int = 4
-    """Steps of each action chunk that are carried out before the policy is asked again."""
-    num_steps: int = 10
-    """Euler steps of the flow per chunk."""
-    workers: int = 2
-    """Processes, each with one thread."""
-
-    def __post_init__(self) -> None:
-        least = {"bodies": 1, "play": 2, "episodes": 1, "play_length": 2, "demonstrations": 0, "workers": 1, "seed": 0}
-        values = {name: getattr(self, name) for name in least}
-        wrong = [f"{name}={value} (at least {least[name]})" for name, value in values.items() if value < least[name]]
-        if not self.steps or min(self.steps) < 1:
-            wrong.append(f"steps={self.steps} (at least one, each at least 1)")
-        if wrong:
-            raise ValueError(f"bench adapt: out of range: {', '.join(wrong)}")
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """Contexts under which a held-out body acts, in the order of the report."""
         return (BEFORE, *map(after, sorted(self.steps)), ALIGNED, RANDOM, SWAP)
-
-    def settings(self) -> dict[str, Any]:
-        """What the numbers depend on, beside the checkpoint's weights."""
-        return {
-            name: value
-            for name, value in dataclasses.asdict(self).items()
-            if name not in ("checkpoint", "json", "workers")
-        }
 
 
 @dataclass(frozen=True)
@@ -174,7 +140,7 @@ def fit_body(job: Job) -> str:
 def evaluate_body(job: Job) -> str:
     """Stage two: episodes under every context; the finished row goes to the folder."""
     config, policy, watch = job.config, policy_of(job.config.checkpoint), Stopwatch()
-    run = RolloutConfig((config.task,), config.episodes, job.seed, config.execute, config.num_steps)
+    run = config.rollout(job.seed)
     results = {}
     for condition, context in _contexts(job, policy):
         results[condition] = rollout(policy, job.body, context, run, arena=arena_of(job.body)).to_dict()
@@ -214,10 +180,10 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
     policy = policy_of(config.checkpoint)
     identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint()}
     identity = json.loads(json.dumps(identity))
-    finished = _finished(config, identity)
+    finished = None if config.json is None else read_kept(config.json, identity)
     if finished is not None:
         console.print(f"{config.json} holds these results already; remove it to measure again.")
-        report.print_adapt(finished, console)
+        tables.print_adapt(finished, console)
         return finished
     jobs = _jobs(config, identity)
     try:
@@ -239,35 +205,21 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
     if config.json is not None:
         write_json(config.json, result)
     shutil.rmtree(jobs[0].folder)
-    report.print_adapt(result, console)
+    tables.print_adapt(result, console)
     if config.json is not None:
         console.print(f"Written to {config.json}")
     return result
 
 
-def _finished(config: AdaptConfig, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """What the output file holds, if it holds exactly this measurement."""
-    if config.json is None or not config.json.is_file():
-        return None
-    try:
-        found = json.loads(config.json.read_text())
-    except json.JSONDecodeError:
-        return None
-    same = isinstance(found, dict) and all(found.get(name) == value for name, value in identity.items())
-    return found if same else None
-
-
 def _jobs(config: AdaptConfig, identity: dict[str, Any]) -> list[Job]:
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     out = config.json or Path("outputs") / "bench-adapt.json"
-    folder = out.with_name(f"{out.name}.parts-{digest}")
+    folder = out.with_name(f"{out.name}.parts-{digest(identity, 10)}")
     folder.mkdir(parents=True, exist_ok=True)
     jobs = []
     for role in ROLES:
         bodies = sample_bodies(config.bodies, config.seed, role, config.scenario)
         for index, body in enumerate(bodies):
-            if not offered(config.task, body.arm, body.gripper):
-                raise ValueError(f"{config.task} is not offered for {body.robot.name}; choose another task or scenario")
+            config.check_offered(body)
             job = Job(config, role, index, body, folder)
             following = dataclasses.replace(job, index=(index + 1) % config.bodies)
             partner = following.context_path("fitted").name if role == "heldout" and config.bodies > 1 else None

@@ -7,15 +7,13 @@ Badly means: after a few steps, by a random update, with the other body's contex
 whose actions were recorded late. Without failures there is nothing to tell success from.
 """
 
-import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from rich.console import Console
@@ -24,13 +22,11 @@ from selfalign.align.bank import PlayBank
 from selfalign.align.measure import EvalGrid
 from selfalign.align.offline import AlignConfig
 from selfalign.align.verdict import Verdict, judge
-from selfalign.bench import report
+from selfalign.bench import tables
 from selfalign.bench.attempts import LATE, SHORT, read_attempts
 from selfalign.bench.expectation import fit_calibration
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.resident import policy_of
-from selfalign.bench.rollout import Arena, RolloutConfig, rollout
-from selfalign.bench.seeds import VALIDATION_FROM
+from selfalign.bench.rollout import Arena, rollout
 from selfalign.bench.subject import (
     ALIGNED,
     BEFORE,
@@ -43,17 +39,19 @@ from selfalign.bench.subject import (
     collect_play,
     fit,
 )
+from selfalign.bench.trials import BodyTrials
 from selfalign.calibration import Calibration
 from selfalign.checkpoint import load, set_calibration
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
+from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import record_demonstrations
 from selfalign.sim.regions import SCENARIOS, Scenario
-from selfalign.sim.tasks import Kind, offered
+from selfalign.sim.seeds import VALIDATION_FROM
 from selfalign.workers import progress_bar, run_jobs
 
 FORMAT = "selfalign-bench-calibrate-1"
@@ -64,15 +62,22 @@ LAG = 5
 
 
 @dataclass(frozen=True)
-class CalibrateConfig:
+class CalibrateConfig(BodyTrials):
     """Measure what a play loss of a checkpoint is worth, on validation bodies, and write it into the checkpoint."""
 
-    checkpoint: Path = Path("checkpoints/tiny")
-    """Checkpoint directory."""
+    title: ClassVar[str] = "bench calibrate"
+    aside: ClassVar[tuple[str, ...]] = (*BodyTrials.aside, "out", "contexts", "check")
+
     bodies: int = 6
     """Bodies of each scenario, an even number: pairs try each other's contexts."""
     seed: int = VALIDATION_FROM
     """Draws bodies, play and scenes. From a million on, so that bodies on which results are reported stay unseen."""
+    episodes: int = 10
+    """Episodes of each body under each context."""
+    steps: tuple[int, ...] = (1, 2, 4)
+    """Too few steps of alignment."""
+    demonstrations: int = 2
+    """Demonstrations of each body on which the action loss is measured (0: none)."""
     out: Path = Path("outputs/calibration.json")
     """Where to write the measurements; also what makes an interrupted run resumable."""
     scenarios: tuple[Scenario, ...] = ("camera", "action", "robot", "all")
@@ -81,42 +86,16 @@ class CalibrateConfig:
     """Fit nothing and change nothing: judge the checkpoint's calibration on these bodies. Any seed will do."""
     contexts: Path | None = None
     """Folder to keep the aligned contexts in, for the map of `selfalign bench report`."""
-    play: int = 20
-    """Play trajectories of each body."""
-    play_length: int = 50
-    """Frames of each, at 20 Hz."""
-    episodes: int = 10
-    """Episodes of each body under each context."""
-    task: Kind = "reach"
-    """What the bodies are asked to do."""
-    steps: tuple[int, ...] = (1, 2, 4)
-    """Too few steps of alignment."""
-    demonstrations: int = 2
-    """Demonstrations of each body on which the action loss is measured (0: none)."""
-    execute: int = 4
-    """Steps of each action chunk that are carried out before the policy is asked again."""
-    num_steps: int = 10
-    """Euler steps of the flow per chunk."""
-    workers: int = 2
-    """Processes, each with one thread."""
 
-    def __post_init__(self) -> None:
-        least = {"bodies": 2, "play": 2, "episodes": 1, "play_length": 2, "demonstrations": 0, "workers": 1, "seed": 0}
-        values = {name: getattr(self, name) for name in least}
-        wrong = [f"{name}={value} (at least {least[name]})" for name, value in values.items() if value < least[name]]
-        if self.bodies % 2:
-            wrong.append(f"bodies={self.bodies} (an even number: pairs try each other's contexts)")
-        if not self.steps or min(self.steps) < 1 or not self.scenarios:
-            wrong.append(f"steps={self.steps}, scenarios={self.scenarios} (at least one of each)")
+    def wrong(self) -> list[str]:
+        found = super().wrong()
+        if self.bodies < 2 or self.bodies % 2:
+            found.append(f"bodies={self.bodies} (an even number: pairs try each other's contexts)")
+        if not self.scenarios:
+            found.append("scenarios=() (at least one)")
         if self.seed < VALIDATION_FROM and not self.check:
-            wrong.append(f"seed={self.seed} (at least {VALIDATION_FROM}: those below are for results; or give --check)")
-        if wrong:
-            raise ValueError(f"bench calibrate: out of range: {', '.join(wrong)}")
-
-    def settings(self) -> dict[str, Any]:
-        """What the numbers depend on, beside the checkpoint's weights."""
-        left_out = ("checkpoint", "out", "contexts", "workers", "check")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+            found.append(f"seed={self.seed} (at least {VALIDATION_FROM}: those below are for results; or give --check)")
+        return found
 
 
 @dataclass(frozen=True)
@@ -232,7 +211,7 @@ def _swap(policy: Policy, own: Fitted, other: Fitted) -> None:
 
 def _act(config: CalibrateConfig, policy: Policy, own: Fitted, arena: Arena) -> dict[str, Any]:
     """A row: episodes under every context, in the same scenes."""
-    run = RolloutConfig((config.task,), config.episodes, own.seed, config.execute, config.num_steps)
+    run = config.rollout(own.seed)
     success = {
         kind: rollout(policy, own.body, context, run, arena=arena).to_dict() for kind, context in own.contexts.items()
     }
@@ -263,11 +242,12 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
         raise ValueError(f"{config.checkpoint} has no calibration to check; run `selfalign bench calibrate` first")
     identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint()}
     identity = json.loads(json.dumps(identity))
-    result = _finished(config.out, identity)
+    result = read_kept(config.out, identity)
     if result is None:
         rows = _measure(config, identity, console, show)
         result = {**identity, "provenance": {**provenance(watch.seconds), "workers": config.workers}, "bodies": rows}
     else:
+        result = {name: result[name] for name in (*identity, "provenance", "bodies")}
         console.print(f"{config.out} holds these measurements already; remove it to measure again.")
     calibration = policy.calibration if config.check else calibration_of(result)
     assert calibration is not None
@@ -275,8 +255,8 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
     write_json(config.out, result)
     if not config.check:
         set_calibration(config.checkpoint, calibration)
-    report.print_calibration(calibration, console)
-    report.print_attempts([a for row in result["bodies"] for a in read_attempts(row, "", calibration)], console)
+    tables.print_calibration(calibration, console)
+    tables.print_attempts([a for row in result["bodies"] for a in read_attempts(row, "", calibration)], console)
     where = "" if config.check else f" and to {config.checkpoint / 'calibration.json'}"
     console.print(f"Written to {config.out}{where}")
     return result
@@ -314,25 +294,11 @@ def _measure(config: CalibrateConfig, identity: dict[str, Any], console: Console
 
 
 def _jobs(config: CalibrateConfig, identity: dict[str, Any]) -> Iterator[Job]:
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
-    folder = config.out.with_name(f"{config.out.name}.parts-{digest}")
+    folder = config.out.with_name(f"{config.out.name}.parts-{digest(identity, 10)}")
     folder.mkdir(parents=True, exist_ok=True)
     for scenario in config.scenarios:
         bodies = sample_bodies(config.bodies, config.seed, "heldout", scenario)
         for body in bodies:
-            if not offered(config.task, body.arm, body.gripper):
-                raise ValueError(f"{config.task} is not offered for {body.robot.name}; choose another task or scenario")
+            config.check_offered(body)
         for index in range(0, config.bodies, 2):
             yield Job(config, scenario, index, (bodies[index], bodies[index + 1]), folder)
-
-
-def _finished(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """What the output file holds, if it holds exactly these measurements."""
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError:
-        return None
-    same = isinstance(found, dict) and all(found.get(name) == value for name, value in identity.items())
-    return {name: found[name] for name in (*identity, "provenance", "bodies")} if same else None

@@ -4,21 +4,17 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from selfalign.bench.live_features import LiveFeatures
-from selfalign.bench.memory import PeakMemory
-from selfalign.bench.methods import fit
-from selfalign.bench.plan import NARROW, Cell
+from selfalign.bench.plan import Cell
 from selfalign.bench.resident import arena_of, policy_of
 from selfalign.bench.rollout import RolloutConfig, rollout
 from selfalign.bench.stats import over_bodies
-from selfalign.bench.subject import body_seed, collect_play
-from selfalign.data.episodes import Episode
-from selfalign.data.play import Play
-from selfalign.policy import Policy
+from selfalign.bench.subject import body_seed
+from selfalign.bench.workshop import Workshop
+from selfalign.provenance import write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
-from selfalign.sim.record import record_demonstrations
 from selfalign.sim.regions import Region
 from selfalign.sim.tasks import offered
 
@@ -54,24 +50,54 @@ def bodies_of(cell: Cell) -> list[BodySpec]:
     return bodies
 
 
-def measure(job: BodyJob) -> dict[str, Any]:
-    """What a worker does: the row of a body; or, whatever goes wrong, `error` and where it was raised."""
-    try:
-        return measure_body(job)
-    except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+@dataclass(frozen=True)
+class Group:
+    """Jobs of one body and one checkpoint, which a worker does one after another, for the sake of what they share."""
+
+    jobs: tuple[BodyJob, ...]
+    folder: Path | None = None
+    """In which rows are kept as they are made; None: they only come back."""
 
 
-def measure_body(job: BodyJob) -> dict[str, Any]:
-    """Records, fits and acts, amount after amount; everything as JSON values."""
-    cell, policy = job.cell, policy_of(job.cell.checkpoint)
+def grouped(jobs: Sequence[BodyJob], folder: Path | None) -> list[Group]:
+    """Jobs by body, those of one robot after another: a worker then seldom changes robots."""
+    groups: dict[tuple[str, int, BodySpec], list[BodyJob]] = {}
+    for job in jobs:
+        groups.setdefault((job.cell.checkpoint, job.seed, job.body), []).append(job)
+    ordered = sorted(groups.values(), key=lambda own: (own[0].body.robot.name, own[0].cell.checkpoint))
+    return [Group(tuple(own), folder) for own in ordered]
+
+
+def row_path(folder: Path, job: BodyJob) -> Path:
+    """Where the row of a body is kept."""
+    return folder / job.digest / f"{job.index:03d}.json"
+
+
+def measure(group: Group) -> list[dict[str, Any]]:
+    """What a worker does: the rows of a group's jobs; for one that fails, `error` and where it was raised."""
+    first, rows = group.jobs[0], []
+    workshop = Workshop(policy_of(first.cell.checkpoint), first.body, first.seed)
+    for job in group.jobs:
+        try:
+            rows.append(measure_body(job, workshop))
+            if group.folder is not None:
+                write_json(row_path(group.folder, job), rows[-1])
+        except Exception as error:
+            rows.append({"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
+    return rows
+
+
+def measure_body(job: BodyJob, workshop: Workshop) -> dict[str, Any]:
+    """Records, fits and acts, amount after amount; everything as JSON values.
+
+    Seconds are of this job: what another job of the group has made already takes none.
+    """
+    cell, policy = job.cell, workshop.policy
     identity, began = policy.fingerprint(), time.perf_counter()
-    play, demonstrations = record(job, policy)
+    workshop.play(cell)
+    workshop.demonstrations(cell)
     recorded = time.perf_counter() - began
-    results = {}
-    for amount in cell.amounts:
-        of_play = play if cell.demonstrations or play is None else play.take(amount)
-        results[str(amount)] = _measure_amount(job, policy, of_play, demonstrations[:amount])
+    results = {str(amount): _measure_amount(job, workshop, amount) for amount in cell.amounts}
     if policy.fingerprint() != identity:
         raise RuntimeError(f"{cell.method} has changed the policy that it was given; it must change a copy")
     return {
@@ -83,36 +109,16 @@ def measure_body(job: BodyJob) -> dict[str, Any]:
     }
 
 
-def record(job: BodyJob, policy: Policy) -> tuple[Play | None, list[Episode]]:
-    """The most play, and the most demonstrations, that the cell asks for."""
-    cell, sim = job.cell, arena_of(job.body).simulations(1)[0]
-    size, most, play = policy.model.config.image_size, max(cell.demonstrations, default=0), None
-    shown = {"kinds": (cell.task,), "image_size": size, "sim": sim}
-    if cell.play and cell.motion == "demonstrations":
-        episodes = record_demonstrations(job.body, max(cell.play), job.seed, **shown)
-        play = Play.from_episodes(episodes, {"name": job.body.name, **job.body.to_dict()}, job.body.name)
-    elif cell.play:
-        extent = NARROW if cell.motion == "narrow" else 1.0
-        play = collect_play(policy, job.body, max(cell.play), cell.play_length, job.seed, sim, extent=extent)
-    if play is not None and policy.settings.features is not None:
-        play = LiveFeatures.like(cell.features, cell.weights).attach(play)
-    # Other demonstrations than those that may serve as play.
-    return play, record_demonstrations(job.body, most, body_seed(job.seed, 1), **shown)
-
-
-def _measure_amount(
-    job: BodyJob, policy: Policy, play: Play | None, demonstrations: Sequence[Episode]
-) -> dict[str, Any]:
-    cell, memory = job.cell, PeakMemory()
-    fitted = fit(cell.method, policy, play, demonstrations, job.seed, cell.settings)
-    peak = memory.megabytes
+def _measure_amount(job: BodyJob, workshop: Workshop, amount: int) -> dict[str, Any]:
+    cell, made = job.cell, workshop.make(job.cell, amount)
+    fitted = made.fitted
     run = RolloutConfig((cell.task,), cell.episodes, job.seed, cell.execute, cell.num_steps)
     success = rollout(fitted.policy, job.body, fitted.context, run, arena=arena_of(job.body)).to_dict()
     return {
         "success": success,
-        "robot_seconds": round(sum(len(e) / e.fps for e in (*(play.episodes if play else ()), *demonstrations)), 1),
+        "robot_seconds": made.robot_seconds,
         "fit_seconds": round(fitted.seconds, 2),
-        "peak_megabytes": peak,
+        "peak_megabytes": made.peak_megabytes,
         "bytes_stored": fitted.bytes_stored,
         **fitted.details,
     }

@@ -1,12 +1,13 @@
 """`selfalign bench matrix`: every cell of a plan, each measured once and kept, over processes or over Ray.
 
-    OUT/plan.json              what was asked for
-    OUT/bodies/CELL/003.json   a finished body
-    OUT/cells/CELL.json        a finished cell
-    OUT/matrix.json            all cells of the plan, failed ones with their error, and what they say together
+    OUT/plan.json                what was asked for
+    OUT/matrix.json              all cells of the plan, failed ones with their error, and what they say together
+    CACHE/bodies/CELL/003.json   a finished body
+    CACHE/cells/CELL.json        a finished cell
 
-CELL is a digest of the cell's settings, of its checkpoint's weights and of how that wants to be aligned. So an
-interrupted run goes on where it stopped, and plans that share cells share their results.
+CACHE is OUT where no other folder is named. CELL is a digest of the cell's settings and files, of its checkpoint's
+weights and of how that wants to be aligned. So an interrupted run goes on where it stopped, and plans that share a
+cache measure what they have in common (the oracle, most of all) once.
 """
 
 import hashlib
@@ -19,14 +20,15 @@ from typing import Any
 from rich.console import Console
 
 from selfalign.bench import cell as cells
-from selfalign.bench.matrix_report import print_matrix
+from selfalign.bench.matrix_table import print_matrix
 from selfalign.bench.plan import Cell, Plan
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.resident import close_arenas, policy_of
-from selfalign.bench.seeds import Split, split_of
 from selfalign.bench.stats import amount_to_reach
 from selfalign.cluster import Cluster, run_on
+from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
+from selfalign.ranges import below, refuse
 from selfalign.sim.prepare import prepare
+from selfalign.sim.seeds import Split, split_of
 from selfalign.workers import progress_bar
 
 FORMAT, CELL_FORMAT = "selfalign-matrix-1", "selfalign-cell-1"
@@ -41,19 +43,20 @@ class MatrixConfig:
     plan: str
     """JSON file of the plan, or a name: smoke, headline, curve, few-shot, baselines, play-quality."""
     out: Path
-    """Folder of the results. What is finished in it is not measured again."""
+    """Folder of the results."""
     checkpoint: str = "checkpoints/tiny"
     """That a named plan measures."""
     split: Split = "test"
     """Whose bodies a named plan measures; choices are made on those of validation."""
+    cache: Path | None = None
+    """Folder of finished cells and bodies, which are not measured again; plans may share one. None: `out`."""
     workers: int = 2
     """Processes, each with one thread."""
     cluster: Cluster = "none"
     """"ray": on Ray, local or (RAY_ADDRESS) a cluster's (extra `cluster`)."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"bench matrix needs at least 1 worker, got {self.workers}")
+        refuse("bench matrix", below(self, workers=1))
 
 
 @dataclass
@@ -73,11 +76,18 @@ class CellState:
 def run(config: MatrixConfig, *, show: bool = True) -> dict[str, Any]:
     """Measures the plan that a config names; see `run_plan`."""
     plan = Plan.open(config.plan, config.checkpoint, config.split)
-    return run_plan(plan, config.out, workers=config.workers, cluster=config.cluster, show=show)
+    return run_plan(plan, config.out, cache=config.cache, workers=config.workers, cluster=config.cluster, show=show)
 
 
 def run_plan(
-    plan: Plan, out: Path, *, workers: int = 2, cluster: Cluster = "none", show: bool = True, table: bool = True
+    plan: Plan,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    workers: int = 2,
+    cluster: Cluster = "none",
+    show: bool = True,
+    table: bool = True,
 ) -> dict[str, Any]:
     """Measures what is not there yet, prints a table, writes `matrix.json`, and returns what it wrote.
 
@@ -88,17 +98,18 @@ def run_plan(
         ImportError: Ray is asked for and not installed.
     """
     console, watch = Console(quiet=not show), Stopwatch()
+    cache = out if cache is None else cache
     plan.save(out / "plan.json")
-    states = [_open(cell, out) for cell in plan.cells]
+    states = [_open(cell, cache) for cell in plan.cells]
     try:
-        _measure(states, out, workers, cluster, show)
+        _measure(states, cache / "bodies", workers, cluster, show)
     except KeyboardInterrupt:
-        console.print(f"Interrupted. What is finished is in {out}; the same command goes on from there.")
+        console.print(f"Interrupted. What is finished is in {cache}; the same command goes on from there.")
         raise
     finally:
         close_arenas()
     for state in states:
-        _finish(state, out)
+        _finish(state, cache)
     measured = [_entry(state) for state in states]
     result = {
         "format": FORMAT,
@@ -115,7 +126,7 @@ def run_plan(
     return result
 
 
-def _open(cell: Cell, out: Path) -> CellState:
+def _open(cell: Cell, cache: Path) -> CellState:
     """A cell with what is known of it; a checkpoint or a task that it cannot have is its error."""
     state = CellState(cell)
     try:
@@ -125,6 +136,7 @@ def _open(cell: Cell, out: Path) -> CellState:
             "settings": cell.measured(),
             "fingerprint": policy.fingerprint(),
             "align": json.loads(json.dumps(policy.settings.to_dict())),
+            **_files(cell),
         }
         state.digest = digest(state.identity)
         bodies = cells.bodies_of(cell)
@@ -132,48 +144,58 @@ def _open(cell: Cell, out: Path) -> CellState:
     except (ValueError, OSError) as error:
         state.error = f"{type(error).__name__}: {error}"
         return state
-    state.result = _kept(_cell_path(out, state.digest), state.identity)
+    state.result = read_kept(_cell_path(cache, state.digest), state.identity)
     return state
 
 
-def digest(identity: Mapping[str, Any]) -> str:
-    """What names a cell's files."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+def _files(cell: Cell) -> dict[str, str]:
+    """The sum of the file that a method reads (the encoder's), where it reads one: a path says little.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    path = cell.settings.get("path")
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{cell.method} reads {path}, which is not there; `selfalign bench encoder` writes one")
+    return {"file": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
-def _measure(states: Sequence[CellState], out: Path, workers: int, cluster: Cluster, show: bool) -> None:
-    """Runs the jobs whose rows are not there."""
+def _measure(states: Sequence[CellState], folder: Path, workers: int, cluster: Cluster, show: bool) -> None:
+    """Runs the jobs whose rows are not in the folder."""
     # Cells that differ in their labels alone are measured once.
     missing: dict[str, list[cells.BodyJob]] = {}
     for state in states:
         if state.result is None and not state.error:
             missing.setdefault(state.digest, state.jobs)
     jobs = [job for jobs_of in missing.values() for job in jobs_of]
-    todo = [job for job in jobs if not _row_path(out, job).is_file()]
-    # Bodies of one robot after another: a worker then seldom changes robots.
-    todo.sort(key=lambda job: (job.body.robot.name, job.digest, job.index))
+    todo = [job for job in jobs if not cells.row_path(folder, job).is_file()]
     for robot in dict.fromkeys(job.body.robot for job in todo):
         prepare(robot)  # once here, rather than at the same time in every worker
 
     with progress_bar("measuring", len(jobs), show) as bar:
         bar.at(len(jobs) - len(todo))
 
-        def done(job: cells.BodyJob, row: dict[str, Any]) -> None:
-            if "error" in row:
-                for state in (state for state in states if state.digest == job.digest):
-                    state.error, state.traceback = f"body {job.index}: {row['error']}", row["traceback"]
-            else:
-                write_json(_row_path(out, job), row)
-            bar.finished(f"{job.cell.name} {job.cell.method} {job.index}")
+        def done(group: cells.Group, rows: list[dict[str, Any]]) -> None:
+            for job, row in zip(group.jobs, rows, strict=True):
+                if "error" in row:
+                    for state in (state for state in states if state.digest == job.digest):
+                        state.error, state.traceback = f"body {job.index}: {row['error']}", row["traceback"]
+                elif group.folder is None:
+                    write_json(cells.row_path(folder, job), row)
+                bar.finished(f"{job.cell.name} {job.cell.method} {job.index}")
 
-        run_on(cluster, cells.measure, todo, workers, on_done=done)
+        # A cluster's machines need not share a disk: their rows come back, and are kept here.
+        groups = cells.grouped(todo, folder if cluster == "none" else None)
+        run_on(cluster, cells.measure, groups, workers, on_done=done)
 
 
-def _finish(state: CellState, out: Path) -> None:
+def _finish(state: CellState, cache: Path) -> None:
     """The result of a cell of which all bodies are there."""
     if state.error or state.result is not None:
         return
-    rows = [json.loads(_row_path(out, job).read_text(encoding="utf-8")) for job in state.jobs]
+    rows = [json.loads(cells.row_path(cache / "bodies", job).read_text(encoding="utf-8")) for job in state.jobs]
     state.result = {
         **state.identity,
         "summary": cells.summarise(rows),
@@ -181,7 +203,7 @@ def _finish(state: CellState, out: Path) -> None:
         "provenance": provenance(),
         "bodies": rows,
     }
-    write_json(_cell_path(out, state.digest), state.result)
+    write_json(_cell_path(cache, state.digest), state.result)
 
 
 def _entry(state: CellState) -> dict[str, Any]:
@@ -193,23 +215,8 @@ def _entry(state: CellState) -> dict[str, Any]:
     return {**head, **state.result}
 
 
-def _kept(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A finished cell, if the file holds exactly this one, whole."""
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return None
-    return found if all(found.get(name) == value for name, value in identity.items()) else None
-
-
-def _cell_path(out: Path, name: str) -> Path:
-    return out / "cells" / f"{name}.json"
-
-
-def _row_path(out: Path, job: cells.BodyJob) -> Path:
-    return out / "bodies" / job.digest / f"{job.index:03d}.json"
+def _cell_path(cache: Path, name: str) -> Path:
+    return cache / "cells" / f"{name}.json"
 
 
 # ---- what cells say together ---------------------------------------------------------------------------------------

@@ -5,15 +5,17 @@ A cell says everything that its numbers depend on, but for the checkpoint's file
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from selfalign.bench.provenance import write_json
-from selfalign.bench.seeds import Split, seeds_of
+from selfalign.baselines.choices import check_fair, chosen
+from selfalign.provenance import write_json
+from selfalign.ranges import below, refuse
 from selfalign.sim.regions import REGIONS, SCENARIOS, Region, Scenario
+from selfalign.sim.seeds import Split, seeds_of
 from selfalign.sim.tasks import KINDS, Kind
 
 FORMAT = "selfalign-plan-1"
@@ -23,6 +25,10 @@ NARROW = 0.3
 
 PLAY_CURVE = (1, 3, 10, 30, 100)
 FEW_SHOT = (1, 5, 10, 20)
+FROM_PLAY, FROM_DEMONSTRATIONS = ("pad", "prompt", "encoder"), ("finetune", "lora")
+"""Baselines by what they learn from."""
+ENCODER = "outputs/encoder.safetensors"
+"""Where `bench encoder` writes the encoder, and the plan `baselines` looks for it."""
 HEADLINE: tuple[Scenario, ...] = ("camera", "action", "robot", "all")
 
 
@@ -41,7 +47,7 @@ class Cell:
     region: Region = "heldout"
     """"source": bodies of the kind that the checkpoint was trained on. With `selfalign`, they are the oracle."""
     seed: int = 0
-    """Draws bodies, play and scenes (`bench/seeds.py`)."""
+    """Draws bodies, play and scenes (`sim/seeds.py`)."""
     bodies: int = 12
     episodes: int = 20
     """Of each body for each amount."""
@@ -75,18 +81,14 @@ class Cell:
             )
             if getattr(self, name) not in known
         ]
-        least = {"bodies": 1, "episodes": 1, "play_length": 2, "execute": 1, "num_steps": 1, "seed": 0}
-        wrong += [
-            f"{name}={getattr(self, name)} (at least {low})" for name, low in least.items() if getattr(self, name) < low
-        ]
+        wrong += below(self, bodies=1, episodes=1, play_length=2, execute=1, num_steps=1, seed=0)
         if any(amount < 1 for amount in (*self.play, *self.demonstrations)):
             wrong.append(f"play={self.play}, demonstrations={self.demonstrations} (each at least 1)")
         if self.demonstrations and len(self.play) > 1:
             wrong.append(f"play={self.play} beside demonstrations={self.demonstrations} (one of them may vary)")
         if not self.demonstrations and not self.play:
             wrong.append("neither play nor demonstrations")
-        if wrong:
-            raise ValueError(f"a cell is out of range: {'; '.join(wrong)}")
+        refuse("a cell", wrong)
 
     @property
     def amounts(self) -> tuple[int, ...]:
@@ -211,25 +213,34 @@ def curve(checkpoint: str, split: Split) -> list[Cell]:
 
 def few_shot(checkpoint: str, split: Split) -> list[Cell]:
     """Fine-tuning on demonstrations of the new body, beside aligning to its play."""
-    cells = []
+    settings, cells = _tuned(FROM_DEMONSTRATIONS), []
     for scenario in HEADLINE:
         cell = Cell(checkpoint, scenario=scenario, seed=seeds_of(split)[0])
-        cells += with_oracle(cell)
         learned = dataclasses.replace(cell, play=(), demonstrations=FEW_SHOT)
-        cells += [dataclasses.replace(learned, method=method) for method in ("finetune", "lora")]
+        cells += with_oracle(cell)
+        cells += [dataclasses.replace(learned, method=name, settings=settings[name]) for name in FROM_DEMONSTRATIONS]
     return cells
 
 
 def baselines(checkpoint: str, split: Split) -> list[Cell]:
-    """What else can be made of the same play, and of demonstrations."""
-    cells = []
+    """What else can be made of the same play, and, as in `few-shot`, of demonstrations."""
+    settings, cells = _tuned((*FROM_PLAY, *FROM_DEMONSTRATIONS)), few_shot(checkpoint, split)
+    settings["encoder"] = {"path": ENCODER}  # which was trained with what was chosen
     for scenario in HEADLINE:
         cell = Cell(checkpoint, scenario=scenario, seed=seeds_of(split)[0])
-        learned = dataclasses.replace(cell, play=(), demonstrations=FEW_SHOT[-1:])
-        cells += with_oracle(cell)
-        cells += [dataclasses.replace(cell, method=name) for name in ("frozen", "pad", "prompt", "encoder")]
-        cells += [dataclasses.replace(learned, method=name) for name in ("finetune", "lora")]
+        cells.append(dataclasses.replace(cell, method="frozen"))
+        cells += [dataclasses.replace(cell, method=name, settings=settings[name]) for name in FROM_PLAY]
     return cells
+
+
+def _tuned(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What was chosen for methods on validation bodies, written out, so that other choices are other cells.
+
+    Raises:
+        ValueError: some were tuned with more trials than others.
+    """
+    check_fair(names)
+    return {name: chosen(name) for name in names}
 
 
 def play_quality(checkpoint: str, split: Split) -> list[Cell]:

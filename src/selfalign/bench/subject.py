@@ -95,8 +95,12 @@ def random_update(
 ) -> EmbodimentContext:
     """The null: `start` moved as far as alignment moved it, in a direction that no play has chosen."""
     nearest = min(snapshots, key=lambda step: abs(step - NULL_STEPS))
-    generator = torch.Generator().manual_seed(seed)
-    return policy.model.contexts.random(start, start.distance(snapshots[nearest]), generator=generator)
+    return null_update(policy, start, start.distance(snapshots[nearest]), seed)
+
+
+def null_update(policy: Policy, start: EmbodimentContext, norm: float, seed: int) -> EmbodimentContext:
+    """`start` moved by so much in a random direction."""
+    return policy.model.contexts.random(start, norm, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()

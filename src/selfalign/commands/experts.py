@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from itertools import groupby, product
 from pathlib import Path
 
-from selfalign.bench.provenance import Stopwatch, provenance, write_json
 from selfalign.bench.stats import wilson
+from selfalign.provenance import Stopwatch, provenance, write_json
 from selfalign.sim.engine import Simulation
 from selfalign.sim.experts import Score, evaluate
 from selfalign.sim.robots import ROBOTS

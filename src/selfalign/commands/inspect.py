@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfalign import presets
-from selfalign.bench.report import print_calibration
+from selfalign.bench.tables import print_calibration
 from selfalign.checkpoint import CheckpointInfo
 from selfalign.commands.data_page import data_page
 from selfalign.data.pretrained import kind_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from selfalign.bench.evaluate import read_body
+from selfalign.commands.evaluate import read_body
 from selfalign.robots.record import write_play
 from selfalign.sim.bodies import sample_bodies
 from selfalign.sim.record import play_trajectories

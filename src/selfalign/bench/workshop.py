@@ -1,0 +1,101 @@
+"""What the cells of one body share: play, recorded once, and what methods make of it, fitted once.
+
+Cells of different tasks, methods and amounts let the same body play in the same way: a trajectory depends on the seed
+and on its number only, so that less play is the beginning of more.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from selfalign.bench.live_features import LiveFeatures
+from selfalign.bench.memory import PeakMemory
+from selfalign.bench.methods import Fitted, fit
+from selfalign.bench.plan import NARROW, Cell
+from selfalign.bench.resident import arena_of
+from selfalign.bench.subject import body_seed, collect_play
+from selfalign.data.episodes import Episode
+from selfalign.data.play import Play
+from selfalign.policy import Policy
+from selfalign.sim.bodies import BodySpec
+from selfalign.sim.record import record_demonstrations
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What a method made of a body's play or demonstrations."""
+
+    fitted: Fitted
+    peak_megabytes: float
+    """Of the process, while it did."""
+    robot_seconds: float
+    """That the robot gave."""
+
+
+class Workshop:
+    """One body in one process."""
+
+    def __init__(self, policy: Policy, body: BodySpec, seed: int):
+        self.policy, self.body, self.seed = policy, body, seed
+        self._plays: dict[str, Play] = {}
+        self._demonstrations: dict[str, list[Episode]] = {}
+        self._made: dict[str, Made] = {}
+
+    def play(self, cell: Cell) -> Play | None:
+        """The most play that a cell asks for; None where it asks for none."""
+        if not cell.play:
+            return None
+        key, most = _played(cell), max(cell.play)
+        if key not in self._plays or len(self._plays[key]) < most:
+            self._plays[key] = self._record(cell, most)
+        return self._plays[key].take(most)
+
+    def demonstrations(self, cell: Cell) -> list[Episode]:
+        """The most demonstrations that a cell asks for: others than those that may serve as play."""
+        most = max(cell.demonstrations, default=0)
+        if len(self._demonstrations.get(cell.task, ())) < most:
+            self._demonstrations[cell.task] = self._demonstrate(cell, most, body_seed(self.seed, 1))
+        return self._demonstrations.get(cell.task, [])[:most]
+
+    def make(self, cell: Cell, amount: int) -> Made:
+        """What a cell's method makes of an amount of what the cell varies. Demonstrations are of one task, and what is
+        made of them is not kept."""
+        if cell.demonstrations:
+            return self._make(cell, self.play(cell), self.demonstrations(cell)[:amount])
+        key = json.dumps([cell.method, dict(cell.settings), amount, _played(cell)], sort_keys=True)
+        if key not in self._made:
+            play = self.play(cell)
+            assert play is not None  # a cell without demonstrations has play
+            aligned = self.make(replace(cell, method="selfalign"), amount) if cell.method == "random" else None
+            self._made[key] = self._make(cell, play.take(amount), (), aligned)
+        return self._made[key]
+
+    def _make(
+        self, cell: Cell, play: Play | None, demonstrations: Sequence[Episode], aligned: Made | None = None
+    ) -> Made:
+        memory, like = PeakMemory(), None if aligned is None else aligned.fitted
+        fitted = fit(cell.method, self.policy, play, demonstrations, self.seed, cell.settings, aligned=like)
+        peak = memory.megabytes if aligned is None else max(memory.megabytes, aligned.peak_megabytes)
+        given = (*(play.episodes if play else ()), *demonstrations)
+        return Made(fitted, peak, round(sum(len(e) / e.fps for e in given), 1))
+
+    def _record(self, cell: Cell, trajectories: int) -> Play:
+        if cell.motion == "demonstrations":
+            episodes = self._demonstrate(cell, trajectories, self.seed)
+            play = Play.from_episodes(episodes, {"name": self.body.name, **self.body.to_dict()}, self.body.name)
+        else:
+            sim, extent = arena_of(self.body).simulations(1)[0], NARROW if cell.motion == "narrow" else 1.0
+            play = collect_play(self.policy, self.body, trajectories, cell.play_length, self.seed, sim, extent=extent)
+        if self.policy.settings.features is None:
+            return play
+        return LiveFeatures.like(cell.features, cell.weights).attach(play)
+
+    def _demonstrate(self, cell: Cell, count: int, seed: int) -> list[Episode]:
+        size, sim = self.policy.model.config.image_size, arena_of(self.body).simulations(1)[0]
+        return record_demonstrations(self.body, count, seed, kinds=(cell.task,), image_size=size, sim=sim)
+
+
+def _played(cell: Cell) -> str:
+    """What the play of a body depends on, but for how much of it there is."""
+    task = cell.task if cell.motion == "demonstrations" else ""
+    return json.dumps([cell.motion, task, cell.play_length, cell.features, cell.weights])

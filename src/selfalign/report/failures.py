@@ -1,0 +1,90 @@
+"""Where aligning fails: tasks and bodies by the episodes that they still miss afterwards."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfalign.bench.subject import ALIGNED, BEFORE
+from selfalign.report.results import Cell
+
+TEXT = (
+    "Episodes that fail after aligning, the worst first. Where the oracle (seen bodies, aligned in the same way) "
+    "misses as many, it is the policy that falls short; where it misses fewer, it is the adaptation."
+)
+OF_EACH, LISTED = 3, 12
+"""Bodies that are named, of each cell and together."""
+CELL_COLUMNS = ("cell", "missed after aligning", "missed by the oracle", "bodies that miss half", "accepted of these")
+BODY_COLUMNS = ("body", "cell", "before", "after", "verdict")
+
+
+@dataclass(frozen=True, eq=False)
+class Failing:
+    """A body that misses some episodes after aligning."""
+
+    cell: Cell
+    row: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.row["name"]
+
+    @property
+    def missed(self) -> float:
+        """Share of the episodes that fail after aligning."""
+        return 1 - self.row["success"][ALIGNED]["value"]
+
+    @property
+    def accepted(self) -> bool:
+        """What the verdict said."""
+        verdict = self.row.get("verdict") or self.row.get("verdicts", {}).get(ALIGNED) or {}
+        return bool(verdict.get("accepted"))
+
+
+def failing_bodies(cell: Cell) -> list[Failing]:
+    """The bodies of a cell that miss any episode after aligning, the worst first."""
+    found = [Failing(cell, row) for row in cell.rows if ALIGNED in row["success"]]
+    return sorted((f for f in found if f.missed > 0), key=lambda f: (-f.missed, f.name))
+
+
+def worst(cells: Sequence[Cell], of_each: int | None = None, most: int | None = None) -> list[Failing]:
+    """Bodies that fail, the worst first.
+
+    Args:
+        of_each: at most so many of each cell.
+        most: at most so many together.
+    """
+    found = [failing for cell in cells for failing in failing_bodies(cell)[:of_each]]
+    return sorted(found, key=lambda f: (-f.missed, f.cell.name, f.name))[:most]
+
+
+def cell_rows(cells: Sequence[Cell]) -> list[list[str]]:
+    """A row of `CELL_COLUMNS` for each cell in which something fails."""
+    failing = {id(cell): failing_bodies(cell) for cell in cells}
+    ranked = sorted((c for c in cells if failing[id(c)]), key=lambda c: c.success(ALIGNED).value)
+    rows = []
+    for cell in ranked:
+        bad = [f for f in failing[id(cell)] if f.missed >= 0.5]
+        oracle = _missed(cell.sources, "oracle") if cell.sources else "-"
+        told = f"{len(bad)} of {len(cell.rows)}"
+        rows.append([cell.name, _missed(cell.rows, ALIGNED), oracle, told, str(sum(f.accepted for f in bad))])
+    return rows
+
+
+def body_rows(failing: Sequence[Failing]) -> list[list[str]]:
+    """A row of `BODY_COLUMNS` for each body."""
+    return [
+        [f.name, f.cell.name, _count(f.row, BEFORE), _count(f.row, ALIGNED), "accept" if f.accepted else "reject"]
+        for f in failing
+    ]
+
+
+def _missed(rows: Sequence[Mapping[str, Any]], condition: str) -> str:
+    found = [row["success"][condition] for row in rows if condition in row["success"]]
+    episodes = sum(of["episodes"] for of in found)
+    missed = episodes - sum(of["successes"] for of in found)
+    return f"{missed} of {episodes} ({100 * missed / episodes:.0f} %)"
+
+
+def _count(row: Mapping[str, Any], condition: str) -> str:
+    found = row["success"].get(condition)
+    return "-" if found is None else f"{found['successes']} of {found['episodes']}"

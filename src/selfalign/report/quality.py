@@ -1,0 +1,132 @@
+"""How good verdicts are: accept and reject against what aligning really gained, and expected against measured success.
+
+An attempt *gained* if the body succeeded more often under the context than under the prior, in the same scenes:
+success after - success before > 0. An accepted attempt without gain is a false accept.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from selfalign.bench.attempts import Attempt
+from selfalign.bench.stats import Interval, bootstrap_mean
+from selfalign.bench.subject import BEFORE
+
+Score = Callable[[Attempt], float]
+
+
+def gained(attempt: Attempt) -> bool:
+    """Whether the body acts better than before aligning."""
+    return attempt.gain > 0
+
+
+def loss_drop(attempt: Attempt) -> float:
+    """Share of the play loss that the fit took away; 0 where there was none, as without alignment losses."""
+    return 0.0 if attempt.verdict.before == 0 else 1 - attempt.verdict.after / attempt.verdict.before
+
+
+def expected_success(attempt: Attempt) -> float:
+    """By the calibration; 0 without one."""
+    return 0.0 if attempt.verdict.expected is None else attempt.verdict.expected.success
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Attempts by verdict and gain."""
+
+    true_accepts: tuple[Attempt, ...]
+    false_accepts: tuple[Attempt, ...]
+    """Accepted without gain."""
+    false_rejects: tuple[Attempt, ...]
+    """Rejected although they gained."""
+    true_rejects: tuple[Attempt, ...]
+
+    @property
+    def operating_point(self) -> tuple[float, float] | None:
+        """(share of attempts without gain that were accepted, share of those with gain); None where one kind lacks."""
+        bad = len(self.false_accepts) + len(self.true_rejects)
+        good = len(self.true_accepts) + len(self.false_rejects)
+        return (len(self.false_accepts) / bad, len(self.true_accepts) / good) if good and bad else None
+
+
+def confusion(attempts: Sequence[Attempt]) -> Confusion:
+    """Sorts attempts; the prior itself is none."""
+
+    def those(accepted: bool, gain: bool) -> tuple[Attempt, ...]:
+        return tuple(a for a in attempts if a.kind != BEFORE and a.verdict.accepted == accepted and gained(a) == gain)
+
+    return Confusion(those(True, True), those(True, False), those(False, True), those(False, False))
+
+
+@dataclass(frozen=True)
+class Roc:
+    """What any threshold on a score would accept."""
+
+    false_accept_rate: tuple[float, ...]
+    """Of attempts without gain, rising from 0 to 1."""
+    accept_rate: tuple[float, ...]
+    """Of attempts with gain."""
+    area: Interval
+    """Probability that an attempt with gain has a higher score than one without (ties count half), with a bootstrap
+    over bodies."""
+    gained: int
+    not_gained: int
+
+
+def roc(attempts: Sequence[Attempt], score: Score, *, seed: int = 0, draws: int = 2000) -> Roc | None:
+    """The curve of a score; None where all attempts gained, or none did."""
+    attempts = [a for a in attempts if a.kind != BEFORE and np.isfinite(score(a))]
+    scores = np.array([score(a) for a in attempts])
+    good = np.array([gained(a) for a in attempts], dtype=bool)
+    if not len(good) or good.all() or not good.any():
+        return None
+    levels = np.unique(scores)[::-1]
+    rates = [[0.0, *(float((scores[side] >= level).mean()) for level in levels)] for side in (~good, good)]
+    bodies = [a.body for a in attempts]
+    groups = [np.flatnonzero([b == body for b in bodies]) for body in dict.fromkeys(bodies)]
+    rng, areas = np.random.default_rng(seed), []
+    for _ in range(draws if len(groups) > 1 else 0):
+        rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
+        if 0 < good[rows].sum() < len(rows):
+            areas.append(area(scores[rows], good[rows]))
+    low, high = np.quantile(areas, [0.025, 0.975]) if areas else (None, None)
+    return Roc(
+        tuple(rates[0]),
+        tuple(rates[1]),
+        Interval(area(scores, good), None if low is None else float(low), None if high is None else float(high)),
+        int(good.sum()),
+        int((~good).sum()),
+    )
+
+
+def area(scores: np.ndarray, good: np.ndarray) -> float:
+    """Area under the ROC curve: Mann and Whitney's U over the number of pairs."""
+    right, wrong = scores[good][:, None], scores[~good][None]
+    return float((right > wrong).mean() + 0.5 * (right == wrong).mean())
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Attempts with like expectations."""
+
+    expected: float
+    measured: Interval
+    """Mean success with a bootstrap over bodies."""
+    attempts: int
+
+
+def reliability(attempts: Sequence[Attempt], groups: int = 8) -> list[Reliability]:
+    """Expected against measured success, in groups of like expectations; empty without a calibration."""
+    known = sorted((a for a in attempts if a.kind != BEFORE and a.verdict.expected is not None), key=expected_success)
+    parts = np.array_split(np.arange(len(known)), min(groups, max(1, len(known) // 6))) if known else []
+    result = []
+    for part in parts:
+        chosen = [known[i] for i in part]
+        bodies: dict[str, list[float]] = {}
+        for attempt in chosen:
+            bodies.setdefault(attempt.body, []).append(attempt.success)
+        mean = float(np.mean([expected_success(a) for a in chosen]))
+        measured = bootstrap_mean([float(np.mean(values)) for values in bodies.values()], draws=2000)
+        result.append(Reliability(mean, measured, len(chosen)))
+    return result

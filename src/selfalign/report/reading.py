@@ -1,0 +1,155 @@
+"""Result files of the benchmarks, read as cells."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from selfalign.bench.cell import ROLES
+from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, body_seed
+from selfalign.report.results import AT, Cell
+from selfalign.sim.regions import SCENARIOS
+
+READ = ("bench adapt", "bench matrix", "bench ablate", "bench calibrate", "demo")
+MATRIX, ABLATION = "selfalign-matrix-1", "selfalign-ablation-1"
+NAMES = {"frozen": BEFORE, "selfalign": ALIGNED, "random": RANDOM}
+"""Conditions by the names that a matrix has for them; other methods keep theirs."""
+
+
+def read_cells(paths: Sequence[Path]) -> list[Cell]:
+    """The cells of result files, each with a name of its own.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a result file of a benchmark that is read here.
+    """
+    cells: list[Cell] = []
+    for path in paths:
+        cells += _read(path)
+    names = [cell.name for cell in cells]
+    return [
+        replace(cell, name=f"{cell.name} ({cell.path.stem})") if names.count(cell.name) > 1 else cell for cell in cells
+    ]
+
+
+def read_failures(paths: Sequence[Path]) -> list[tuple[str, str]]:
+    """(what a cell of a matrix was to measure, why it failed)."""
+    found = []
+    for path in paths:
+        data = _json(path)
+        if isinstance(data, dict) and data.get("format") == MATRIX:
+            failed = [entry for entry in data["cells"] if "error" in entry]
+            found += [(f"{_name(entry)}, {entry['settings']['method']}", entry["error"]) for entry in failed]
+    return found
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"no result file {path}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    # An ablation is its trainings, and a matrix of them where they were measured.
+    return data.get("matrix") if isinstance(data, dict) and data.get("format") == ABLATION else data
+
+
+def _read(path: Path) -> Iterator[Cell]:
+    data = _json(path)
+    try:
+        if isinstance(data, dict) and data.get("format") == MATRIX:
+            yield from _matrix(path, data)
+        else:
+            yield from _bodies(path, data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no result of {', '.join(READ)}: {error!r}") from error
+
+
+def _bodies(path: Path, part: Mapping[str, Any]) -> Iterator[Cell]:
+    """One cell, or one for each scenario where rows say which is theirs."""
+    settings = part["settings"]
+    rows: list[Mapping[str, Any]] = [{**row, "seed": _seed(row, settings["seed"])} for row in part["bodies"]]
+    for scenario in dict.fromkeys(row.get("scenario", settings.get("scenario")) for row in rows):
+        own = [row for row in rows if row.get("scenario", settings.get("scenario")) == scenario]
+        yield Cell(
+            f"{scenario}, {settings['task']}, seed {settings['seed']}",
+            [row for row in own if row.get("role", "heldout") == "heldout"],
+            [row for row in own if row.get("role") == "source"],
+            {**settings, "scenario": scenario},
+            part["fingerprint"],
+            path,
+            part["provenance"],
+        )
+
+
+def _seed(row: Mapping[str, Any], seed: int) -> int | None:
+    """Of the body's play and scenes, as the benchmark has drawn it; None where the row has no place in one (a demo's).
+
+    `bench adapt` and `bench matrix` count the bodies of a role, `bench calibrate` those of a scenario.
+    """
+    if "index" not in row:
+        return None
+    first = SCENARIOS.index(row["scenario"]) if "scenario" in row else ROLES.index(row.get("role", "heldout"))
+    return body_seed(seed, first, row["index"])
+
+
+# ---- matrices ------------------------------------------------------------------------------------------------------
+
+
+def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[Cell]:
+    """Methods that met the same bodies of the same checkpoint, as conditions of one cell."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for entry in data["cells"]:
+        if "error" not in entry:
+            groups.setdefault((_name(entry), entry["fingerprint"]), []).append(entry)
+    for (name, fingerprint), entries in groups.items():
+        held_out = [entry for entry in entries if entry["settings"]["region"] == "heldout"]
+        sources = [entry for entry in entries if entry["settings"]["region"] == "source"]
+        aligned = [entry for entry in held_out if entry["settings"]["method"] == "selfalign"]
+        settings = (aligned or entries)[0]["settings"]
+        digests = {entry.get("digest") for entry in held_out}
+        speeds = [speed for speed in data.get("speed", ()) if speed["digest"] in digests]
+        rows = _merged(held_out)
+        yield Cell(name, rows, _oracles(sources), settings, fingerprint, path, data["provenance"], speeds)
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    own = entry["settings"]
+    motion = "" if own["motion"] == "free" else f", {own['motion']} play"
+    return f"{entry['label']}: {own['scenario']}, {own['task']}, seed {own['seed']}{motion}"
+
+
+def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each body, with every method at its largest amount, and at each amount where there are several."""
+    rows: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        method = entry["settings"]["method"]
+        condition = NAMES.get(method, method)
+        for body in entry["bodies"]:
+            empty = {"success": {}, "verdicts": {}, "costs": {}}
+            told = {"name": body["name"], "body": body["body"], "seed": _seed(body, entry["settings"]["seed"])}
+            row = rows.setdefault(body["name"], {**told, **empty})
+            amounts = sorted(body["results"], key=int)
+            named = {f"{method}{AT}{amount}": body["results"][amount] for amount in amounts if len(amounts) > 1}
+            for name, result in {condition: body["results"][amounts[-1]], **named}.items():
+                row["success"][name] = result["success"]
+                row["costs"][name] = {cost: result[cost] for cost in COSTS}
+                # The largest amount is the condition itself: one attempt, not two.
+                if "verdict" in result and name != f"{method}{AT}{amounts[-1]}":
+                    row["verdicts"][name] = result["verdict"]
+    return list(rows.values())
+
+
+COSTS = ("robot_seconds", "fit_seconds", "peak_megabytes", "bytes_stored")
+
+
+def _oracles(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Source bodies, each with the most play that it was given."""
+    return [
+        {"name": body["name"], "body": body["body"], "success": {"oracle": body["results"][most]["success"]}}
+        for entry in entries
+        if entry["settings"]["method"] == "selfalign"
+        for body in entry["bodies"]
+        for most in [max(body["results"], key=int)]
+    ]

@@ -1,0 +1,70 @@
+"""Cells: what a benchmark measured together under one setting, whichever benchmark it was."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfalign.bench.attempts import Attempt, read_attempts
+from selfalign.bench.stats import Interval, bootstrap_mean
+from selfalign.calibration import Calibration
+
+STEPS = "after_"
+AT = "@"
+"""Between a method and the amount of play or of demonstrations that it was given, in the name of a condition."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """Bodies under one setting."""
+
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+    """One for each held-out body."""
+    sources: Sequence[Mapping[str, Any]]
+    """Of seen bodies: the oracle."""
+    settings: Mapping[str, Any]
+    fingerprint: str
+    path: Path
+    provenance: Mapping[str, Any]
+    speeds: Sequence[Mapping[str, Any]] = ()
+    """How much play methods needed for a share of the oracle, as `bench matrix` writes it."""
+
+    @property
+    def conditions(self) -> list[str]:
+        """Contexts under which held-out bodies acted, in the order of the file."""
+        return list(dict.fromkeys(name for row in self.rows for name in row["success"]))
+
+    def success(self, condition: str) -> Interval:
+        """Mean over bodies, with a bootstrap over bodies; `oracle` is of the seen ones."""
+        rows = self.sources if condition == "oracle" else self.rows
+        return bootstrap_mean([row["success"][condition]["value"] for row in rows if condition in row["success"]])
+
+    def success_by_steps(self) -> dict[int, Interval]:
+        """Success after numbers of alignment steps, 0 being the prior."""
+        steps = {int(name.removeprefix(STEPS)): name for name in self.conditions if name.startswith(STEPS)}
+        named = {0: "before", **steps} if steps and "before" in self.conditions else steps
+        return {step: self.success(name) for step, name in sorted(named.items())}
+
+    def success_by_amount(self) -> dict[str, dict[int, Interval]]:
+        """Success of each method after amounts of play or demonstrations; methods that were tried with one are left
+        out."""
+        curves: dict[str, dict[int, Interval]] = {}
+        for name in self.conditions:
+            if AT in name:
+                method, amount = name.rsplit(AT, 1)
+                curves.setdefault(method, {})[int(amount)] = self.success(name)
+        return {method: dict(sorted(curve.items())) for method, curve in curves.items()}
+
+    def loss_by_steps(self) -> dict[int, Interval]:
+        """Held-out play loss after numbers of alignment steps at which every body was measured."""
+        tables = [row.get("held_out_play_loss") or {} for row in self.rows]
+        shared = [step for step in tables[0] if all(table.get(step) is not None for table in tables)] if tables else []
+        return {
+            int(step): bootstrap_mean([table[step] for table in tables], draws=1000) for step in sorted(shared, key=int)
+        }
+
+    def attempts(self, calibration: Calibration | None = None) -> list[Attempt]:
+        """Contexts with their verdicts, judged anew by a calibration of the same model where one is given."""
+        fitting = calibration if calibration is not None and calibration.fingerprint == self.fingerprint else None
+        return [attempt for row in self.rows for attempt in read_attempts(row, self.name, fitting)]

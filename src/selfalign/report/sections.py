@@ -1,0 +1,240 @@
+"""What a report says, section by section, before anything is written as HTML or PDF."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from selfalign.bench.attempts import Attempt
+from selfalign.bench.matrix_table import speed_line
+from selfalign.bench.tables import label, percent
+from selfalign.calibration import Calibration
+from selfalign.model.context import EmbodimentContext
+from selfalign.report import figures
+from selfalign.report.failures import BODY_COLUMNS, CELL_COLUMNS, LISTED, OF_EACH, TEXT, body_rows, cell_rows, worst
+from selfalign.report.quality import confusion, expected_success, loss_drop, reliability, roc
+from selfalign.report.results import AT, Cell
+from selfalign.sim.bodies import BodySpec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMED = 40
+"""False accepts that are listed."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text under heads."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Film:
+    """A GIF with the words below it."""
+
+    caption: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with what stands below it, in this order."""
+
+    title: str
+    text: str = ""
+    figures: "Sequence[Figure]" = ()
+    tables: Sequence[Table] = ()
+    films: Sequence[Film] = ()
+
+
+def sections(
+    cells: Sequence[Cell],
+    calibration: Calibration | None = None,
+    films: Sequence[Path] = (),
+    contexts: Sequence[EmbodimentContext] = (),
+    errors: Sequence[tuple[str, str]] = (),
+    failing: Sequence[Film] = (),
+) -> Iterator[Section]:
+    """The report, first to last; sections without content are left out.
+
+    Args:
+        cells: what was measured.
+        calibration: that judges the attempts anew.
+        films: GIFs of before and after.
+        contexts: of the map.
+        errors: cells that were not measured, and why.
+        failing: films of bodies that fail.
+    """
+    yield success(cells)
+    curves = [cell for cell in cells if cell.success_by_steps()]
+    if curves:
+        parts = [curves[i : i + figures.TOGETHER] for i in range(0, len(curves), figures.TOGETHER)]
+        text = "Means over bodies; the bands are 95 % intervals of a bootstrap over bodies. Step 0 is the prior W0."
+        yield Section("Over alignment steps", text, [figures.over_steps(part) for part in parts])
+    growing = [cell for cell in cells if cell.success_by_amount()]
+    if growing:
+        parts = [growing[i : i + figures.PANELS] for i in range(0, len(growing), figures.PANELS)]
+        text = "Given so many trajectories of play, or so many demonstrations. The dashed line is the oracle."
+        needed = [[cell.name, speed_line(speed)] for cell in growing for speed in cell.speeds]
+        tables = [Table(("cell", "adaptation speed"), needed)] if needed else []
+        yield Section("Over play", text, [figures.over_amounts(part) for part in parts], tables)
+    costly = [cell for cell in cells if any("costs" in row for row in cell.rows)]
+    if costly:
+        yield costs(costly)
+    attempts = [attempt for cell in cells for attempt in cell.attempts(calibration)]
+    yield verdicts(attempts)
+    if calibration is not None:
+        own = [cell for cell in cells if cell.fingerprint == calibration.fingerprint]
+        yield calibrated(calibration, [attempt for cell in own for attempt in cell.attempts(calibration)])
+    missed = worst(cells, OF_EACH, LISTED)
+    if missed:
+        tables = [Table(CELL_COLUMNS, cell_rows(cells)), Table(BODY_COLUMNS, body_rows(missed))]
+        yield Section("Where it fails", TEXT, tables=tables, films=failing)
+    if len(contexts) > 2:
+        yield context_section(contexts, cells)
+    if films:
+        shown = [Film(path.stem.replace("_", " "), path.read_bytes()) for path in films]
+        yield Section("Films", "The same scenes before and after aligning.", films=shown)
+    if errors:
+        yield Section("Failed", tables=[Table(("cell", "why"), errors)])
+    yield commands(cells)
+
+
+def success(cells: Sequence[Cell]) -> Section:
+    """How well held-out bodies act."""
+    main = [name for name in figures.shown(cells) if name != "oracle"]
+    rows = []
+    for cell in cells:
+        oracle = percent(cell.success("oracle").to_dict()) if cell.sources else "-"
+        values = [percent(cell.success(name).to_dict()) if name in cell.conditions else "-" for name in main]
+        accepted = sum(bool(_accepted(row)) for row in cell.rows)
+        rows.append([cell.name, str(len(cell.rows)), *values, oracle, f"{accepted} of {len(cell.rows)}"])
+    text = (
+        "Success on bodies that the checkpoint has never had: mean over bodies, with the 95 % interval of a bootstrap "
+        "over bodies. Every context of a body meets the same scenes with the same noise. A random update of equal "
+        "norm and another body's context are nulls; the oracle is aligned bodies of the kinds that were trained on."
+    )
+    parts = [cells[i : i + 12] for i in range(0, len(cells), 12)]
+    columns = ("cell", "bodies", *(label(name) for name in main), label("oracle"), "accepted")
+    return Section("Success on unseen bodies", text, [figures.overview(part) for part in parts], [Table(columns, rows)])
+
+
+def costs(cells: Sequence[Cell]) -> Section:
+    """What methods take, on average over bodies."""
+    rows = []
+    for cell in cells:
+        for name in cell.conditions:
+            found = [row["costs"][name] for row in cell.rows if name in row.get("costs", {})]
+            if found and AT not in name:
+                mean = {cost: sum(of[cost] for of in found) / len(found) for cost in found[0]}
+                told = [f"{mean['robot_seconds']:.0f}", f"{mean['fit_seconds']:.1f}", f"{mean['peak_megabytes']:.0f}"]
+                rows.append([cell.name, label(name), *told, f"{mean['bytes_stored'] / 1e3:.1f}"])
+    columns = ("cell", "method", "robot's time, s", "fitting, s", "peak memory, MB", "kept for a body, kB")
+    return Section("Costs", tables=[Table(columns, rows)])
+
+
+def _accepted(row: Mapping[str, Any]) -> bool:
+    verdict = row.get("verdict") or row.get("verdicts", {}).get("aligned") or {}
+    return bool(verdict.get("accepted"))
+
+
+def verdicts(attempts: Sequence[Attempt]) -> Section:
+    """Accept and reject against real gain."""
+    text = (
+        "An attempt is a context of a body: after some number of alignment steps, as align returned it, a random "
+        "update, another body's. It gained if success after - success before > 0 in the same scenes. An attempt that "
+        "was accepted without gain is a false accept. The areas under the curves are the chance that an attempt with "
+        "gain scores higher than one without, with a bootstrap over bodies. For results that do not hold the play "
+        "loss of the random update, its loss is the verdict's null: the mean over a few such updates."
+    )
+    found = confusion(attempts)
+    scores = {"drop of play loss": loss_drop}
+    if any(a.verdict.expected is not None for a in attempts):
+        scores["expected success"] = expected_success
+    curves = {name: curve for name, score in scores.items() if (curve := roc(attempts, score)) is not None}
+    if not curves:
+        text += " Here every attempt gained or none did, so there is no curve."
+    counts = Table(
+        ("", "gained", "did not gain"),
+        [
+            ["accepted", str(len(found.true_accepts)), str(len(found.false_accepts))],
+            ["rejected", str(len(found.false_rejects)), str(len(found.true_rejects))],
+        ],
+    )
+    wrong = sorted(found.false_accepts, key=lambda a: a.gain)
+    named = [
+        [a.cell, a.body, label(a.kind), f"{a.loss:.3g}", f"{100 * a.before:.0f} %", f"{100 * a.success:.0f} %"]
+        for a in wrong[:NAMED]
+    ]
+    tables = [counts]
+    if named:
+        tables.append(Table(("false accept: cell", "body", "context", "play loss", "before", "after"), named))
+    if len(wrong) > NAMED:
+        text += f" The {NAMED} worst of {len(wrong)} false accepts are named."
+    reliable = reliability(attempts)
+    drawn = [figures.verdict_quality(curves, found, reliable)] if curves or reliable else []
+    return Section("Verdicts", text, drawn, tables)
+
+
+def calibrated(calibration: Calibration, attempts: Sequence[Attempt]) -> Section:
+    """The curve behind expected success."""
+    settings = calibration.source.get("settings", {})
+    text = (
+        f"Success at {calibration.task} by held-out play loss, of {calibration.bodies} validation bodies (seed "
+        f"{settings.get('seed', 'unknown')}), {calibration.attempts} contexts and {calibration.episodes} episodes: "
+        "isotonic regression, with the wider of a bootstrap over bodies and Wilson's interval over episodes. The dots "
+        "are the attempts of this report by the same model. Beyond the play losses that were seen (and a tenth of "
+        "them), verdicts reject."
+    )
+    return Section("What a play loss is worth", text, [figures.calibration_curve(calibration, attempts)])
+
+
+def context_section(contexts: Sequence[EmbodimentContext], cells: Sequence[Cell]) -> Section:
+    """A map of contexts."""
+    known = {row["name"]: BodySpec.from_dict(row["body"]) for cell in cells for row in (*cell.rows, *cell.sources)}
+    bodies = [known.get(context.info.embodiment) for context in contexts]
+    points, shares = principal_components(contexts)
+    unknown = sum(body is None for body in bodies)
+    text = f"{len(contexts)} contexts W as vectors, projected on their first two principal components."
+    if unknown:
+        text += f" {unknown} in grey are of bodies that the results do not describe."
+    return Section("Map of contexts", text, [figures.context_map(points, shares, bodies)])
+
+
+def principal_components(contexts: Sequence[EmbodimentContext]) -> tuple[np.ndarray, tuple[float, float]]:
+    """Contexts in the two directions in which they differ most `[N, 2]`, and each one's share of the variance.
+
+    Raises:
+        ValueError: contexts of different models.
+    """
+    models = {(context.info.fingerprint, len(context.embedding())) for context in contexts}
+    if len(models) > 1:
+        raise ValueError(f"a map needs contexts of one model, got {sorted(name for name, _ in models)}")
+    vectors = np.stack([context.embedding().detach().double().numpy() for context in contexts])
+    centred = vectors - vectors.mean(axis=0)
+    left, lengths, _ = np.linalg.svd(centred, full_matrices=False)
+    variance = lengths**2
+    total = variance.sum() or 1.0
+    return left[:, :2] * lengths[:2], (float(variance[0] / total), float(variance[1] / total))
+
+
+def commands(cells: Sequence[Cell]) -> Section:
+    """Where each number comes from."""
+    rows = {}
+    for cell in cells:
+        made = cell.provenance
+        machine = made.get("machine") or {}
+        where = f"{machine.get('processor', 'unknown')}, {machine.get('cores', '?')} cores"
+        rows[cell.path] = [
+            cell.path.name,
+            str(made.get("command", "unknown")),
+            f"{made.get('commit') or 'unknown'}, model {cell.fingerprint or 'of several kinds'}",
+            f"{made.get('finished', 'unknown')}, {where}",
+        ]
+    columns = ("file", "command", "commit", "made")
+    return Section("Where the numbers come from", tables=[Table(columns, list(rows.values()))])

@@ -1,0 +1,38 @@
+"""Which seeds draw the bodies that are learned from, that choices are made on, and that results are of.
+
+| bodies | seeds | region | for |
+|---|---|---|---|
+| source | `SOURCE_RIGS`, `SNAPSHOT_RIGS` | source | pretraining (`runs/1_pretrain.sh`) |
+| source | `ENCODER_BODIES` | source | the contexts that the baseline `encoder` learns from |
+| validation | from `VALIDATION_FROM` on; ours: `VALIDATION` | held out | choices: recipes, settings, thresholds |
+| test | all below; ours: `TEST` | held out | results |
+
+Regions are those of `sim/regions.py`. `bench adapt --seed` and the cells of a matrix take any seed, and each gives
+other bodies: every number of a body is drawn from a generator of its seed. So whoever measures with a seed below
+`VALIDATION_FROM` meets bodies that no choice was made on, and that no source resembles.
+"""
+
+from typing import Literal
+
+Split = Literal["validation", "test"]
+
+SOURCE_RIGS = 0
+"""Seed of the recorded rigs, and of pretraining."""
+SNAPSHOT_RIGS = 5
+"""Seed of the pictures that the vision tower learns on."""
+ENCODER_BODIES = 2000
+"""Seed of the source bodies of `bench encoder`."""
+VALIDATION_FROM = 1_000_000
+"""Seeds from here on are for choices."""
+VALIDATION = (1_000_000, 1_000_001, 1_000_002)
+TEST = (0, 1, 2)
+
+
+def split_of(seed: int) -> Split:
+    """What bodies of a seed are for."""
+    return "validation" if seed >= VALIDATION_FROM else "test"
+
+
+def seeds_of(split: Split) -> tuple[int, ...]:
+    """Our seeds of a split."""
+    return VALIDATION if split == "validation" else TEST

@@ -1,0 +1,197 @@
+"""The report holds what the results say, whoever wrote them, and stands alone."""
+
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench.attempting import adapt_result, matrix_result, write
+from calibrations import make_calibration
+from selfalign.model.context import EmbodimentContext
+from selfalign.report import figures
+from selfalign.report.document import ReportConfig, run
+from selfalign.report.pdf import text_table
+from selfalign.report.reading import read_cells, read_failures
+from selfalign.report.sections import Table, principal_components, verdicts
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> tuple[Path, ...]:
+    adapt = write(tmp_path / "adapt.json", adapt_result())
+    return adapt, write(tmp_path / "matrix.json", matrix_result())
+
+
+def gif(path: Path) -> Path:
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    return path
+
+
+def contexts(tmp_path: Path, names: list[str]) -> Path:
+    for i, name in enumerate(names):
+        tensors = [torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(i)), torch.zeros(2, 1, 3)]
+        context = EmbodimentContext((tensors[0],), (tensors[1],)).with_info(embodiment=name, fingerprint="0123")
+        context.save(tmp_path / "contexts" / f"{i}.safetensors")
+    return tmp_path / "contexts"
+
+
+def test_the_page_stands_alone_and_says_what_was_measured(results, tmp_path: Path):
+    names = [cell.rows[0]["name"] for cell in read_cells(results)]
+    config = ReportConfig(
+        results,
+        out=tmp_path / "new" / "report.html",
+        pdf=tmp_path / "new" / "report.pdf",
+        films=(gif(tmp_path / "before_after.gif"),),
+        contexts=(contexts(tmp_path, [*names, "somebody else"]),),
+        title="Bodies & numbers",
+    )
+    content = run(config, show=False)
+    titles = [section.title for section in content]
+    assert titles == [
+        "Success on unseen bodies",
+        "Over alignment steps",
+        "Over play",
+        "Costs",
+        "Verdicts",
+        "Where it fails",
+        "Map of contexts",
+        "Films",
+        "Failed",
+        "Where the numbers come from",
+    ]
+    page = config.out.read_text()
+    assert "Bodies &amp; numbers" in page and "--scenario camera &lt;&amp;&gt;" in page
+    assert "90 % [90, 90]" in page, "nine of ten for every body"
+    assert "20 [20, more] trajectories of play (50 s) to 90 % of the oracle" in page, "adaptation speed"
+    assert "data:image/gif;base64," in page and "1 in grey are of bodies" in page
+    assert not re.search(r'(src|href)="(?!#|data:)', page.replace("xlink:href", "")), "nothing beside it is needed"
+    drawn = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawn) == 5
+    for text in drawn:
+        ElementTree.fromstring(text)
+    assert config.pdf.read_bytes().startswith(b"%PDF")
+    assert len(re.findall(rb"/Type /Page\b", config.pdf.read_bytes())) >= 2
+
+
+def test_the_same_results_give_the_same_files(results, tmp_path: Path):
+    pages = []
+    for name in ("a", "b"):
+        config = ReportConfig(results[:1], out=tmp_path / f"{name}.html", pdf=tmp_path / f"{name}.pdf")
+        run(config, show=False)
+        pages.append((config.out.read_bytes(), config.pdf.read_bytes()))
+    assert pages[0] == pages[1]
+
+
+def test_cells_are_read_from_every_kind_of_file(results, tmp_path: Path):
+    rows = adapt_result()["bodies"][:3]
+    calibrated = adapt_result(bodies=[{**row, "scenario": scenario} for scenario in ("camera", "all") for row in rows])
+    cells = read_cells((*results, write(tmp_path / "calibrate.json", calibrated)))
+    assert [cell.name for cell in cells] == [
+        "camera, reach, seed 0 (adapt)",
+        "tiny: action, reach, seed 0",
+        "camera, reach, seed 0 (calibrate)",
+        "all, reach, seed 0",
+    ]
+    first = cells[0]
+    assert first.success("aligned").value == pytest.approx(0.9) and first.success("oracle").value == pytest.approx(0.8)
+    curve = {step: value.value for step, value in first.success_by_steps().items()}
+    assert curve == pytest.approx({0: 0.1, 10: 0.8, 30: 0.9})
+    assert first.loss_by_steps()[30].value == pytest.approx(1.1)
+
+
+def test_methods_of_a_matrix_are_conditions_of_one_cell(results):
+    (cell,) = read_cells(results[1:])
+    found = {name: cell.success(name).value for name in ("before", "aligned", "lora", "oracle")}
+    assert found == pytest.approx({"before": 0.1, "aligned": 0.9, "lora": 0.5, "oracle": 0.8})
+    ((method, curve),) = cell.success_by_amount().items()
+    assert method == "selfalign" and {n: v.value for n, v in curve.items()} == pytest.approx({1: 0.4, 20: 0.9})
+    attempts = {attempt.kind: attempt for attempt in cell.attempts()}
+    assert set(attempts) == {"aligned", "selfalign@1"}
+    assert attempts["selfalign@1"].gain == pytest.approx(0.3) and attempts["aligned"].gain == pytest.approx(0.8)
+    assert cell.rows[0]["costs"]["lora"]["bytes_stored"] == 29000
+    assert read_failures(results) == [("tiny: action, reach, seed 0, prompt", "it broke")]
+
+
+def test_the_matrix_of_an_ablation_is_read(results, tmp_path: Path):
+    ablation = {"format": "selfalign-ablation-1", "trainings": [], "matrix": matrix_result()}
+    (own,), (cell,) = read_cells(results[1:]), read_cells((write(tmp_path / "ablation.json", ablation),))
+    assert (cell.name, cell.rows) == (own.name, own.rows)
+    with pytest.raises(ValueError, match=r"ablation\.json is no result"):
+        read_cells((write(tmp_path / "ablation.json", {"format": "selfalign-ablation-1", "trainings": []}),))
+
+
+def test_errors_name_the_file(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        read_cells((tmp_path / "none.json",))
+    with pytest.raises(ValueError, match=r"broken\.json is not JSON"):
+        broken = tmp_path / "broken.json"
+        broken.write_text("{")
+        read_cells((broken,))
+    with pytest.raises(ValueError, match=r"other\.json is no result of bench adapt"):
+        read_cells((write(tmp_path / "other.json", {"format": "selfalign-speed"}),))
+    with pytest.raises(FileNotFoundError, match=r"absent\.gif"):
+        run(ReportConfig((tmp_path / "x",), films=(tmp_path / "absent.gif",)), show=False)
+    with pytest.raises(ValueError, match="at least one"):
+        ReportConfig(())
+
+
+def test_false_accepts_are_named(results):
+    (cell,) = read_cells(results[:1])
+    cell.rows[1]["success"]["aligned"]["successes"] = 1  # as before aligning
+    section = verdicts(cell.attempts())
+    counts, named = section.tables
+    assert counts.rows[0][2] == "1"
+    assert [row[1:3] for row in named.rows] == [[cell.rows[1]["name"], "aligned (what align returns)"]]
+
+
+def test_a_calibration_judges_anew(results):
+    (cell,) = read_cells(results[:1])
+    section = verdicts(cell.attempts(make_calibration("0123", seen=(1.0, 1.05))))
+    assert int(section.tables[0].rows[1][1]) > 0, "some that gained are rejected now"
+    assert all(a.verdict.expected is None for a in cell.attempts(make_calibration("another model")))
+
+
+def test_components_keep_the_distances_of_points_in_a_plane():
+    rng = np.random.default_rng(0)
+    plane, flat = np.linalg.qr(rng.normal(size=(20, 2)))[0], rng.normal(size=(7, 2)) * [3, 1]
+    made = [
+        EmbodimentContext((torch.from_numpy(x[:18].reshape(2, 3, 3)),), (torch.from_numpy(x[18:].reshape(2, 1, 1)),))
+        for x in flat @ plane.T + rng.normal(size=20)
+    ]
+    points, shares = principal_components(made)
+
+    def distances(x):
+        return np.linalg.norm(x[:, None] - x[None], axis=2)
+
+    np.testing.assert_allclose(distances(points), distances(flat), atol=1e-9)
+    assert sum(shares) == pytest.approx(1.0) and shares[0] > shares[1]
+    with pytest.raises(ValueError, match="one model"):
+        principal_components([made[0], made[1].with_info(fingerprint="another")])
+
+
+def test_text_tables_fit_their_lines():
+    table = Table(("name", "words"), [["a", "many words " * 20], ["b", "few"]])
+    lines = text_table(table, 40)
+    assert max(map(len, lines)) <= 40 and lines[0].startswith("name  words")
+    assert " ".join(" ".join(lines).split()).count("many") == 20
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"selfalign\[report\]"):
+        figures.new_figure(1, 1, 2, 2)
+
+
+def test_stills_show_first_and_last(tmp_path: Path):
+    from selfalign.report.pdf import _stills
+    from selfalign.report.sections import Film
+
+    pixels = _stills(Film("", gif(tmp_path / "x.gif").read_bytes()))
+    assert pixels[5, 5].tolist() == [255, 0, 0] and pixels[5, -5].tolist() == [0, 0, 255]

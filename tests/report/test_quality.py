@@ -1,0 +1,97 @@
+"""Verdicts are counted as they are, and areas are shares of pairs."""
+
+import numpy as np
+import pytest
+from scipy.integrate import trapezoid
+
+from bench.attempting import adapt_row, attempt, drawn_attempts
+from calibrations import make_calibration
+from selfalign.align.verdict import judge
+from selfalign.bench.attempts import read_attempts
+from selfalign.bench.expectation import fit_calibration
+from selfalign.report.quality import area, confusion, expected_success, gained, loss_drop, reliability, roc
+
+
+def test_attempts_are_sorted_by_verdict_and_gain():
+    good, lucky, missed, poor = (
+        attempt(1.0, 9, body="good"),
+        attempt(1.0, 2, body="lucky", before=0.2),
+        attempt(4.0, 5, body="missed"),
+        attempt(5.0, 0, body="poor"),
+    )
+    found = confusion([good, lucky, missed, poor, attempt(4.0, 0, kind="before")])
+    assert found.true_accepts == (good,)
+    assert found.false_accepts == (lucky,), "as often as before is no gain"
+    assert found.false_rejects == (missed,)
+    assert found.true_rejects == (poor,)
+    assert found.operating_point == (0.5, 0.5)
+    assert confusion([good]).operating_point is None
+
+
+def test_area_is_the_share_of_pairs_in_the_right_order():
+    rng = np.random.default_rng(0)
+    scores, good = rng.integers(0, 5, 40).astype(float), rng.random(40) < 0.5
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[good] for b in scores[~good]]
+    assert area(scores, good) == pytest.approx(np.mean(pairs))
+
+
+def test_roc_of_a_perfect_a_reversed_and_a_mixed_score():
+    attempts = [attempt(1.0 + 0.1 * i, 9, body=f"g{i}") for i in range(5)]
+    attempts += [attempt(3.0 + 0.1 * i, 0, body=f"b{i}") for i in range(5)]
+    perfect, reverse = roc(attempts, loss_drop), roc(attempts, lambda a: -loss_drop(a))
+    assert perfect is not None and reverse is not None
+    assert (perfect.area.value, perfect.area.low, reverse.area.value) == (1.0, 1.0, 0.0)
+    assert (perfect.gained, perfect.not_gained) == (5, 5)
+    mixed = drawn_attempts(np.random.default_rng(0))
+    curve = roc(mixed, loss_drop)
+    assert curve is not None
+    # The trapezoids below the curve add up to the share of pairs.
+    assert trapezoid(curve.accept_rate, curve.false_accept_rate) == pytest.approx(curve.area.value)
+    assert curve.area.low < curve.area.value < curve.area.high
+    assert curve.gained == sum(gained(a) for a in mixed)
+    assert roc([a for a in mixed if gained(a)], loss_drop) is None
+
+
+def test_without_a_play_loss_nothing_drops():
+    assert loss_drop(attempt(0.0, 0, prior_loss=0.0)) == 0.0
+
+
+def test_expected_success_is_measured_where_the_calibration_is_right():
+    rng = np.random.default_rng(0)
+    calibration = fit_calibration(drawn_attempts(rng, bodies=60), fingerprint="0123", task="reach", source={}, draws=50)
+    wide = make_calibration(
+        loss=calibration.loss,
+        success=calibration.success,
+        low=calibration.low,
+        high=calibration.high,
+        action_loss=calibration.action_loss,
+        seen=(0.1, 9.0),
+    )
+    others = drawn_attempts(rng, bodies=60)
+    judged = [attempt(a.loss, a.successes, kind=a.kind, body=a.body, calibration=wide) for a in others]
+    points = reliability(judged)
+    assert len(points) == 8
+    for point in points:
+        assert point.expected == pytest.approx(point.measured.value, abs=0.12)
+    assert reliability(others) == [], "without a calibration nothing is expected"
+    assert expected_success(others[0]) == 0
+    beyond = attempt(9.0, 0, calibration=calibration)
+    assert expected_success(beyond) == calibration.success[-1] and not beyond.verdict.accepted
+
+
+def test_rows_of_adapt_hold_attempts_with_verdicts():
+    found = {a.kind: a for a in read_attempts(adapt_row(1), "cell")}
+    assert set(found) == {"aligned", "after_10", "after_30", "random"}
+    assert found["after_10"].verdict == judge(3.0, 1.2, 4.0)
+    assert (found["after_10"].gain, found["random"].gain) == (pytest.approx(0.7), pytest.approx(-0.1))
+    assert found["aligned"].verdict.accepted and not found["random"].verdict.accepted
+    assert (found["aligned"].action_loss, found["after_10"].action_loss) == (0.2, None)
+    anew = {a.kind: a for a in read_attempts(adapt_row(1), "cell", make_calibration(seen=(1.15, 1.2)))}
+    assert anew["after_10"].verdict.expected is not None
+    assert (
+        "outside"
+        in {a.kind: a for a in read_attempts(adapt_row(0), "", make_calibration(seen=(1.5, 1.6)))}[
+            "aligned"
+        ].verdict.reason
+    )
+    assert list(read_attempts(adapt_row(0, "source"), "cell")) == []

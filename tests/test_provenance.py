@@ -1,0 +1,38 @@
+"""What stands beside every result."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from selfalign.provenance import command, digest, read_kept, write_json
+
+
+def test_the_command_tells_no_path_of_the_machine(monkeypatch):
+    arguments = ["--checkpoint", "/home/someone/tiny", "--json", "benchmarks/results/a b.json"]
+    monkeypatch.setattr("sys.argv", ["/opt/bin/selfalign", *arguments])
+    assert command() == "selfalign --checkpoint tiny --json 'benchmarks/results/a b.json'"
+
+
+def test_a_digest_is_of_the_values():
+    told = {"b": [1, None], "a": "x"}
+    text = b'{"a": "x", "b": [1, null]}'
+    assert digest(told) == digest(dict(reversed(told.items()))) == hashlib.sha256(text).hexdigest()[:16]
+    assert digest({**told, "a": "y"}) != digest(told) and len(digest(told, 10)) == 10
+
+
+@pytest.mark.parametrize(
+    "content, kept", [('{"a": 1, "b": 2}', True), ('{"a": 2}', False), ("[1]", False), ("{", False)]
+)
+def test_a_file_is_kept_if_it_holds_this_measurement(content: str, kept: bool, tmp_path: Path):
+    path = tmp_path / "x.json"
+    assert read_kept(path, {"a": 1}) is None
+    path.write_text(content)
+    assert read_kept(path, {"a": 1}) == ({"a": 1, "b": 2} if kept else None)
+
+
+def test_numbers_that_are_not_finite_are_refused_and_the_old_file_stays(tmp_path: Path):
+    path = write_json(tmp_path / "new" / "x.json", [1])
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(path, [float("nan")])
+    assert path.read_text() == "[\n 1\n]\n"
