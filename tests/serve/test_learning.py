@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -160,6 +161,36 @@ def test_a_drift_is_answered_without_a_restart_and_can_be_taken_back(policy, ser
             serve()
 
 
+class Regretted(ScriptedAligner):
+    """Every version but the first explains the robot badly."""
+
+    def run(self, job: Job) -> dict:
+        if isinstance(job, AlignJob):
+            return super().run(job)
+        paths = {"live": job.live, **job.others}
+        return {"losses": {n: 0.3 if path.stem == "0001" else 0.9 for n, path in paths.items()}, "transitions": 6}
+
+
+def test_a_context_that_turns_out_worse_is_taken_back_by_itself(policy, serve):
+    with serve(Regretted(policy), replace(PLAN, probation=4, rollback_patience=2)) as server:
+        before = first_answer(server)
+        with Client(server.address) as client:
+            seeds = iter(range(100))
+            for _ in range(3):
+                drive(client, next(seeds))
+            assert ask(server, "/learn/align?embodiment=slow", "POST")[0] == 200
+            until(lambda: status(server)["version"] == 2)
+            learned = first_answer(server)
+            assert np.abs(learned - before).max() > 1e-3
+            while status(server)["version"] == 2:
+                drive(client, next(seeds))
+                until(lambda: not status(server)["busy"])
+        np.testing.assert_array_equal(first_answer(server), before)
+        event = status(server)["events"][-1]
+        assert (event["kind"], event["about"]["left"], event["about"]["by"]) == ("rolled back", 2, "the server")
+        assert [loss for _, loss in status(server)["losses"]][-2:] == [{"live": 0.9, "before": 0.3}] * 2, "patience"
+
+
 def test_steps_are_what_the_robot_saw_and_did(policy, serve):
     with serve() as server, Client(server.address) as client:
         done = [drive(client, seed) for seed in (0, 1)]
@@ -219,10 +250,8 @@ def test_a_server_that_does_not_learn_is_as_it_was(policy, contexts):
 def test_commands_want_a_post_a_body_and_nobody_from_elsewhere(serve):
     with serve() as server:
         here = urlsplit(server.address).netloc
-        assert ask(server, "/learn/rollback?embodiment=slow") == (
-            405,
-            "/learn/rollback is a command: send it as POST\n",
-        )
+        assert ask(server, "/learn/rollback?embodiment=slow") == (405, "send /learn/rollback as POST\n")
+        assert ask(server, "/learn", "DELETE") == (405, "send /learn as GET\n")
         for path, words in (
             ("/learn/align?embodiment=sloth", "nothing is learned of 'sloth'; learning are slow"),
             ("/learn/rollback?embodiment=slow", "version 1 is the first of 'slow'"),
@@ -237,6 +266,14 @@ def test_commands_want_a_post_a_body_and_nobody_from_elsewhere(serve):
         assert ask(server, "/learn", Origin=f"http://{here}")[0] == 200
         code, text = ask(server, "/dashboard")
         assert code == 200 and text.startswith("<!doctype html>")
+
+
+def test_no_other_page_may_frame_the_dashboard(serve):
+    """Its buttons could be clicked without the operator knowing."""
+    with serve() as server, urlopen(server.address.replace("ws://", "http://") + "/dashboard", timeout=60) as response:
+        policy = dict(part.strip().split(" ", 1) for part in response.headers["Content-Security-Policy"].split(";"))
+        assert policy["frame-ancestors"] == policy["default-src"] == "'none'" and policy["connect-src"] == "'self'"
+        assert response.headers["Cache-Control"] == "no-store"
 
 
 def test_keys_guard_what_is_learned_and_commands(serve, tmp_path):

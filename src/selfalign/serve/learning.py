@@ -111,11 +111,12 @@ class Learning:
         """Status or a command; who asks has been checked before."""
         parts = urlsplit(request.path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        if parts.path == STATUS:
+        wanted = "GET" if parts.path == STATUS else "POST"
+        if request.method != wanted:
+            return _told(http.HTTPStatus.METHOD_NOT_ALLOWED, f"send {parts.path} as {wanted}")
+        if wanted == "GET":
             status = await asyncio.to_thread(self.status, connections)
             return http.HTTPStatus.OK, "application/json", json.dumps(_plain(status), allow_nan=False)
-        if request.method != "POST":
-            return _told(http.HTTPStatus.METHOD_NOT_ALLOWED, f"{parts.path} is a command: send it as POST")
         try:
             result = await asyncio.to_thread(self._command, parts.path, query)
         except (LookupError, ValueError) as error:
