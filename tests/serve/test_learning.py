@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect
 
-from align.factory import HORIZON, make_episode, raw_observation, small_policy
+from align.factory import HORIZON, make_episode, make_play, raw_observation, small_policy
+from selfalign.align.offline import AlignConfig, align
 from selfalign.online import learner
 from selfalign.online.config import LearnConfig
 from selfalign.online.drift import DriftConfig
@@ -189,6 +190,46 @@ def test_a_context_that_turns_out_worse_is_taken_back_by_itself(policy, serve):
         event = status(server)["events"][-1]
         assert (event["kind"], event["about"]["left"], event["about"]["by"]) == ("rolled back", 2, "the server")
         assert [loss for _, loss in status(server)["losses"]][-2:] == [{"live": 0.9, "before": 0.3}] * 2, "patience"
+
+
+class Honest(ScriptedAligner):
+    """Nothing is scripted."""
+
+    def run(self, job: Job) -> dict:
+        return job.run(self.policy, 512)
+
+
+def move(client: Client, seed: int, shift: float) -> None:
+    """An episode of 6 transitions, in which the robot follows a plan of its own and its sensors are off by `shift`."""
+    episode = make_episode(seed, 16)
+    client.reset()
+    for look in range(0, 16, 2):
+        raw = raw_observation(episode, look)
+        raw["observation.state"] = raw["observation.state"] + np.float32(shift)
+        client.infer({**raw, **({"executed": episode.action[look - 2 : look]} if look else {})})
+
+
+def test_sensors_that_slip_are_noticed_and_learned_by_what_the_losses_really_are(policy, serve, contexts):
+    first = align(policy, make_play(12), config=AlignConfig(steps=60), progress=False)
+    assert first.verdict.accepted
+    first.fitted.with_info(embodiment="slow").save(contexts / "slow.safetensors")
+    drift = DriftConfig(drift_calibration=3)
+    plan = replace(PLAN, align_min=24, align_steps=60, align_improvement=0.05, probation=9, drift=drift)
+    with serve(Honest(policy), plan) as server, Client(server.address) as client:
+
+        def moves(episodes: int, shift: float) -> list[str]:
+            for seed in range(episodes):
+                move(client, 1000 + seed, shift)
+                until(lambda: not status(server)["busy"])
+            return [event["kind"] for event in status(server)["events"]]
+
+        assert moves(6, shift=0.0) == ["given", "calibrated"], "a robot that stays as it is is left alone"
+        seen = moves(10, shift=1.0)
+        assert seen[2:4] == ["drift began", "accepted"], status(server)["events"][-1]
+        losses = [loss for _, loss in status(server)["losses"]]
+        assert min(loss["live"] for loss in losses[6:8]) > 2 * max(loss["live"] for loss in losses[:6])
+        both = [loss for loss in losses if "before" in loss]
+        assert len(both) >= 2 and all(loss["live"] < 0.95 * loss["before"] for loss in both), "of the same transitions"
 
 
 def test_steps_are_what_the_robot_saw_and_did(policy, serve):
