@@ -156,6 +156,8 @@ def test_a_drift_is_answered_without_a_restart_and_can_be_taken_back(policy, ser
         np.testing.assert_array_equal(first_answer(server), learned)
         metrics = ask(server, "/metrics")[1]
         assert 'selfalign_context_version{embodiment="slow"} 2.0' in metrics
+        for kind, count in (("accepted", 1), ("rolled back", 2), ("drift began", 1)):
+            assert f'selfalign_events{{embodiment="slow",kind="{kind}"}} {count}.0' in metrics
     with serve() as again:
         np.testing.assert_array_equal(first_answer(again), learned)
         with pytest.raises(ValueError, match="is used by another server"):
