@@ -16,6 +16,7 @@ from websockets.sync.client import connect
 from align.factory import HORIZON, make_episode, make_play, raw_observation, small_policy
 from selfalign.align.offline import AlignConfig, align
 from selfalign.online import learner
+from selfalign.online.aligner import AlignerError
 from selfalign.online.config import LearnConfig
 from selfalign.online.drift import DriftConfig
 from selfalign.online.experience import Step, to_play
@@ -192,6 +193,33 @@ def test_a_context_that_turns_out_worse_is_taken_back_by_itself(policy, serve):
         event = status(server)["events"][-1]
         assert (event["kind"], event["about"]["left"], event["about"]["by"]) == ("rolled back", 2, "the server")
         assert [loss for _, loss in status(server)["losses"]][-2:] == [{"live": 0.9, "before": 0.3}] * 2, "patience"
+
+
+class Dying(ScriptedAligner):
+    """Its process is killed in its first job."""
+
+    def run(self, job: Job) -> dict:
+        if not self.jobs:
+            self.jobs.append(job)
+            raise AlignerError("the aligner's process was killed by SIGKILL")
+        return super().run(job)
+
+
+def test_an_aligner_that_dies_changes_nothing_and_the_next_one_goes_on(policy, serve):
+    with serve(Dying(policy)) as server:
+        before = first_answer(server)
+        assert ask(server, "/learn/align?embodiment=slow", "POST")[0] == 200
+        until(lambda: [e["kind"] for e in status(server)["events"]] == ["given", "failed"])
+        assert status(server)["events"][-1]["about"] == {
+            "by": "operator",
+            "why": "the aligner's process was killed by SIGKILL",
+        }
+        np.testing.assert_array_equal(first_answer(server), before)
+        with Client(server.address) as client:
+            for seed in range(3):
+                drive(client, seed)
+        assert ask(server, "/learn/align?embodiment=slow", "POST")[0] == 200
+        until(lambda: status(server)["version"] == 2)
 
 
 class Honest(ScriptedAligner):
