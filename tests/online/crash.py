@@ -1,6 +1,7 @@
 """Kills a forked copy of this process at a chosen point of some work, as `kill -9` does."""
 
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -39,6 +40,19 @@ def killed_after_bytes(count: int, work: Callable[[], None]) -> bool:
             return real(handle, data, place)
 
         os.pwrite = pwrite
+        work()
+
+    return _forked(limited)
+
+
+def killed_beyond(size: int, work: Callable[[], None]) -> bool:
+    """Runs work that the system kills when one of its files would grow beyond `size` bytes, whichever code writes it;
+    whether it came to its end. What was written up to there is in the file."""
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         work()
 
     return _forked(limited)

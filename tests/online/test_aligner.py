@@ -12,6 +12,7 @@ import pytest
 from align.factory import make_play, small_policy
 from online.steps import many_steps
 from selfalign.checkpoint import save_checkpoint
+from selfalign.online import worker
 from selfalign.online.aligner import Aligner, AlignerError
 from selfalign.online.jobs import Material, MeasureJob
 from selfalign.online.ring import Ring
@@ -90,6 +91,16 @@ def test_closing_ends_a_job_that_is_under_way(tmp_path, instead):
     with pytest.raises(AlignerError):
         aligner.run(job)
     assert time.monotonic() - began < 50
+
+
+def test_a_gpu_is_taken_by_the_set_share_only(tmp_path, monkeypatch):
+    policy, taken = small_policy(), []
+    monkeypatch.setattr(worker, "load", lambda checkpoint, device, *, tokenizer: taken.append(device) or policy)
+    monkeypatch.setattr(
+        "torch.cuda.set_per_process_memory_fraction", lambda share, device: taken.append((share, str(device)))
+    )
+    WorkerSettings(tmp_path, policy.fingerprint(), device="cuda:1", gpu_share=0.3).policy()
+    assert taken == [(0.3, "cuda:1"), "cuda:1"], "before anything is loaded"
 
 
 def test_a_job_that_cannot_be_done_is_an_answer(tmp_path):

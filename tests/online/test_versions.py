@@ -6,8 +6,9 @@ import os
 import numpy as np
 import pytest
 
+from full_disk import no_room
 from online.contexts import make_context, value
-from online.crash import killed_after_lines
+from online.crash import killed_after_lines, killed_beyond
 from selfalign.online.versions import ACCEPTED, GIVEN, RECOVERED, REJECTED, ROLLED_BACK, ContextVersions
 
 
@@ -115,6 +116,7 @@ def test_old_versions_go_but_none_that_is_needed(tmp_path):
 def test_a_full_disk_leaves_what_is_in_use(tmp_path, monkeypatch):
     versions = open_versions(tmp_path)
     versions.adopt(make_context(0.1))
+    files = sorted(versions.folder.iterdir())
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -123,7 +125,9 @@ def test_a_full_disk_leaves_what_is_in_use(tmp_path, monkeypatch):
         patch.setattr(os, "replace", full)
         with pytest.raises(OSError, match="was not saved, what was stored is unchanged"):
             versions.accept(make_context(0.2))
-    assert versions.current == 1 and len(versions.events) == 1
+    with no_room(beyond=100), pytest.raises(OSError, match=r"was not saved, what was stored is unchanged: File too"):
+        versions.accept(make_context(0.2))
+    assert versions.current == 1 and len(versions.events) == 1 and sorted(versions.folder.iterdir()) == files
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         versions.note(REJECTED, why="no room for this line")
@@ -171,3 +175,22 @@ def test_killed_at_100_random_points_of_a_change_it_is_done_or_not(tmp_path, cha
         assert value(open_versions(folder).load()) == 0.5
         outcomes.add(found if not finished else "finished")
     assert {before, after} <= outcomes, "the points must lie on both sides of the swap"
+
+
+def test_killed_at_100_random_bytes_of_a_context_the_old_one_is_in_use(tmp_path):
+    """Killed by the system in the middle of a write, whichever code does it."""
+    versions = open_versions(tmp_path)
+    versions.adopt(make_context(0.1))
+    versions.accept(make_context(0.2))
+    files = {path: path.read_bytes() for path in versions.folder.iterdir()}
+    written = versions.path(2).stat().st_size
+    for size in np.random.default_rng(0).integers(0, written, 100):
+        assert not killed_beyond(int(size), lambda: versions.accept(make_context(0.3)))
+        (torn,) = (path for path in versions.folder.iterdir() if path not in files)
+        assert torn.stat().st_size == size
+        again = open_versions(tmp_path)
+        assert value(again.adopt(make_context(0.1))) == 0.2
+        again.close()
+        assert {path: path.read_bytes() for path in versions.folder.iterdir()} == files
+    assert killed_beyond(10 * written, lambda: versions.accept(make_context(0.3)))
+    assert value(open_versions(tmp_path).load()) == 0.3

@@ -94,7 +94,8 @@ def server_with_a_story(folder: Path, moving: str = "arm_1", quiet: str = "arm_2
         for version in (1, 2):
             ask(server, f"/learn/rollback?embodiment={quote(moving)}&version={version}", "POST")
         _act(server, moving, windows=3)
-        yield server
+        with Client(server.address, embodiment=moving), Client(server.address, embodiment=quiet):
+            yield server
 
 
 def ask(server: PolicyServer, path: str, method: str = "GET") -> str:

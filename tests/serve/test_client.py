@@ -4,6 +4,7 @@ import asyncio
 import http
 import threading
 import time
+from collections.abc import Collection
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from websockets.sync.server import serve
 from align.factory import small_policy
 from selfalign.serve.chunks import ActionChunks
 from selfalign.serve.client import ActionChunkBroker, AsyncActionChunkBroker, AsyncClient, Backoff, Client, ServerError
-from selfalign.serve.config import ServeConfig
+from selfalign.serve.config import Limits, ServeConfig
 from selfalign.serve.contexts import ContextTable
 from selfalign.serve.protocol import ProtocolError, pack, unpack
 from selfalign.serve.server import in_background
@@ -36,7 +37,7 @@ def test_both_clients_get_the_same_answer(server):
     async def main():
         async with AsyncClient(server.address, embodiment="slow") as client:
             await client.reset(seed=5)
-            return (await client.infer(observation()))["actions"], client.metadata
+            return (await client.infer(observation()))["actions"], client.get_server_metadata()
 
     actions, metadata = run(main())
     np.testing.assert_array_equal(actions, expected)
@@ -82,11 +83,41 @@ def test_a_request_that_was_cancelled_leaves_no_answer_behind(server):
     assert run(main()) == "fast"
 
 
-class Moody:
-    """A server that answers every request with its number, and drops the connection when told to."""
+def test_a_request_that_is_too_large_is_not_tried_again(server):
+    large = {**observation(), "observation.images.scene": np.zeros((2500, 2500, 3), np.uint8)}
+    with Client(server.address, embodiment="slow") as client:
+        with pytest.raises(ServerError, match=r"too large \(frame with 18\d{6} bytes exceeds .*send smaller pictures"):
+            client.infer(large)
+        assert client.infer(observation())["actions"].shape == (4, 3)
 
-    def __init__(self, drops: set[int], refuse: int = 0):
-        self.drops, self.refuse, self.requests, self.connections = drops, refuse, 0, 0
+
+def test_a_connection_that_was_silent_for_too_long_is_opened_again(server):
+    """The server has closed it meanwhile, which is nobody's mistake."""
+    config = ServeConfig(port=0, num_steps=1, limits=Limits(idle_timeout=0.2))
+
+    def silence(impatient) -> None:
+        end = time.monotonic() + 20
+        while impatient._open and time.monotonic() < end:
+            time.sleep(0.02)
+        assert not impatient._open
+
+    async def main(impatient):
+        async with AsyncClient(impatient.address, embodiment="slow", backoff=QUICK) as client:
+            await asyncio.to_thread(silence, impatient)
+            return (await client.infer(observation()))["actions"].shape
+
+    with in_background(server.policy, server.contexts, config) as impatient:
+        with Client(impatient.address, embodiment="slow", backoff=QUICK) as client:
+            silence(impatient)
+            assert client.infer(observation())["actions"].shape == (4, 3)
+        assert run(main(impatient)) == (4, 3)
+
+
+class Moody:
+    """A server that answers every request with its number; it drops the connection, or says nothing, when told to."""
+
+    def __init__(self, drops: Collection[int] = (), refuse: int = 0, silent: Collection[int] = ()):
+        self.drops, self.refuse, self.silent, self.requests, self.connections = drops, refuse, silent, 0, 0
         self._server = serve(self._converse, "127.0.0.1", 0, compression=None, process_request=self._on_http)
         self.address = "ws://{}:{}".format(*self._server.socket.getsockname())
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -112,6 +143,8 @@ class Moody:
             if self.requests in self.drops:
                 connection.socket.close()
                 return
+            if self.requests in self.silent:
+                continue
             connection.send(pack({"actions": np.full((2, 1), self.requests), "got": unpack(data)}))
 
 
@@ -133,13 +166,24 @@ def test_the_asynchronous_client_comes_back_too():
         assert run(main(server)) == [0, 1, 2, 3] and server.requests == 7
 
 
+def test_an_answer_that_never_comes_is_asked_for_again():
+    async def main(server):
+        async with AsyncClient(server.address, timeout=1.0, backoff=QUICK) as client:
+            return (await client.infer({"n": 5}))["got"]["n"]
+
+    with Moody(silent={1, 3}) as server:
+        with Client(server.address, timeout=1.0, backoff=QUICK) as client:
+            assert client.infer({"n": 4})["got"]["n"] == 4
+        assert run(main(server)) == 5 and server.requests == 4
+
+
 def test_a_full_server_is_asked_again():
-    with Moody(drops=set(), refuse=3) as server, Client(server.address, backoff=QUICK):
+    with Moody(refuse=3) as server, Client(server.address, backoff=QUICK):
         assert server.connections == 4
 
 
 def test_patience_ends():
-    with Moody(drops=set()) as server:
+    with Moody() as server:
         address = server.address
     began = time.monotonic()
     with pytest.raises(ConnectionError, match=r"no answer from ws://.* for 0.3 s .*is `selfalign serve` running there"):
@@ -234,9 +278,11 @@ def test_brokers_ask_only_when_the_plan_is_used_up(server, monkeypatch):
 
     async def main():
         async with AsyncClient(server.address, embodiment="slow") as client:
-            robot = AsyncActionChunkBroker(client, execute=2, smoothing=0.1)
-            shapes = [(await robot.act(observation())).shape for _ in range(3)]
+            robot, wanted, shapes = AsyncActionChunkBroker(client, execute=2, smoothing=0.1), [], []
+            for _ in range(3):
+                wanted.append(robot.wants_observation)
+                shapes.append((await robot.act(observation())).shape)
             await robot.reset()
-            return shapes
+            return wanted, shapes, robot.wants_observation
 
-    assert run(main()) == [(3,)] * 3
+    assert run(main()) == ([True, False, True], [(3,)] * 3, True)

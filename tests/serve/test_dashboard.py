@@ -20,7 +20,7 @@ def points(polyline: str) -> list[list[float]]:
 def test_the_page_shows_robots_versions_curves_and_events(tmp_path):
     with server_with_a_story(tmp_path, moving="arm <i>7", quiet="desk_arm") as server:
         page, told = dom(server, tmp_path / "profile").split("<script>")[0], status(server)
-    assert "2 embodiments" in page and "the server does not answer" not in page
+    assert "2 robots connected, 2 embodiments" in page and "the server does not answer" not in page
     assert "<h2>arm &lt;i&gt;7</h2>" in page and "<h2>desk_arm</h2>" in page, "names are text, never markup"
     first, second = re.findall(r"<section>.*?</section>", page, re.DOTALL)
     body = told["arm <i>7"]

@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 from websockets.sync.client import connect
 
-from align.factory import HORIZON, make_episode, raw_observation, small_policy
+from align.factory import HORIZON, make_episode, make_play, raw_observation, small_policy
+from selfalign.align.offline import AlignConfig, align
 from selfalign.online import learner
+from selfalign.online.aligner import AlignerError
 from selfalign.online.config import LearnConfig
 from selfalign.online.drift import DriftConfig
 from selfalign.online.experience import Step, to_play
@@ -154,10 +157,109 @@ def test_a_drift_is_answered_without_a_restart_and_can_be_taken_back(policy, ser
         np.testing.assert_array_equal(first_answer(server), learned)
         metrics = ask(server, "/metrics")[1]
         assert 'selfalign_context_version{embodiment="slow"} 2.0' in metrics
+        for kind, count in (("accepted", 1), ("rolled back", 2), ("drift began", 1)):
+            assert f'selfalign_events{{embodiment="slow",kind="{kind}"}} {count}.0' in metrics
     with serve() as again:
         np.testing.assert_array_equal(first_answer(again), learned)
         with pytest.raises(ValueError, match="is used by another server"):
             serve()
+
+
+class Regretted(ScriptedAligner):
+    """Every version but the first explains the robot badly."""
+
+    def run(self, job: Job) -> dict:
+        if isinstance(job, AlignJob):
+            return super().run(job)
+        paths = {"live": job.live, **job.others}
+        return {"losses": {n: 0.3 if path.stem == "0001" else 0.9 for n, path in paths.items()}, "transitions": 6}
+
+
+def test_a_context_that_turns_out_worse_is_taken_back_by_itself(policy, serve):
+    with serve(Regretted(policy), replace(PLAN, probation=4, rollback_patience=2)) as server:
+        before = first_answer(server)
+        with Client(server.address) as client:
+            seeds = iter(range(100))
+            for _ in range(3):
+                drive(client, next(seeds))
+            assert ask(server, "/learn/align?embodiment=slow", "POST")[0] == 200
+            until(lambda: status(server)["version"] == 2)
+            learned = first_answer(server)
+            assert np.abs(learned - before).max() > 1e-3
+            while status(server)["version"] == 2:
+                drive(client, next(seeds))
+                until(lambda: not status(server)["busy"])
+        np.testing.assert_array_equal(first_answer(server), before)
+        event = status(server)["events"][-1]
+        assert (event["kind"], event["about"]["left"], event["about"]["by"]) == ("rolled back", 2, "the server")
+        assert [loss for _, loss in status(server)["losses"]][-2:] == [{"live": 0.9, "before": 0.3}] * 2, "patience"
+
+
+class Dying(ScriptedAligner):
+    """Its process is killed in its first job."""
+
+    def run(self, job: Job) -> dict:
+        if not self.jobs:
+            self.jobs.append(job)
+            raise AlignerError("the aligner's process was killed by SIGKILL")
+        return super().run(job)
+
+
+def test_an_aligner_that_dies_changes_nothing_and_the_next_one_goes_on(policy, serve):
+    with serve(Dying(policy)) as server:
+        before = first_answer(server)
+        assert ask(server, "/learn/align?embodiment=slow", "POST")[0] == 200
+        until(lambda: [e["kind"] for e in status(server)["events"]] == ["given", "failed"])
+        assert status(server)["events"][-1]["about"] == {
+            "by": "operator",
+            "why": "the aligner's process was killed by SIGKILL",
+        }
+        np.testing.assert_array_equal(first_answer(server), before)
+        with Client(server.address) as client:
+            for seed in range(3):
+                drive(client, seed)
+        assert ask(server, "/learn/align?embodiment=slow", "POST")[0] == 200
+        until(lambda: status(server)["version"] == 2)
+
+
+class Honest(ScriptedAligner):
+    """Nothing is scripted."""
+
+    def run(self, job: Job) -> dict:
+        return job.run(self.policy, 512)
+
+
+def move(client: Client, seed: int, shift: float) -> None:
+    """An episode of 6 transitions, in which the robot follows a plan of its own and its sensors are off by `shift`."""
+    episode = make_episode(seed, 16)
+    client.reset()
+    for look in range(0, 16, 2):
+        raw = raw_observation(episode, look)
+        raw["observation.state"] = raw["observation.state"] + np.float32(shift)
+        client.infer({**raw, **({"executed": episode.action[look - 2 : look]} if look else {})})
+
+
+def test_sensors_that_slip_are_noticed_and_learned_by_what_the_losses_really_are(policy, serve, contexts):
+    first = align(policy, make_play(12), config=AlignConfig(steps=60), progress=False)
+    assert first.verdict.accepted
+    first.fitted.with_info(embodiment="slow").save(contexts / "slow.safetensors")
+    drift = DriftConfig(drift_calibration=3)
+    plan = replace(PLAN, align_min=24, align_steps=60, align_improvement=0.05, probation=9, drift=drift)
+    with serve(Honest(policy), plan) as server, Client(server.address) as client:
+
+        def moves(episodes: int, shift: float) -> list[str]:
+            for seed in range(episodes):
+                move(client, 1000 + seed, shift)
+                until(lambda: not status(server)["busy"])
+            return [event["kind"] for event in status(server)["events"]]
+
+        assert moves(6, shift=0.0) == ["given", "calibrated"], "a robot that stays as it is is left alone"
+        seen = moves(10, shift=1.0)
+        assert seen[2:4] == ["drift began", "accepted"], status(server)["events"][-1]
+        losses = [loss for _, loss in status(server)["losses"]]
+        assert min(loss["live"] for loss in losses[6:8]) > 2 * max(loss["live"] for loss in losses[:6])
+        both = [loss for loss in losses if "before" in loss]
+        assert len(both) >= 2 and all(loss["live"] < 0.95 * loss["before"] for loss in both), "of the same transitions"
 
 
 def test_steps_are_what_the_robot_saw_and_did(policy, serve):
@@ -219,10 +321,8 @@ def test_a_server_that_does_not_learn_is_as_it_was(policy, contexts):
 def test_commands_want_a_post_a_body_and_nobody_from_elsewhere(serve):
     with serve() as server:
         here = urlsplit(server.address).netloc
-        assert ask(server, "/learn/rollback?embodiment=slow") == (
-            405,
-            "/learn/rollback is a command: send it as POST\n",
-        )
+        assert ask(server, "/learn/rollback?embodiment=slow") == (405, "send /learn/rollback as POST\n")
+        assert ask(server, "/learn", "DELETE") == (405, "send /learn as GET\n")
         for path, words in (
             ("/learn/align?embodiment=sloth", "nothing is learned of 'sloth'; learning are slow"),
             ("/learn/rollback?embodiment=slow", "version 1 is the first of 'slow'"),
@@ -237,6 +337,14 @@ def test_commands_want_a_post_a_body_and_nobody_from_elsewhere(serve):
         assert ask(server, "/learn", Origin=f"http://{here}")[0] == 200
         code, text = ask(server, "/dashboard")
         assert code == 200 and text.startswith("<!doctype html>")
+
+
+def test_no_other_page_may_frame_the_dashboard(serve):
+    """Its buttons could be clicked without the operator knowing."""
+    with serve() as server, urlopen(server.address.replace("ws://", "http://") + "/dashboard", timeout=60) as response:
+        policy = dict(part.strip().split(" ", 1) for part in response.headers["Content-Security-Policy"].split(";"))
+        assert policy["frame-ancestors"] == policy["default-src"] == "'none'" and policy["connect-src"] == "'self'"
+        assert response.headers["Cache-Control"] == "no-store"
 
 
 def test_keys_guard_what_is_learned_and_commands(serve, tmp_path):

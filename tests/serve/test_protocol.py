@@ -1,6 +1,7 @@
 """The wire format against frames that openpi's own client made, and against whatever else may come."""
 
 import base64
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -11,13 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfalign.serve.config import Limits
 from selfalign.serve.protocol import MAX_ENTRIES, ProtocolError, pack, unpack
+from selfalign.serve.requests import RequestError, RequestReader
 from serve.openpi_talk import messages
 
 FRAMES = {
     name: base64.b64decode(text)
     for name, text in json.loads((Path(__file__).parent / "openpi_frames.json").read_text()).items()
 }
+
+READER = RequestReader(Limits(), {}, learns=True)
 
 
 def same(a, b) -> bool:
@@ -133,7 +138,8 @@ leaves = (
     | st.text(max_size=8)
     | st.binary(max_size=16)
 )
-keys = st.sampled_from([b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape", "task"]) | st.text(max_size=4)
+names = ["task", "observation.state", "observation.images.scene", "embodiment", "reset", "seed", "executed"]
+keys = st.sampled_from([b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape", *names]) | st.text(max_size=4)
 dtypes = st.sampled_from(["<f4", "|u1", ">i8", "|b1", "|O", "<f2", "V8", "f4,f4", "<U1", "<c16", ""])
 arrays = st.fixed_dictionaries(
     {b"__ndarray__": st.just(True), b"data": st.binary(max_size=16) | leaves, b"dtype": dtypes | leaves},
@@ -165,8 +171,8 @@ def frames(draw) -> bytes:
 
 
 def readable_or_refused(frame: bytes) -> bool:
-    """Either a message of plain values and safe arrays, which comes back from its own frame (True), or
-    `ProtocolError` (False)."""
+    """Either a message of plain values and safe arrays, which comes back from its own frame and is a request or earns
+    `RequestError` (True), or `ProtocolError` (False)."""
     try:
         message = unpack(frame)
     except ProtocolError as error:
@@ -180,6 +186,8 @@ def readable_or_refused(frame: bytes) -> bool:
                 assert value.dtype.kind in "biuf" and value.dtype.isnative and value.nbytes <= max(16, len(frame))
         level = [c for v in level if isinstance(v, dict | list) for c in (v.values() if isinstance(v, dict) else v)]
     assert pack(unpack(pack(message))) == pack(message)
+    with contextlib.suppress(RequestError):
+        READER.read(message)
     return True
 
 

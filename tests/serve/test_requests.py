@@ -17,6 +17,8 @@ def test_a_request_is_read_as_it_was_meant():
     assert request.observation is not None and request.observation.keys() == {IMAGE, STATE, TASK}
     assert (request.embodiment, request.reset, request.seed) == ("slow", True, 3)
     assert reader.read({"reset": True}).observation is None
+    assert reader.read({"reset": np.True_, "seed": np.int64(3)}).seed == 3
+    assert RequestReader(Limits(), {}, learns=True).read({**observation(), "executed": np.uint8(4)}).executed == 4
     assert reader.read({**observation(), "task": "go left\n"}).observation is not None
     plain = reader.read(observation())
     assert (plain.embodiment, plain.reset, plain.seed) == (None, False, None)

@@ -27,7 +27,7 @@ from selfalign.serve.config import Limits, ServeConfig
 from selfalign.serve.contexts import ContextTable
 from selfalign.serve.protocol import pack, unpack
 from selfalign.serve.server import PolicyServer, in_background
-from serve.serving import observation, run, write_contexts
+from serve.serving import observation, robot_context, run, write_contexts
 from serve.test_protocol import FRAMES
 
 KEY = "a-key-that-nobody-guesses"
@@ -269,6 +269,14 @@ def test_the_command_serves_until_it_is_told_to_stop(policy, tmp_path):
         raw["cam"] = raw.pop("observation.images.scene")
         with Client(line.split()[-1], embodiment="fast") as client:
             assert client.infer(raw)["actions"].shape == (4, 3)
+            robot_context(policy, "new").save(tmp_path / "contexts" / "new.safetensors")
+            process.send_signal(signal.SIGHUP)
+            assert "serving fast, new, slow\n" in next(line for line in process.stderr if "serving" in line)
+            assert client.infer({**raw, "embodiment": "new"})["embodiment"] == "new"
+            (tmp_path / "contexts").rename(tmp_path / "elsewhere")
+            process.send_signal(signal.SIGHUP)
+            assert "contexts is not a folder of contexts" in next(line for line in process.stderr if "ERROR" in line)
+            assert client.infer({**raw, "embodiment": "new"})["embodiment"] == "new", "as before"
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:

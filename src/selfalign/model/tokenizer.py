@@ -172,7 +172,8 @@ def _padded(
     """The rows with zeros on the right, and True where they are real; `ValueError` if one is longer than max_len."""
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) > max_len:
-            raise ValueError(f"the prompt {prompt!r} needs {len(row)} tokens, the model reads {max_len}: shorten it")
+            start = repr(prompt[:60])
+            raise ValueError(f"the prompt {start} needs {len(row)} tokens, the model reads {max_len}: shorten it")
     lengths = torch.tensor([len(row) for row in rows])
     length = max(len(row) for row in rows)
     tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows])

@@ -3,7 +3,7 @@
 import threading
 import time
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +230,7 @@ class LearningBody:
                 "version": self.versions.current,
                 "versions": self.versions.numbers,
                 "events": [event.to_dict() for event in self.versions.events[-SHOWN:]],
+                "counts": Counter(event.kind for event in self.versions.events),
                 "drift": self.monitor.state.value,
                 "usual_loss": self.monitor.reference,
                 "drift_margin": self.monitor.margin,

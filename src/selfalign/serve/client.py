@@ -15,13 +15,14 @@ import time
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import Float
 from websockets.asyncio import client as asyncio_client
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.frames import CloseCode
 from websockets.sync import client as sync_client
 
 from selfalign.serve.chunks import ActionChunks
@@ -112,6 +113,8 @@ class _Connection:
                 raise PermissionError(f"{self.address} refused the connection ({status}): {body}") from error
             if status < 500:
                 raise ConnectionError(f"{self.address} is no policy server ({status}): {body[:200]}") from error
+        elif isinstance(error, ConnectionClosed) and error.rcvd and error.rcvd.code == CloseCode.MESSAGE_TOO_BIG:
+            raise ServerError(f"the request is too large ({error.rcvd.reason}); send smaller pictures") from error
         elif isinstance(error, ssl.SSLCertVerificationError) or not isinstance(
             error, OSError | EOFError | ConnectionClosed | InvalidHandshake
         ):
@@ -224,6 +227,10 @@ class AsyncClient:
         """As `Client.reset`."""
         await self._ask(_reset(seed))
 
+    def get_server_metadata(self) -> dict[str, Any]:
+        """As `Client.get_server_metadata`; empty until the connection is open."""
+        return self.metadata
+
     async def close(self) -> None:
         """As `Client.close`."""
         if self._socket is not None:
@@ -281,28 +288,38 @@ class AskedAsync(Protocol):
     def reset(self) -> Awaitable[None]: ...
 
 
-class _Executed:
-    """What was carried out since the last request, for servers that learn from it."""
+Client_ = TypeVar("Client_")
 
-    def __init__(self) -> None:
-        self._actions: list[np.ndarray] = []
 
-    def add(self, action: np.ndarray) -> np.ndarray:
-        self._actions.append(action)
-        return action
+class _Broker(Generic[Client_]):
+    """The plan, and what was carried out since the last request, for servers that learn from it."""
 
-    def told(self, client: object, observation: Observation) -> Observation:
+    def __init__(self, client: Client_, execute: int | None = None, smoothing: float | None = None):
+        self._client, self._chunks = client, ActionChunks(execute, smoothing)
+        self._executed: list[np.ndarray] = []
+
+    @property
+    def wants_observation(self) -> bool:
+        """Whether the next `act` looks at its observation; a robot may save itself the pictures where not."""
+        return self._chunks.wants_chunk
+
+    def _told(self, observation: Observation) -> Observation:
         """The observation, with the actions that led to it where the server wants to know; they are told once."""
-        actions, self._actions = self._actions, []
-        if not actions or "executed" in observation or not getattr(client, "metadata", {}).get("learns"):
+        actions, self._executed = self._executed, []
+        if not actions or "executed" in observation or not getattr(self._client, "metadata", {}).get("learns"):
             return observation
         return {**observation, "executed": np.stack(actions).astype(np.float32)}
 
-    def clear(self) -> None:
-        self._actions.clear()
+    def _next(self) -> Float[np.ndarray, " A"]:
+        self._executed.append(action := self._chunks.next())
+        return action
+
+    def _forget(self) -> None:
+        self._chunks.clear()
+        self._executed.clear()
 
 
-class ActionChunkBroker:
+class ActionChunkBroker(_Broker[Asked]):
     """One action a step: asks when the plan is used up. A server that learns is told which actions were carried out.
 
     Args:
@@ -310,42 +327,28 @@ class ActionChunkBroker:
         execute, smoothing: those of `ActionChunks`.
     """
 
-    def __init__(self, client: Asked, execute: int | None = None, smoothing: float | None = None):
-        self._client, self._chunks, self._executed = client, ActionChunks(execute, smoothing), _Executed()
-
-    @property
-    def wants_observation(self) -> bool:
-        """Whether the next `act` looks at its observation; a robot may save itself the pictures where not."""
-        return self._chunks.wants_chunk
-
     def act(self, observation: Observation) -> Float[np.ndarray, " A"]:
         """The action of this step, in the robot's units."""
-        if self._chunks.wants_chunk:
-            self._chunks.push(self._client.infer(self._executed.told(self._client, observation))["actions"])
-        return self._executed.add(self._chunks.next())
+        if self.wants_observation:
+            self._chunks.push(self._client.infer(self._told(observation))["actions"])
+        return self._next()
 
     def reset(self) -> None:
         """A new episode begins."""
-        self._chunks.clear()
-        self._executed.clear()
+        self._forget()
         self._client.reset()
 
 
-class AsyncActionChunkBroker:
+class AsyncActionChunkBroker(_Broker[AskedAsync]):
     """`ActionChunkBroker` for asyncio."""
 
-    def __init__(self, client: AskedAsync, execute: int | None = None, smoothing: float | None = None):
-        self._client, self._chunks, self._executed = client, ActionChunks(execute, smoothing), _Executed()
-
     async def act(self, observation: Observation) -> Float[np.ndarray, " A"]:
-        """The action of this step, in the robot's units."""
-        if self._chunks.wants_chunk:
-            told = self._executed.told(self._client, observation)
-            self._chunks.push((await self._client.infer(told))["actions"])
-        return self._executed.add(self._chunks.next())
+        """As `ActionChunkBroker.act`."""
+        if self.wants_observation:
+            self._chunks.push((await self._client.infer(self._told(observation)))["actions"])
+        return self._next()
 
     async def reset(self) -> None:
         """A new episode begins."""
-        self._chunks.clear()
-        self._executed.clear()
+        self._forget()
         await self._client.reset()

@@ -48,7 +48,7 @@ class ContextTable:
         adopt: Callable[[str, EmbodimentContext], EmbodimentContext] | None = None,
     ):
         self._policy, self._folder, self._adopt = policy, None if folder is None else Path(folder), adopt
-        self._writing, self._swaps = threading.Lock(), 0
+        self._reading, self._writing, self._swaps = threading.Lock(), threading.Lock(), 0
         self._usable: dict[str, Embodiment] = {}
         self._broken: dict[str, str] = {}
         self.refresh()
@@ -94,14 +94,19 @@ class ContextTable:
             self._broken.pop(name, None)
 
     def refresh(self) -> None:
-        """Reads the folder again; an embodiment whose file is gone is no longer served."""
-        while True:
-            swaps = self._swaps
-            usable, broken = self._read()
-            with self._writing:
-                if swaps == self._swaps:  # else a swap came in between, and what was read is old
-                    self._usable, self._broken = usable, broken
-                    return
+        """Reads the folder again; an embodiment whose file is gone is no longer served. May be called in any thread.
+
+        Raises:
+            ValueError: there is no such folder any more; everything stays as it was.
+        """
+        with self._reading:
+            while True:
+                swaps = self._swaps
+                usable, broken = self._read()
+                with self._writing:
+                    if swaps == self._swaps:  # else a swap came in between, and what was read is old
+                        self._usable, self._broken = usable, broken
+                        return
 
     def _read(self) -> tuple[dict[str, Embodiment], dict[str, str]]:
         usable, broken = {}, {}

@@ -111,11 +111,12 @@ class Learning:
         """Status or a command; who asks has been checked before."""
         parts = urlsplit(request.path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        if parts.path == STATUS:
+        wanted = "GET" if parts.path == STATUS else "POST"
+        if request.method != wanted:
+            return _told(http.HTTPStatus.METHOD_NOT_ALLOWED, f"send {parts.path} as {wanted}")
+        if wanted == "GET":
             status = await asyncio.to_thread(self.status, connections)
             return http.HTTPStatus.OK, "application/json", json.dumps(_plain(status), allow_nan=False)
-        if request.method != "POST":
-            return _told(http.HTTPStatus.METHOD_NOT_ALLOWED, f"{parts.path} is a command: send it as POST")
         try:
             result = await asyncio.to_thread(self._command, parts.path, query)
         except (LookupError, ValueError) as error:
@@ -200,7 +201,8 @@ class Trail:
         if done is None:
             self._begin()
             done = np.zeros((0, embodiment.stats.action_dim), np.float32)
-        raw, chain, index, now, side = request.observation, self._chain, self._index, time.time(), self._side
+        raw, chain, index, now = request.observation, self._chain, self._index, time.time()
+        side = self._learning.image_size
 
         def make() -> Step:
             images = {n.removeprefix(IMAGE_PREFIX): x for n, x in raw.items() if n.startswith(IMAGE_PREFIX)}
@@ -209,10 +211,6 @@ class Trail:
 
         self._learning.learner.record(embodiment.name, make)
         self._name, self._chunk, self._index = embodiment.name, actions, self._index + 1
-
-    @property
-    def _side(self) -> int:
-        return self._learning.image_size
 
     def _done(self, told: int | np.ndarray | None, embodiment: Embodiment) -> Float[np.ndarray, "n A"] | None:
         """The actions between the request before and this one; None: nobody knows, or there was none before."""

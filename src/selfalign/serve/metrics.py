@@ -42,13 +42,15 @@ class Metrics:
             self._gauge("lost_steps", "Steps that could not be kept").labels(name).set(body["lost_steps"])
             self._gauge("context_version", "Version of the context in use").labels(name).set(body["version"])
             self._gauge("drifted", "1 while the robot is not what it was").labels(name).set(body["drift"] == "drifted")
+            for kind, count in body["counts"].items():
+                self._gauge("events", "Of the journal", "kind").labels(name, kind).set(count)
             if body["losses"]:
                 loss = body["losses"][-1][1]["live"]
                 self._gauge("play_loss", "Of the last window, under the context in use").labels(name).set(loss)
 
-    def _gauge(self, name: str, about: str) -> Gauge:
+    def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
         if name not in self._gauges:
-            self._gauges[name] = Gauge(f"selfalign_{name}", about, ["embodiment"], registry=self._registry)
+            self._gauges[name] = Gauge(f"selfalign_{name}", about, ["embodiment", *labels], registry=self._registry)
         return self._gauges[name]
 
     def render(self) -> bytes:

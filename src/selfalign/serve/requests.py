@@ -65,14 +65,14 @@ class RequestReader:
     def read(self, message: Any) -> Request:
         """Raises `RequestError` unless every field is known, complete and well-formed."""
         fields = self._fields(message)
-        embodiment, reset, seed = fields.pop(EMBODIMENT, None), fields.pop(RESET, False), fields.pop(SEED, None)
+        embodiment, reset, seed = fields.pop(EMBODIMENT, None), fields.pop(RESET, False), _plain(fields.pop(SEED, None))
         if embodiment is not None and not (isinstance(embodiment, str) and 0 < len(embodiment) <= 200):
             raise RequestError(f"{EMBODIMENT} must be a name of 1 to 200 characters, got {_told(embodiment)}")
         if not isinstance(reset, bool | np.bool_):
             raise RequestError(f"{RESET} must be True or False, got {_told(reset)}")
         if seed is not None and not (reset and type(seed) is int and 0 <= seed < 2**63):
             raise RequestError(f"{SEED} must be an integer from 0 to 2**63 - 1, sent with {RESET}; got {_told(seed)}")
-        executed = _executed(fields.pop(EXECUTED, None)) if self.learns else None
+        executed = _executed(_plain(fields.pop(EXECUTED, None))) if self.learns else None
         if not fields and reset:
             return Request(None, embodiment, True, seed)
         return Request(self._observation(fields), embodiment, bool(reset), seed, executed)
@@ -128,6 +128,11 @@ class RequestReader:
                 f"{TASK} must say what to do in 1 to {longest} printable characters, for example 'reach the red cube'; "
                 f"got {_told(task)}"
             )
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's integers as Python's."""
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _executed(value: Any) -> int | np.ndarray | None:

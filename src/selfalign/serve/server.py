@@ -35,6 +35,13 @@ from selfalign.serve.requests import RequestReader
 from selfalign.serve.session import Desk, ReplyError, Session, describe
 
 log = logging.getLogger(__name__)
+_FOR_BROWSERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    # The page talks to this server alone, and no other page may frame it to have its buttons clicked.
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+}
 # A refused handshake is somebody else's mistake; with its traceback it would fill the log.
 _quiet = logging.getLogger(f"{__name__}.websockets")
 _quiet.setLevel(logging.CRITICAL)
@@ -204,8 +211,10 @@ class PolicyServer:
             try:
                 async with asyncio.timeout(limits.idle_timeout):
                     data = await connection.recv()
-            except TimeoutError as error:
-                raise ReplyError(f"no request came within {limits.idle_timeout:g} s; connect again", "idle") from error
+            except TimeoutError:  # no error frame: it would be taken for the answer to a request that is on its way
+                why = f"no request came within {limits.idle_timeout:g} s; connect again"
+                await connection.close(CloseCode.GOING_AWAY, why)
+                return
             self._busy += 1
             try:
                 await self._send(connection, await session.reply(data))
@@ -227,7 +236,7 @@ class PolicyServer:
 
 def _response(status: http.HTTPStatus, content_type: str, body: str | bytes) -> Response:
     data = body.encode() if isinstance(body, str) else body
-    headers = {"Content-Type": content_type, "Content-Length": str(len(data)), "Connection": "close"}
+    headers = {"Content-Type": content_type, "Content-Length": str(len(data)), "Connection": "close", **_FOR_BROWSERS}
     return Response(status.value, status.phrase, Headers(headers), data)
 
 
@@ -276,12 +285,20 @@ async def _run(policy: Policy, contexts: ContextTable, config: ServeConfig, lear
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, server.stop)
-        loop.add_signal_handler(signal.SIGHUP, contexts.refresh)
+        loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, _refresh, contexts)
         log.info("serving %s on %s", ", ".join(contexts.names), server.address)
         if not is_loopback(config.host) and config.tls_certificate is None:
             log.warning("without TLS, keys and pictures cross the network in clear text: give --tls-certificate")
         await server.finished()
         log.info("stopping")
+
+
+def _refresh(contexts: ContextTable) -> None:
+    try:
+        contexts.refresh()
+        log.info("serving %s", ", ".join(contexts.names))
+    except (OSError, ValueError) as error:
+        log.error("the contexts stay as they were: %s", error)
 
 
 @contextlib.contextmanager
