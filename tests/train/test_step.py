@@ -8,6 +8,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from align.rehearsing import seeded_state, state_for, tiny_model
 from selfalign.model import ttt as ttt_module
+from selfalign.model.cost import training_memory
 from selfalign.model.weights import unique_tensors
 from selfalign.train import checkpoint
 from selfalign.train.autocast import keep_float32
@@ -58,6 +59,19 @@ def test_a_step_is_clipped_adamw_which_never_decays_w(small_sources):
     plain.step()
     for name, parameter in named.items():
         torch.testing.assert_close(parameter, twin[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_a_training_keeps_what_inspect_counts(small_sources):
+    """But for what has no gradient (of the last VLM layer only keys and values are computed)."""
+    state = state_for(small_sources, slots=1)
+    train_step(state)
+    told, held = training_memory(state.model), [*state.model.parameters(), *state.model.buffers()]
+    held += [p.grad for p in state.trainable if p.grad is not None]
+    held += [t for moments in state.optimizer.state.values() for t in moments.values() if t.dim()]
+    held += [p for p in state.trainable if p.grad is None for _ in range(3)]
+    assert sum(t.numel() * t.element_size() for t in held) == told.model
+    slots = [*state.objective.coordinates, *state.objective.state.first, *state.objective.state.second]
+    assert sum(t.numel() * t.element_size() for t in slots) == told.slot * 3 // 4  # the gradient is gone
 
 
 @pytest.mark.parametrize("wrong", [{"clip_norm": 0.0}, {"learning_rate": -1.0}, {"final_fraction": 2.0}])
