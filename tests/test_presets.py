@@ -1,9 +1,13 @@
 """Whole systems at their real sizes, on the meta device: no memory is used."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from selfalign import presets
+from selfalign.commands.inspect import model_table
 from selfalign.model.config import VLAConfig
 from selfalign.model.cost import align_step, meta_model, sampling_phases
 from selfalign.model.losses import ALIGNMENT
@@ -77,3 +81,17 @@ def test_every_preset_runs_at_its_real_size_on_the_meta_device(preset):
     model = meta_model(presets.get(preset))
     assert sum(phase.cost.flops for phase in sampling_phases(model)) > 0
     assert (align_step(model) is None) == (model.config.alignment is None)
+
+
+TRAINING = (Path(__file__).parents[1] / "docs/training.md").read_text()
+MEMORY = {row[0]: row[1:] for row in re.findall(r"^\| `(\w+)`" + r" \| ?([\d,.]*)" * 4 + r" \|$", TRAINING, re.M)}
+
+
+@pytest.mark.parametrize("preset", sorted(presets.PRESETS))
+def test_the_memory_on_the_page_is_what_inspect_says(preset):
+    table = model_table(meta_model(presets.get(preset)), preset)
+    told = {part: row for part, *row in zip(*(column.cells for column in table.columns), strict=True)}
+    count, _, weights = told["total"]
+    training = told["pretraining: weights, gradients, moments"][1]
+    slot = told.get("and for each slot of it", ["", ""])[1]
+    assert MEMORY[preset] == (f"{int(count.replace(',', '')) / 1e6:,.1f}", weights, training, slot)

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +79,39 @@ def test_a_worker_that_dies_is_told():
         list(fetch_ahead(dies_at_three, range(COUNT), workers=1, ahead=1))
 
 
+def divides_by_zero_at_one(number: int) -> int:
+    return os.getpid() if number == 0 else 1 // 0
+
+
+def test_an_error_that_is_kept_keeps_no_worker():
+    """Its traceback holds everything that was there when it was raised."""
+    results = fetch_ahead(divides_by_zero_at_one, range(3), workers=1)
+    worker = next(results)
+    with pytest.raises(ZeroDivisionError) as kept:
+        next(results)
+    assert kept.value.__traceback__ is not None and not alive(worker)
+
+
+def test_a_program_that_fails_beside_its_workers_ends(tmp_path):
+    """Python waits for processes at its end, and these ignore what it sends them; the uncaught error holds them."""
+    (tmp_path / "fails.py").write_text(
+        "from selfalign.data.loading import fetch_ahead\n"
+        "def training():\n"
+        "    results = fetch_ahead(abs, range(9), workers=1)\n"
+        "    raise SystemError(f'at {next(results)}')\n"
+        "training()\n"
+    )
+    source = str(Path(__file__).parents[2] / "src")
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "fails.py")],
+        env={**os.environ, "PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and done.stderr.endswith("SystemError: at 0\n")
+
+
 def test_a_signal_to_all_processes_does_not_stop_the_workers():
     """Their parent finishes its step, as it is asked to, and needs them for it."""
     results = fetch_ahead(lambda number: (number, os.getpid()), range(COUNT), workers=1, ahead=1)
@@ -87,4 +123,4 @@ def test_a_signal_to_all_processes_does_not_stop_the_workers():
 
 def test_a_negative_number_of_workers_is_refused():
     with pytest.raises(ValueError, match="-1 workers cannot load data"):
-        next(fetch_ahead(abs, [1], -1))
+        fetch_ahead(abs, [1], -1)

@@ -1,5 +1,6 @@
 """Videos that we write: read back by time, and by OpenCV."""
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -80,6 +81,47 @@ def test_random_access_is_exact_for_any_order_of_frames(tmp_path, options):
         assert [drawn.read(image)[2] for image in found] == wanted.tolist()
 
 
+def write(path, count=24, **options):
+    writer = VideoWriter(path, 30, *drawn.SIZE, VideoCodec(options={"crf": "18", **options}))
+    writer.write(np.stack([drawn.draw(0, 1, t) for t in range(count)]))
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("options", [{"g": "2", "bf": "0"}, {"g": "12", "bf": "3"}])
+def test_pixels_are_pyavs(tmp_path, options):
+    path = write(tmp_path / "v.mp4", **options)
+    with av.open(str(path)) as container:
+        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    np.testing.assert_array_equal(VideoFile(path).frames(np.arange(24) / 30, 1e-4), expected)
+
+
+class Counting:
+    """A container that counts the frames it decodes."""
+
+    def __init__(self, container):
+        self.container, self.decoded = container, 0
+
+    def decode(self, stream):
+        for frame in self.container.decode(stream):
+            self.decoded += 1
+            yield frame
+
+    def __getattr__(self, name):
+        return getattr(self.container, name)
+
+
+def test_only_what_leads_to_a_frame_is_decoded(tmp_path):
+    """From where it stands, unless a key frame lies between; then from that one."""
+    video = VideoFile(write(tmp_path / "v.mp4", g="4", bf="0"))
+    counting = video._container = Counting(video._container)
+    for frames, decoded in (([5, 18], 2 + 3), ([19], 1), ([20], 1), ([20], 0), ([22], 2), ([21], 2), ([0, 1], 2)):
+        counting.decoded = 0
+        found = video.frames(np.array(frames) / 30, 1e-4)
+        assert [drawn.read(image)[2] for image in found] == frames
+        assert counting.decoded == decoded, frames
+
+
 def test_times_between_frames_are_refused(root):
     video = VideoFile(next(root.rglob("*.mp4")))
     for time in (0.05, -0.1, 99.0, float("nan")):
@@ -97,6 +139,18 @@ def test_few_videos_stay_open(root):
     assert cache.open(paths[-1]) is cache.open(paths[-1])
     with pytest.raises(ValueError, match="max_open=0"):
         DecoderCache(0)
+
+
+def test_a_file_is_listed_once_until_it_changes(tmp_path):
+    one, two, cache = write(tmp_path / "1.mp4"), write(tmp_path / "2.mp4"), DecoderCache(1)
+    first = cache.open(one)
+    cache.open(two)
+    again = cache.open(one)
+    assert again is not first and again.index is first.index
+    assert [drawn.read(image)[2] for image in again.frames(np.array([7, 3]) / 30, 1e-4)] == [7, 3]
+    cache.open(two)
+    write(one, count=12)
+    assert len(cache.open(one).times) == 12
 
 
 def test_mistakes_are_named(tmp_path):

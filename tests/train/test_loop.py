@@ -84,6 +84,12 @@ def test_old_checkpoints_are_pruned_by_policy(small_sources, tmp_path):
     assert [int(p.stem[-7:]) for p in checkpoint.available(tmp_path)] == [7]
 
 
+@pytest.mark.parametrize("name", ["log_every", "save_every", "keep", "validate_every", "keep_every"])
+def test_never_is_no_interval(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        LoopConfig(**{name: 0})
+
+
 def test_every_loss_alpha_and_age_are_shown_as_they_are_logged(small_sources, tmp_path, capsys):
     fit(state_for(small_sources), tmp_path, LoopConfig(log_every=2, tensorboard=False))
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]

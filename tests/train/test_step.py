@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from align.rehearsing import seeded_state, state_for, tiny_model
 from selfalign.model import ttt as ttt_module
+from selfalign.model.cost import training_memory
 from selfalign.model.weights import unique_tensors
 from selfalign.train import checkpoint
 from selfalign.train.autocast import keep_float32
@@ -17,6 +19,65 @@ from selfalign.train.step import OptimConfig, train_step
 
 def optim(**changes) -> OptimConfig:
     return OptimConfig(warmup_steps=2, **changes)
+
+
+def test_the_rate_is_torchs_warm_up_and_cosine():
+    config = OptimConfig(learning_rate=3e-3, warmup_steps=5, final_fraction=0.1)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate)
+    rise = LinearLR(optimizer, start_factor=1 / 5, end_factor=1.0, total_iters=4)
+    fall = CosineAnnealingLR(optimizer, T_max=20 - 5, eta_min=3e-4)
+    schedule = SequentialLR(optimizer, [rise, fall], milestones=[5])
+    for step in range(20):
+        assert config.rate(step, 20) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9), step
+        optimizer.step()
+        schedule.step()
+    assert config.rate(20, 20) == pytest.approx(3e-4)
+
+
+def test_a_step_is_clipped_adamw_which_never_decays_w(small_sources):
+    """Against torch's plain AdamW over named parameters, after clipping by the textbook."""
+    config = optim(weight_decay=0.5, clip_norm=0.1)
+    state = seeded_state(small_sources, optim=config)
+    assert all(group["fused"] for group in state.optimizer.param_groups)
+    named = {name: p for name, p in state.model.named_parameters() if p.requires_grad}
+    twin = {name: p.detach().clone().requires_grad_() for name, p in named.items()}
+    fast = [name for name in named if name.endswith((".W1", ".b1"))]
+    decayed = [name for name, p in named.items() if p.dim() > 1 and name not in fast]
+    assert fast and decayed
+    groups = [{"params": [twin[n] for n in decayed], "weight_decay": 0.5}]
+    groups.append({"params": [twin[n] for n in named if n not in decayed], "weight_decay": 0.0})
+    plain = torch.optim.AdamW(groups, lr=config.rate(0, 6), betas=config.betas, fused=False, foreach=False)
+    seen = {}
+    state.objective.after_backward = lambda run=state.objective.after_backward: (
+        seen.update({name: p.grad.clone() for name, p in named.items() if p.grad is not None}) or run()
+    )
+    norm = train_step(state)["optim/grad_norm"]
+    assert norm > 0.1
+    assert math.hypot(*(float(g.norm()) for g in seen.values())) == pytest.approx(0.1, rel=1e-3)
+    for name, grad in seen.items():
+        twin[name].grad = grad
+    plain.step()
+    for name, parameter in named.items():
+        torch.testing.assert_close(parameter, twin[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_a_training_keeps_what_inspect_counts(small_sources):
+    """But for what has no gradient (of the last VLM layer only keys and values are computed)."""
+    state = state_for(small_sources, slots=1)
+    train_step(state)
+    told, held = training_memory(state.model), [*state.model.parameters(), *state.model.buffers()]
+    held += [p.grad for p in state.trainable if p.grad is not None]
+    held += [t for moments in state.optimizer.state.values() for t in moments.values() if t.dim()]
+    held += [p for p in state.trainable if p.grad is None for _ in range(3)]
+    assert sum(t.numel() * t.element_size() for t in held) == told.model
+    slots = [*state.objective.coordinates, *state.objective.state.first, *state.objective.state.second]
+    assert sum(t.numel() * t.element_size() for t in slots) == told.slot * 3 // 4  # the gradient is gone
+
+
+@pytest.mark.parametrize("wrong", [{"clip_norm": 0.0}, {"learning_rate": -1.0}, {"final_fraction": 2.0}])
+def test_settings_that_make_no_sense_are_said(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong.values()))}"):
+        OptimConfig(**wrong)
 
 
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole(small_sources):

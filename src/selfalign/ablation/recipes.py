@@ -6,14 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from selfalign.bench.plan import HEADLINE
-from selfalign.commands.pretrain import (
-    BodyFlags,
-    LossFlags,
-    MachineFlags,
-    OptimiserFlags,
-    RecordingFlags,
-    TrainingConfig,
-)
+from selfalign.commands.pretrain import TrainingConfig
+from selfalign.commands.pretrain_flags import BodyFlags, LossFlags, MachineFlags, OptimiserFlags, RecordingFlags
 from selfalign.sim.regions import Scenario
 
 if TYPE_CHECKING:

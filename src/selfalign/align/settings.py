@@ -58,5 +58,8 @@ class RehearsalConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("slots", "play_per_slot", "demonstrations_per_slot", "max_age"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.source_bodies is not None and self.source_bodies < 1:
             raise ValueError(f"slots draw from at least 1 source body, got {self.source_bodies}")

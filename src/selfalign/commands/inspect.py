@@ -16,7 +16,16 @@ from selfalign.data.sources import SourceData
 from selfalign.data.summary import ColumnSummary, DataSummary, sparkline
 from selfalign.model.config import VLAConfig
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.cost import DEVICES, Device, Phase, Workload, align_step, meta_model, sampling_phases
+from selfalign.model.cost import (
+    DEVICES,
+    Device,
+    Phase,
+    Workload,
+    align_step,
+    meta_model,
+    sampling_phases,
+    training_memory,
+)
 from selfalign.model.files import write_atomically
 from selfalign.model.openpi import CheckpointSettings, checkpoint_shapes, infer_config
 from selfalign.model.policy import VLA
@@ -123,7 +132,7 @@ def print_model(console: Console, config: VLAConfig, title: str, asked: InspectC
 
 
 def model_table(model: VLA, title: str) -> Table:
-    """Parameters and bytes of each part of a model in bf16."""
+    """Parameters and bytes of each part of a model, and what it takes to pretrain it."""
     groups: dict[str, tuple[int, int]] = {}
     for name, tensor in unique_tensors(model).items():
         count, size = groups.get(_part(name), (0, 0))
@@ -132,6 +141,10 @@ def model_table(model: VLA, title: str) -> Table:
     context = model.prior()
     groups["one embodiment context W"] = sum(t.numel() for t in context.tensors), context.num_bytes
     rows = [(part, f"{count:,}", _mb(count * 4), _mb(size)) for part, (count, size) in groups.items()]
+    memory = training_memory(model)
+    rows.append(("pretraining: weights, gradients, moments", "", _mb(memory.model), ""))
+    if model.ttt_layers:
+        rows.append(("and for each slot of it", "", _mb(memory.slot), ""))
     return _table(title, ("part", "parameters", "MB in float32", "MB in bf16"), rows)
 
 

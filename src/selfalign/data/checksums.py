@@ -52,7 +52,21 @@ class Checksums:
 
     def write(self) -> None:
         text = json.dumps({"algorithm": "crc32", "files": self.files}, indent=1) + "\n"
-        (self.root / CHECKSUMS_PATH).write_text(text, encoding="utf-8")
+        path = self.root / CHECKSUMS_PATH
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def check_all(self) -> None:
+        """Weighs every file.
+
+        Raises:
+            FileNotFoundError: one is missing.
+            ValueError: one is not what it was.
+        """
+        for name in self.files:
+            if not (self.root / name).is_file():
+                raise FileNotFoundError(f"{self.root / name} is missing")
+            self.check(self.root / name)
 
     def check(self, path: Path) -> None:
         """Weighs a file, once.

@@ -76,6 +76,7 @@ class LeRobotReader:
         self.problems: tuple[Problem, ...] = ()
         self.videos = DecoderCache(max_open_videos)
         self._open_file: FrameFile | None = None
+        self._known_times: dict[int, np.ndarray] = {}
         if not strict:
             self._leave_out_broken()
 
@@ -138,10 +139,9 @@ class LeRobotReader:
         meta, rows = self.metadata[episode], np.asarray(frames, dtype=np.int64)
         if len(rows) and not (rows.min() >= 0 and rows.max() < meta.length):
             raise IndexError(f"episode {episode} has {meta.length} frames; {frames} are not all among them")
-        table = self._rows(meta)
         if self.info.features[IMAGE_PREFIX + camera].is_video:
-            return self._from_video(meta, camera, self._column(meta, table, "timestamp")[rows])
-        return self._decode(table[IMAGE_PREFIX + camera].take(pa.array(rows)), camera, meta, rows)
+            return self._from_video(meta, camera, self._times(meta)[rows])
+        return self._decode(self._rows(meta)[IMAGE_PREFIX + camera].take(pa.array(rows)), camera, meta, rows)
 
     @property
     def fingerprint(self) -> str:
@@ -186,6 +186,12 @@ class LeRobotReader:
             stored = [name for name, feature in self.info.columns.items() if not feature.is_video]
             self._open_file = self._file(meta, stored)
         return self._open_file.rows(meta.row, meta.length)
+
+    def _times(self, meta: EpisodeMeta) -> np.ndarray:
+        """Time stamps of an episode, which stay in memory: without them no frame of a video is found."""
+        if meta.index not in self._known_times:
+            self._known_times[meta.index] = self._column(meta, self._rows(meta), "timestamp")
+        return self._known_times[meta.index]
 
     def _episode(self, meta: EpisodeMeta) -> Episode:
         table = self._rows(meta)

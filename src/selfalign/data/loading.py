@@ -1,10 +1,12 @@
 """Loading ahead of a training: worker processes fetch what its next steps read, in the order in which they read it."""
 
+import atexit
 import gc
 import signal
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -18,12 +20,12 @@ AHEAD = 2
 
 def fetch_ahead(
     fetch: Callable[[Request], Result], requests: Iterable[Request], workers: int = 0, ahead: int = AHEAD
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`fetch(request)` of each request, in their order, whichever worker is done first.
 
     Requests are taken in this process and ahead of the results: what they are must not depend on what the caller does
     with those. With workers, results come through shared memory (/dev/shm), which `ahead * workers` of them must fit.
-    Closing the iterator ends the workers. It uses no global random numbers.
+    Closing the iterator ends the workers; so do an error and the program's end. It uses no global random numbers.
 
     Args:
         fetch: any callable, which takes and returns what can be pickled. Workers are forked, so what it holds (arrays,
@@ -37,8 +39,25 @@ def fetch_ahead(
     if workers < 0:
         raise ValueError(f"{workers} workers cannot load data; give 0 (none) or more")
     if workers == 0:
-        yield from map(fetch, requests)
-        return
+        return (fetch(request) for request in requests)
+    results = _fetched(fetch, requests, workers, ahead)
+    _unfinished.add(results)
+    return results
+
+
+_unfinished: "weakref.WeakSet[Generator]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    # Python ends processes by SIGTERM and waits for them; workers ignore it (see `_begin`), so that it would for ever.
+    for results in list(_unfinished):
+        results.close()
+
+
+def _fetched(
+    fetch: Callable[[Request], Result], requests: Iterable[Request], workers: int, ahead: int
+) -> Generator[Result, None, None]:
     loader = DataLoader(
         _Fetching(fetch),
         sampler=requests,
@@ -50,20 +69,27 @@ def fetch_ahead(
         multiprocessing_context="fork",
         generator=torch.Generator(),  # else it draws a number from the global one
     )
-    results = iter(loader)
-    while True:
-        try:
-            result = next(results)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"a worker that loads data died, probably for lack of memory ({str(error).strip()}); go on with fewer "
-                "workers (0: none), or give the machine more shared memory (/dev/shm)"
-            ) from error
-        if isinstance(result, _Failed):
-            raise result.error
-        yield result
+    results: Any = iter(loader)
+    try:
+        while (result := _next(results)) is not _END:
+            if isinstance(result, _Failed):
+                raise result.error
+            yield result
+    finally:
+        results._shutdown_workers()  # torch does so once nothing holds the iterator, but the traceback of an error does
+
+
+_END = object()
+
+
+def _next(results: Any) -> Any:
+    try:
+        return next(results, _END)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"a worker that loads data died, probably for lack of memory ({str(error).strip()}); go on with fewer "
+            "workers (0: none), or give the machine more shared memory (/dev/shm)"
+        ) from error
 
 
 @dataclass(frozen=True)

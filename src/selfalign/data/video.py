@@ -10,17 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
-_SEEK_AHEAD = 16
-"""Frames that are decoded and dropped rather than sought over: a seek throws the decoder's state away."""
+
+@dataclass(frozen=True, eq=False)
+class FrameIndex:
+    """When the frames of a video are, and which can be decoded without those before: some bytes a frame."""
+
+    pts: Int[np.ndarray, " T"]
+    """Time stamps in the stream's own unit, ascending."""
+    keys: Int[np.ndarray, " K"]
+    """The key frames among them, as positions, ascending."""
 
 
 class VideoFile:
     """One open video, read by time.
 
     Opening lists the time stamps of all packets (without decoding), so that a frame is found by its own time stamp
-    and never by counting or by trust in a seek.
+    and never by counting or by trust in a seek. For that the file is read once; give the `index` of an earlier
+    opening to spare it.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -28,8 +36,9 @@ class VideoFile:
         ImportError: PyAV is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, index: FrameIndex | None = None) -> None:
         self.path, self._av = path, _pyav()
+        self._to_rgb = _Converter("rgb24")
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; the data set is incomplete")
         try:
@@ -39,14 +48,13 @@ class VideoFile:
                 raise ValueError("no decoder for its codec")
             self._stream.codec_context.options = {"err_detect": "explode"}  # errors, not guessed pixels
             self._stream.codec_context.thread_count = 1  # data loaders have their own processes
-            packets = [p for p in self._container.demux(self._stream) if p.pts is not None and p.size]
+            self.index = self._list_frames() if index is None else index
         except (self._av.FFmpegError, OSError, IndexError, ValueError) as error:
             raise ValueError(f"{path} is damaged or not a video: {error}") from error
-        self._pts = np.sort(np.array([p.pts for p in packets], dtype=np.int64))
-        self._keys = np.sort(np.array([p.pts for p in packets if p.is_keyframe], dtype=np.int64))
-        if not len(self._keys) or self._stream.time_base is None or (np.diff(self._pts) == 0).any():
-            raise ValueError(f"{path} is damaged: its {len(packets)} frames have no usable time stamps")
-        self.times = self._pts * float(self._stream.time_base)
+        pts = self.index.pts
+        if not len(self.index.keys) or self._stream.time_base is None or (np.diff(pts) == 0).any():
+            raise ValueError(f"{path} is damaged: its {len(pts)} frames have no usable time stamps")
+        self.times = pts * float(self._stream.time_base)
         """Seconds of every frame, ascending."""
         self._decoded: Iterator[Any] | None = None
         self._last: tuple[int, np.ndarray] | None = None
@@ -76,6 +84,12 @@ class VideoFile:
             result[position] = frame
         return result
 
+    def _list_frames(self) -> FrameIndex:
+        packets = [(p.pts, p.is_keyframe) for p in self._container.demux(self._stream) if p.pts is not None and p.size]
+        packets.sort()
+        pts, is_key = np.array(packets, dtype=np.int64).reshape(-1, 2).T
+        return FrameIndex(pts, np.flatnonzero(is_key))
+
     def _locate(self, times: np.ndarray, tolerance_s: float) -> np.ndarray:
         right = np.searchsorted(self.times, times).clip(1, max(1, len(self.times) - 1))
         right = np.minimum(right, len(self.times) - 1)
@@ -103,24 +117,31 @@ class VideoFile:
         return pixels
 
     def _decode(self, index: int) -> np.ndarray:
-        key = int(np.searchsorted(self._keys, self._pts[index], side="right")) - 1
-        ahead = None if self._last is None else index - self._last[0]
-        if self._decoded is None or ahead is None or not 0 < ahead <= _SEEK_AHEAD:
+        key = max(int(np.searchsorted(self.index.keys, index, side="right")) - 1, 0)
+        if not self._leads_to(index, key):
             self._seek(key)
         # A container may land behind the wanted frame where decoding and display order differ; then from further back.
-        for back in (key - 1, 0):
-            frame = self._advance(int(self._pts[index]))
+        pts = int(self.index.pts[index])
+        for back in (max(key - 1, 0), 0):
+            frame = self._advance(pts)
             if frame is not None:
                 break
-            self._seek(max(back, 0))
+            self._seek(back)
         else:
-            frame = self._advance(int(self._pts[index]))
+            frame = self._advance(pts)
         if frame is None or frame.is_corrupt:
             raise ValueError("the frame is damaged")
-        return frame.to_ndarray(format="rgb24")
+        return self._to_rgb(frame).to_ndarray()
+
+    def _leads_to(self, index: int, key: int) -> bool:
+        """Whether decoding on from the last frame is the shortest way: no key frame is left out on it."""
+        if self._decoded is None or self._last is None:
+            return False
+        return self.index.keys[key] - 1 <= self._last[0] < index
 
     def _seek(self, key: int) -> None:
-        self._container.seek(int(self._keys[max(key, 0)]), stream=self._stream, backward=True, any_frame=False)
+        start = int(self.index.pts[self.index.keys[key]])
+        self._container.seek(start, stream=self._stream, backward=True, any_frame=False)
         self._decoded = iter(self._container.decode(self._stream))
 
     def _advance(self, pts: int) -> Any:
@@ -138,7 +159,7 @@ here would be to wait for those for ever."""
 
 
 class DecoderCache:
-    """The few videos that were read last stay open; safe across threads and forks."""
+    """The few videos that were read last stay open, and all are listed only once; safe across threads and forks."""
 
     def __init__(self, max_open: int = 8) -> None:
         """`max_open` bounds open files and decoders (some MB each), whatever the data set holds.
@@ -169,7 +190,7 @@ class DecoderCache:
             self._reset()
         with self._lock:
             if path not in self._files:
-                self._files[path] = VideoFile(path)
+                self._files[path] = self._opened(path)
                 while len(self._files) > self.max_open:
                     self._files.popitem(last=False)[1].close()
             self._files.move_to_end(path)
@@ -181,8 +202,18 @@ class DecoderCache:
         with self._lock:
             return video.frames(times, tolerance_s)
 
+    def _opened(self, path: Path) -> VideoFile:
+        if not path.is_file():
+            return VideoFile(path)  # its error
+        stat = path.stat()
+        version = (path, stat.st_size, stat.st_mtime_ns)
+        video = VideoFile(path, self._indices.get(version))
+        self._indices[version] = video.index
+        return video
+
     def _reset(self) -> None:
         self._files: OrderedDict[Path, VideoFile] = OrderedDict()
+        self._indices: dict[tuple[Path, int, int], FrameIndex] = {}
         self._lock, self._pid = threading.Lock(), os.getpid()
 
 
@@ -227,6 +258,7 @@ class VideoWriter:
         self.path, self.frames = path, 0
         self._av, self._fps = av, fps
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._convert = _Converter(codec.pix_fmt)
         self._container = av.open(str(path), "w", options={"movflags": "faststart"})
         stream = self._container.add_stream(codec.name, rate=rate, options=dict(codec.options))
         stream.height, stream.width, stream.pix_fmt, stream.time_base = height, width, codec.pix_fmt, 1 / rate
@@ -242,8 +274,8 @@ class VideoWriter:
         """Appends frames, beginning with a key frame."""
         for number, pixels in enumerate(frames):
             frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame = self._convert(frame)
             frame.pts, frame.time_base = self.frames, self._stream.codec_context.time_base
-            frame = frame.reformat(format=self._stream.pix_fmt)
             if number == 0:
                 frame.pict_type = self._av.video.frame.PictureType.I
             self._container.mux(self._stream.encode(frame))
@@ -256,6 +288,19 @@ class VideoWriter:
                 self._container.mux(self._stream.encode(None))
         finally:
             self._container.close()
+
+
+class _Converter:
+    """Frames to one pixel format, through one conversion context: PyAV would make one for every frame."""
+
+    def __init__(self, pix_fmt: str) -> None:
+        av = _pyav()
+        # Since PyAV 17 a context has a thread for every core, which small frames and many data loaders only pay for.
+        self._options = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+        self._reformatter, self._pix_fmt = av.video.reformatter.VideoReformatter(), pix_fmt
+
+    def __call__(self, frame: Any) -> Any:
+        return self._reformatter.reformat(frame, format=self._pix_fmt, **self._options)
 
 
 def _pyav() -> Any:

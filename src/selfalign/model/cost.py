@@ -21,6 +21,7 @@ from selfalign.model.losses import ALIGNMENT
 from selfalign.model.policy import VLA
 from selfalign.model.precision import Precision, set_precision
 from selfalign.model.prefix import KeyValues, PrefixCache
+from selfalign.model.weights import unique_tensors
 from selfalign.types import ActionChunk, Observation, Transition
 
 
@@ -85,6 +86,25 @@ def meta_model(config: VLAConfig, precision: Precision = "bf16") -> VLA:
     config = replace(config, ttt=replace(config.ttt, meta_learning=False))
     with torch.device("meta"):
         return set_precision(VLA(config), precision).requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What a pretraining keeps in float32, bytes. Activations come on top; they depend on the batch."""
+
+    model: int
+    """Weights, and gradients and AdamW's two moments of what learns: all but the vision tower. (A moving average is
+    4 bytes more for each number that learns; FSDP shares all of it out.)"""
+    slot: int
+    """A slot of the rehearsal: its context, that one's gradient and two moments."""
+
+
+def training_memory(model: VLA) -> TrainingMemory:
+    """What it takes to pretrain a model, which may be on the meta device."""
+    tensors = unique_tensors(model)
+    learning = {name for name, _ in model.named_parameters() if not name.startswith("vision.")}
+    weights, learned = (sum(t.numel() for n, t in tensors.items() if n in some) for some in (tensors, learning))
+    return TrainingMemory(4 * weights + 12 * learned, 16 * sum(t.numel() for t in model.prior().tensors))
 
 
 def sampling_phases(model: VLA, work: Workload = Workload()) -> list[Phase]:

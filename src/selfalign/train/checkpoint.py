@@ -1,24 +1,30 @@
 """Training checkpoints: complete, atomic, pruned. What a run needs to go on as if it had never stopped.
 
 A checkpoint is a file, `step-NNNNNNN.pt`, that any number of processes goes on from; of a training with FSDP it is a
-folder of that name in the format of torch.distributed.checkpoint, with what is not sharded in `rest.pt`.
+folder of that name in the format of torch.distributed.checkpoint, with what is not sharded in `rest.pt`. What was
+damaged since is refused: by the sums that torch writes into its files and does not look at, for a folder by our own.
 """
 
 import dataclasses
 import random
 import re
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from selfalign.data.checksums import Checksums
 from selfalign.model.files import write_atomically
 from selfalign.model.weights import unique_tensors
 from selfalign.train.step import NonFiniteLoss, TrainState
 
 _PATTERN = re.compile(r"step-(\d{7})(\.pt)?")
+_PARTS = {"step", "total_steps", "objective", "torch_rng"}
+"""What every checkpoint has, beside weights and moments."""
 
 
 def save(state: TrainState, directory: str | Path, *, keep: int = 2, keep_every: int | None = None) -> Path:
@@ -81,7 +87,11 @@ def restore(state: TrainState, path: str | Path) -> None:
     if path.is_dir() != state.engine.sharded:
         kind, other = ("FSDP", "without it") if path.is_dir() else ("one process or DDP", "with FSDP")
         raise ValueError(f"{path} is of a training with {kind} and cannot go on {other}; use an empty output directory")
+    if path.is_dir():
+        _check_sums(state, path)
     payload = _read(path / "rest.pt" if path.is_dir() else path)
+    if _PATTERN.fullmatch(path.name) and payload["step"] != _step(path):
+        raise ValueError(f"{path} is of step {payload['step']}: give it the name that it had")
     if payload["total_steps"] != state.total_steps:
         raise ValueError(
             f"{path} is of a training of {payload['total_steps']} steps, not {state.total_steps}: the learning rate "
@@ -111,27 +121,42 @@ def _differences(then: Any, now: Any, name: str = "") -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged archive
-        raise ValueError(
-            f"{path} is damaged or not a training checkpoint ({error}); delete it to go on from an older one"
-        ) from error
+        with zipfile.ZipFile(path) as archive:
+            if (broken := archive.testzip()) is not None:
+                raise ValueError(f"{broken} is not what was written")
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+        if missing := sorted(_PARTS - payload.keys()):
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        return payload
+    except Exception as error:  # zipfile and torch raise many kinds for a damaged archive
+        raise ValueError(f"{path} is damaged or not a training checkpoint ({error}); {_REMEDY}") from error
+
+
+_REMEDY = "delete it to go on from an older one"
 
 
 def _restore_weights(state: TrainState, payload: Mapping[str, Any], path: Path) -> None:
     own = unique_tensors(state.model)
-    if payload["model"].keys() != own.keys() or any(payload["model"][k].shape != own[k].shape for k in own):
+    if not {"model", "optimizer"} <= payload.keys():
+        raise ValueError(f"{path} is damaged or not a training checkpoint (no weights or moments); {_REMEDY}")
+    if _kinds(payload["model"]) != _kinds(own):
         raise ValueError(f"{path} is of another model: use its preset, or an empty output directory")
     if (state.ema is None) == ("ema" in payload):
         raise ValueError(
             f"{path} was made {'with' if state.ema is None else 'without'} a moving average of the weights"
         )
+    if state.ema is not None and _kinds(payload["ema"]) != _kinds(state.ema.values):
+        raise ValueError(f"{path} has a moving average of other weights; {_REMEDY}")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(payload["model"][name])
     state.optimizer.load_state_dict(payload["optimizer"])
     if state.ema is not None:
         state.ema.load(payload["ema"])
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 # ---- FSDP ----------------------------------------------------------------------------------------------------------
@@ -148,9 +173,22 @@ def _save_shards(state: TrainState, rest: dict[str, Any], path: Path) -> None:
     save_shards(_shards(state), checkpoint_id=partial)
     if world.main:
         torch.save(rest, partial / "rest.pt")
+        Checksums.of(partial).write()
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
     world.wait()
+
+
+def _check_sums(state: TrainState, path: Path) -> None:
+    """One process weighs the files, and tells the others."""
+    world, damage = state.engine.world, ""
+    if world.main:
+        try:
+            Checksums.read(path).check_all()
+        except (ValueError, OSError) as error:
+            damage = str(error)
+    if not world.all(not damage):
+        raise ValueError(f"{path} is damaged{damage and f' ({damage})'}; {_REMEDY}")
 
 
 def _restore_shards(state: TrainState, path: Path) -> None:

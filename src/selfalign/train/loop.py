@@ -32,6 +32,14 @@ class LoopConfig:
     validate_every: int = 500
     """Steps between the measurements on held-out bodies, where there are some."""
 
+    def __post_init__(self) -> None:
+        for name in ("log_every", "save_every", "keep", "keep_every", "validate_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.diagnose_every < 0:
+            raise ValueError(f"diagnose_every must be at least 1, or 0 for none, got {self.diagnose_every}")
+
 
 Validate = Callable[[TrainState], dict[str, float]]
 

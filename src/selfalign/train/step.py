@@ -61,6 +61,14 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.accumulate < 1:
             raise ValueError(f"a batch is cut into at least 1 part, got accumulate={self.accumulate}")
+        if not (self.learning_rate > 0 and self.clip_norm > 0):
+            found = f"{self.learning_rate} and {self.clip_norm}"
+            raise ValueError(f"the learning rate and clip_norm must be above 0, got {found}")
+        if self.warmup_steps < 0 or self.weight_decay < 0 or not 0 <= self.final_fraction <= 1:
+            raise ValueError(
+                "warmup_steps and weight_decay are at least 0 and final_fraction lies between 0 and 1, got "
+                f"{self.warmup_steps}, {self.weight_decay} and {self.final_fraction}"
+            )
 
     def rate(self, step: int, total: int) -> float:
         """The learning rate of a step, counted from 0."""
