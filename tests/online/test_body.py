@@ -110,7 +110,7 @@ def test_a_drift_starts_an_alignment_on_what_came_after_it(tmp_path):
 def test_a_part_of_the_loss_that_rises_alone_is_a_drift_which_a_restart_remembers(tmp_path):
     robot = Robot(tmp_path)
     robot.window(0.2, parts={"perception": 0.1, "dynamics": 0.1, "unused": 0.0})
-    for _ in range(2):
+    for _ in range(3):
         robot.window(0.21, parts={"perception": 0.3, "dynamics": 0.11, "unused": 0.0})
     event = robot.body.versions.events[-1]
     assert event.kind == "drift began" and event.about["parts"] == {"perception": (0.3, 0.1)}

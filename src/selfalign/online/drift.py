@@ -41,7 +41,7 @@ class DriftConfig:
     drift_margin: float = 0.15
     """The same as a share of the usual loss, at least: few windows may be alike by chance."""
     drift_part_margin: float = 0.5
-    """The same for each part of the loss."""
+    """The same for each part of the loss, which needs a window more than the total to be believed."""
     drift_calm: float = 0.5
     """Part of that distance below which a drift is over."""
     drift_patience: int = 2
@@ -125,7 +125,12 @@ class DriftMonitors:
 
     def _of(self, name: str) -> DriftMonitor:
         if name not in self._all:
-            self._all[name] = DriftMonitor(replace(self._config, drift_margin=self._config.drift_part_margin))
+            config, patience = (
+                self._config,
+                self._config.drift_patience + 1,
+            )  # parts have more outliers
+            config = replace(config, drift_margin=config.drift_part_margin, drift_patience=patience)
+            self._all[name] = DriftMonitor(config)
         return self._all[name]
 
     @property
