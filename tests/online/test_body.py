@@ -43,12 +43,13 @@ class Robot:
             for step in many_steps(1, seed=self.episodes):
                 self.body.add(step)
 
-    def window(self, live: float, before: float | None = None) -> MeasureJob:
+    def window(self, live: float, before: float | None = None, parts: dict[str, float] | None = None) -> MeasureJob:
         """One episode, and the job that it makes due, answered."""
         self.moves()
         job = self.body.next_job()
         assert isinstance(job, MeasureJob) and (BEFORE in job.others) == (before is not None)
-        self.takes(job, {"losses": {"live": live} | ({} if before is None else {BEFORE: before}), "transitions": 7})
+        losses = {"live": live} | ({} if before is None else {BEFORE: before})
+        self.takes(job, {"losses": losses, "parts": parts or {}, "transitions": 7})
         return job
 
     def aligned(self, fitted: float, accepted: bool = True) -> AlignJob:
@@ -86,8 +87,8 @@ def test_a_window_is_measured_when_it_is_full(tmp_path):
     job = robot.body.next_job()
     assert isinstance(job, MeasureJob) and job.live == robot.body.versions.path(1)
     assert robot.body.next_job() is None, "one job at a time"
-    robot.takes(job, {"losses": {"live": 0.2}, "transitions": 7})
-    assert robot.body.next_job() is None and robot.body.monitor.reference == 0.2
+    robot.takes(job, {"losses": {"live": 0.2}, "parts": {}, "transitions": 7})
+    assert robot.body.next_job() is None and robot.body.monitor.total.reference == 0.2
 
 
 def test_a_drift_starts_an_alignment_on_what_came_after_it(tmp_path):
@@ -104,6 +105,26 @@ def test_a_drift_starts_an_alignment_on_what_came_after_it(tmp_path):
     assert robot.kinds == ["given", "calibrated", "drift began", "accepted"]
     assert robot.body.versions.events[-1].about["by"] == "drift"
     assert robot.body.monitor.state is Drift.CALIBRATING, "what is usual is learned anew"
+
+
+def test_a_part_of_the_loss_that_rises_alone_is_a_drift_which_a_restart_remembers(tmp_path):
+    robot = Robot(tmp_path)
+    robot.window(0.2, parts={"perception": 0.1, "dynamics": 0.1, "unused": 0.0})
+    for _ in range(3):
+        robot.window(0.21, parts={"perception": 0.3, "dynamics": 0.11, "unused": 0.0})
+    event = robot.body.versions.events[-1]
+    assert event.kind == "drift began" and event.about["parts"] == {"perception": (0.3, 0.1)}
+    robot.body.close()
+    again = Robot(tmp_path)
+    assert again.body.monitor.state is Drift.DRIFTED and again.body.monitor.drifted == ["perception"]
+    again.episodes = 50
+    again.window(0.21, parts={"perception": 0.3, "dynamics": 0.11})
+    again.window(0.21, parts={"perception": 0.3, "dynamics": 0.3})
+    again.aligned(0.3)
+    assert again.body.monitor.state is Drift.CALIBRATING and not again.body.monitor.drifted
+    again.body.rollback(by="operator")
+    again.window(0.21, parts={"perception": 0.3})
+    assert again.body.monitor.state is Drift.SUSPECTED, "what was usual with version 1 is still known"
 
 
 def test_a_rejected_alignment_changes_nothing_and_waits_for_new_steps(tmp_path):
@@ -149,7 +170,7 @@ def test_a_context_that_turns_out_worse_goes_by_itself(tmp_path):
     assert robot.context == 0.3 and robot.body.versions.current == 2
     event = robot.body.versions.events[-1]
     assert (event.kind, event.about["left"], event.about["by"]) == ("rolled back", 3, "the server")
-    assert robot.body.monitor.reference == 0.45, "what was usual with version 2 is still known"
+    assert robot.body.monitor.total.reference == 0.45, "what was usual with version 2 is still known"
 
 
 def test_probation_ends(tmp_path):
@@ -189,10 +210,10 @@ def test_a_restart_remembers_how_much_the_loss_varies(tmp_path):
     robot = Robot(tmp_path, config)
     robot.window(0.2)
     robot.window(0.25)
-    margin = robot.body.monitor.margin
+    margin = robot.body.monitor.total.margin
     assert margin > config.drift.drift_margin
     robot.body.close()
-    assert Robot(tmp_path, config).body.monitor.margin == margin
+    assert Robot(tmp_path, config).body.monitor.total.margin == margin
 
 
 def test_a_restart_remembers_what_is_usual_and_that_it_has_drifted(tmp_path):
@@ -200,7 +221,7 @@ def test_a_restart_remembers_what_is_usual_and_that_it_has_drifted(tmp_path):
     onset = robot.body.versions.events[-1].about["since"]
     robot.body.close()
     again = Robot(tmp_path)
-    assert again.body.monitor.state is Drift.DRIFTED and again.body.monitor.reference == 0.2
+    assert again.body.monitor.state is Drift.DRIFTED and again.body.monitor.total.reference == 0.2
     again.episodes = 50
     again.window(0.5)
     again.window(0.5)

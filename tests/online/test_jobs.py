@@ -58,8 +58,10 @@ def test_contexts_are_measured_on_the_same_transitions_with_the_statistics_in_us
     assert reply["transitions"] == play.num_transitions(HORIZON) == 26
     grid = EvalGrid.build(PlayBank.build(policy, play, make_play().stats()), samples=20, times=4, seed=0)
     for name, path in files.items():
-        expected = grid.losses(policy.model, EmbodimentContext.load(path), policy.settings.weights).total
-        assert reply["losses"][name] == pytest.approx(expected, rel=1e-6)
+        expected = grid.losses(policy.model, EmbodimentContext.load(path), policy.settings.weights)
+        assert reply["losses"][name] == pytest.approx(expected.total, rel=1e-6)
+        if name == "live":
+            assert reply["parts"] == pytest.approx({n: v for n, v in vars(expected).items() if n != "total"}, rel=1e-6)
 
 
 def test_a_better_context_is_accepted_and_keeps_the_statistics_in_use(policy, ring, tmp_path):

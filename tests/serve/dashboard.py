@@ -60,7 +60,8 @@ class Bumped:
             wanted = 0.0 if self.alignments == 1 else 0.99
             return replace(job, min_improvement=wanted).run(self.policy, 512)
         paths = {"live": job.live, **job.others}
-        return {"losses": {name: self._loss(path) for name, path in paths.items()}, "transitions": PLAN.window}
+        losses = {name: self._loss(path) for name, path in paths.items()}
+        return {"losses": losses, "parts": {}, "transitions": PLAN.window}
 
     def _loss(self, path: Path) -> float:
         fits = not self.moved or Path(path).stem != "0001"

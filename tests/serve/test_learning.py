@@ -53,7 +53,7 @@ class ScriptedAligner:
         self.jobs.append(job)
         if isinstance(job, MeasureJob):
             loss = self.losses.pop(0) if len(self.losses) > 1 else self.losses[0]
-            return {"losses": dict.fromkeys(("live", *job.others), loss), "transitions": 6}
+            return {"losses": dict.fromkeys(("live", *job.others), loss), "parts": {}, "transitions": 6}
         assert self.gate.wait(60)
         return job.run(self.policy, 512)
 
@@ -172,7 +172,8 @@ class Regretted(ScriptedAligner):
         if isinstance(job, AlignJob):
             return super().run(job)
         paths = {"live": job.live, **job.others}
-        return {"losses": {n: 0.3 if path.stem == "0001" else 0.9 for n, path in paths.items()}, "transitions": 6}
+        losses = {name: 0.3 if path.stem == "0001" else 0.9 for name, path in paths.items()}
+        return {"losses": losses, "parts": {}, "transitions": 6}
 
 
 def test_a_context_that_turns_out_worse_is_taken_back_by_itself(policy, serve):

@@ -9,7 +9,7 @@ from typing import Any
 
 from selfalign.model.context import EmbodimentContext
 from selfalign.online.config import LearnConfig
-from selfalign.online.drift import Drift, DriftMonitor
+from selfalign.online.drift import TOTAL, Drift, DriftMonitors
 from selfalign.online.experience import LOOKS, Step, TransitionCounter
 from selfalign.online.jobs import AlignJob, Job, Material, MeasureJob
 from selfalign.online.ring import Ring
@@ -21,6 +21,8 @@ CALIBRATED, DRIFTED, CALM = "calibrated", "drift began", "drift over"
 FAILED, DISCARDED, RENEWED = "failed", "discarded", "renewed"
 SHOWN = 200
 """Losses and events that `status` has."""
+Usual = dict[str, tuple[float, float | None]]
+"""Usual loss and margin, by part."""
 
 
 class LearningBody:
@@ -59,23 +61,23 @@ class LearningBody:
         self._probation = self._worse = 0
         self._since, self.monitor = self._remembered()
 
-    def _remembered(self) -> tuple[int, DriftMonitor]:
+    def _remembered(self) -> tuple[int, DriftMonitors]:
         """Since when the body has been what it is, and what is usual, from the journal."""
-        since, monitor = 0, DriftMonitor(self._config.drift)
+        since, monitor = 0, DriftMonitors(self._config.drift)
         for event in self.versions.events:
             since = event.about.get("since", since)
             if event.kind == CALIBRATED:
-                monitor.reset(*_usual_of(event))
+                monitor.reset(_usual_of(event))
             elif event.kind in (DRIFTED, CALM):
-                monitor.drifted = event.kind == DRIFTED
+                monitor.drifted = event.about.get("parts", [TOTAL]) if event.kind == DRIFTED else []
             elif event.kind not in (REJECTED, FAILED, DISCARDED, RENEWED):  # another context is in use
-                monitor.reset(*self._usual(event.version))
+                monitor.reset(self._usual(event.version))
         return since, monitor
 
-    def _usual(self, version: int) -> tuple[float | None, float | None]:
-        """The usual loss of a version and its margin, where it was in use before."""
+    def _usual(self, version: int) -> Usual:
+        """The usual losses of a version and their margins, where it was in use before."""
         known = [_usual_of(e) for e in self.versions.events if (e.kind, e.version) == (CALIBRATED, version)]
-        return known[-1] if known else (None, None)
+        return known[-1] if known else {}
 
     def adopt(self, given: EmbodimentContext) -> EmbodimentContext:
         """As `ContextVersions.adopt`. Steps from before a new context was given are of a body that was another one."""
@@ -166,9 +168,9 @@ class LearningBody:
             if isinstance(job, AlignJob):
                 return self._aligned(reply, stale)
             self._window_start = self.ring.end
-            return None if stale else self._measured(reply["losses"])
+            return None if stale else self._measured(reply["losses"], reply["parts"])
 
-    def _measured(self, losses: dict[str, float]) -> EmbodimentContext | None:
+    def _measured(self, losses: dict[str, float], parts: dict[str, float]) -> EmbodimentContext | None:
         self.losses.append((time.time(), losses))
         if BEFORE in losses:
             self._probation -= 1
@@ -177,18 +179,25 @@ class LearningBody:
             if self._worse >= self._config.rollback_patience:
                 why = f"its play loss is {losses['live']:.3g}, that of the version before {losses[BEFORE]:.3g}"
                 return self.rollback(by="the server", why=why)
-        before = self.monitor.state
-        after = self.monitor.update(losses["live"])
+        self._watched({TOTAL: losses["live"], **parts})
+        return None
+
+    def _watched(self, losses: dict[str, float]) -> None:
+        """What a window's loss and its parts say of a drift."""
+        before, total = self.monitor.state, self.monitor.total
+        after = self.monitor.update(losses)
         if before is Drift.CALIBRATING and after is not before:
-            self.versions.note(CALIBRATED, reference=self.monitor.reference, margin=self.monitor.margin)
+            parts = {name: usual for name, usual in self.monitor.usual().items() if name != TOTAL}
+            self.versions.note(CALIBRATED, reference=total.reference, margin=total.margin, parts=parts)
         if after is Drift.SUSPECTED and before is not after:
             self._suspect = self.ring.end  # what comes from here on is of the body as it is now
         if after is Drift.DRIFTED and before is not after:
             self._since = self.ring.end if before is not Drift.SUSPECTED else self._suspect
-            self.versions.note(DRIFTED, since=self._since, loss=losses["live"], usual=self.monitor.reference)
+            usual = self.monitor.usual()
+            parts = {name: (losses[name], usual[name][0]) for name in self.monitor.drifted}
+            self.versions.note(DRIFTED, since=self._since, loss=losses[TOTAL], usual=total.reference, parts=parts)
         if before is Drift.DRIFTED and after is not before:
-            self.versions.note(CALM, loss=losses["live"], usual=self.monitor.reference)
-        return None
+            self.versions.note(CALM, loss=losses[TOTAL], usual=total.reference)
 
     def _aligned(self, reply: dict[str, Any], stale: bool) -> EmbodimentContext | None:
         about = {name: value for name, value in reply.items() if name != "accepted"} | {"by": self._asked()}
@@ -209,7 +218,7 @@ class LearningBody:
         return by
 
     def _swapped(self, probation: int) -> None:
-        self.monitor.reset(*self._usual(self.versions.current))
+        self.monitor.reset(self._usual(self.versions.current))
         self._probation, self._worse, self._window_start = probation, 0, self.ring.end
 
     def rollback(self, version: int | None = None, **about: Any) -> EmbodimentContext:
@@ -232,8 +241,8 @@ class LearningBody:
                 "events": [event.to_dict() for event in self.versions.events[-SHOWN:]],
                 "counts": Counter(event.kind for event in self.versions.events),
                 "drift": self.monitor.state.value,
-                "usual_loss": self.monitor.reference,
-                "drift_margin": self.monitor.margin,
+                "usual_loss": self.monitor.total.reference,
+                "drift_margin": self.monitor.total.margin,
                 "losses": [[when, losses] for when, losses in self.losses],
                 "busy": "" if self.busy is None else "aligning" if isinstance(self.busy, AlignJob) else "measuring",
                 "transitions": self._new(0),
@@ -250,6 +259,7 @@ class LearningBody:
             self.versions.close()
 
 
-def _usual_of(event: Event) -> tuple[float, float | None]:
-    """What a `calibrated` says: the loss, and the margin, which journals of older versions lack."""
-    return event.about["reference"], event.about.get("margin")
+def _usual_of(event: Event) -> Usual:
+    """What a `calibrated` says; journals of older versions lack margins and parts."""
+    parts = {name: (reference, margin) for name, (reference, margin) in event.about.get("parts", {}).items()}
+    return {TOTAL: (event.about["reference"], event.about.get("margin")), **parts}

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from selfalign.align.bank import MemoryBudget, PlayBank
-from selfalign.align.measure import EvalGrid
+from selfalign.align.measure import EvalGrid, PartLosses
 from selfalign.align.offline import AlignConfig, align
 from selfalign.align.verdict import Verdict, judge
 from selfalign.data.normalize import NormStats
@@ -49,12 +49,16 @@ class MeasureJob:
     """Further contexts by any name."""
 
     def run(self, policy: Policy, memory_mb: float) -> dict[str, Any]:
-        """`losses` by name (`live` and those of `others`), and `transitions`: how many there were."""
+        """`losses` by name (`live` and those of `others`), `parts` of that of `live`, and `transitions`: how many there
+        were."""
         live = policy.load_context(self.live)
         play = self.material.play(policy.model.config.action_horizon)
         bank = PlayBank.build(policy, play, _stats(live), MemoryBudget(memory_mb))
         contexts = {"live": live} | {name: policy.load_context(path) for name, path in self.others.items()}
-        return {"losses": _losses(policy, bank, contexts, self.material.newest), "transitions": len(bank)}
+        losses = _losses(policy, bank, contexts, self.material.newest)
+        totals, parts = {name: parts.total for name, parts in losses.items()}, asdict(losses["live"])
+        del parts["total"]
+        return {"losses": totals, "parts": parts, "transitions": len(bank)}
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class AlignJob:
             _, held = play.split(config.holdout, config.seed)
             bank = PlayBank.build(policy, held, result.stats, MemoryBudget(memory_mb))
             losses = _losses(policy, bank, {"live": live, "fitted": result.fitted}, config.eval_samples)
-            verdict = self._against_live(losses["live"], losses["fitted"], verdict)
+            verdict = self._against_live(losses["live"].total, losses["fitted"].total, verdict)
         context = result.fitted.with_info(embodiment=self.material.body, verdict=verdict.to_dict())
         if verdict.accepted:
             context.save(self.out)
@@ -113,11 +117,9 @@ def _stats(live: EmbodimentContext) -> NormStats:
 
 def _losses(
     policy: Policy, bank: PlayBank, contexts: Mapping[str, EmbodimentContext], samples: int
-) -> dict[str, float]:
+) -> dict[str, PartLosses]:
     grid, weights = EvalGrid.build(bank, samples=samples, **MEASURED), policy.settings.weights
-    return {
-        name: grid.losses(policy.model, context.to(policy.device), weights).total for name, context in contexts.items()
-    }
+    return {name: grid.losses(policy.model, context.to(policy.device), weights) for name, context in contexts.items()}
 
 
 # ---- over a pipe ---------------------------------------------------------------------------------------------------
