@@ -200,7 +200,7 @@ def fails(cells: Sequence[Cell], films: Path, seen: Path) -> Iterator[str]:
     yield f"The {len(missed)} bodies that miss most, at most {OF_EACH} of each:"
     yield markdown(BODY_COLUMNS, body_rows(missed))
     for film in read_films(films):
-        yield f"![{caption(film)}]({(seen / film['file']).as_posix()})"
+        yield f"![{film['body']}, before and after aligning]({(seen / film['file']).as_posix()})"
         yield f"*{caption(film)}*"
 
 
