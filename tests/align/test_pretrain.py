@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from selfalign.align import pretrain as pretraining
 from selfalign.align.pretrain import POINTS, PretrainConfig, pretrain
 from selfalign.align.rehearsal import RehearsalConfig
 from selfalign.align.settings import ContrastiveConfig
@@ -155,10 +156,13 @@ def test_turned_cameras_are_seen_once_and_kept(data, tmp_path):
         run(data, tmp_path / "refused", rehearsal=contrast, **settings)
 
 
-def test_a_training_does_not_go_on_with_other_settings(data, tmp_path):
-    out = tmp_path / "out"
+def test_a_training_does_not_go_on_with_other_settings(data, tmp_path, monkeypatch):
+    out, compiled = tmp_path / "out", []
+    monkeypatch.setattr(pretraining, "compile_streams", compiled.append)
     run(data, out)
-    run(data, out, compile=False, workers=1)  # how it is computed may change
+    assert not compiled
+    run(data, out, compile=True, workers=1)  # how it is computed may change
+    assert len(compiled) == 1
     faster = OptimConfig(learning_rate=2 * CONFIG.optim.learning_rate)
     with pytest.raises(
         ValueError, match=r"other settings \(training\.optim\.learning_rate [\d.]+, not [\d.]+\): use the"

@@ -1,10 +1,12 @@
 """`selfalign pretrain`: what its flags mean, and the debugging preset from nothing to a policy that acts."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tyro
 
 import selfalign as sa
@@ -65,6 +67,18 @@ def test_the_debugging_preset_needs_no_data(tmp_path):
     play = sa.Play.open(out / "fake_data", embodiment_index=0)
     result = sa.align(policy, play, config=sa.AlignConfig(steps=2, batch_size=4))
     assert policy.act(observation, context=result.context).shape == (8, 4)
+
+
+def test_every_flag_is_explained(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    page = capsys.readouterr().out.replace("│", " ")
+    told = [" ".join(flag.split()) for flag in re.split(r"^ +(?=--[a-z])", page, flags=re.MULTILINE)[1:]]
+    names = {flag.split()[0].rstrip(",") for flag in told}
+    assert len(names) > 50 and {"--data", "--ema-decay", "--warmup-steps", "--lora-rank", "--wandb"} <= names
+    bare = [flag for flag in told if not re.search("[a-z]{2,} [a-z]{2,}|Of [a-zA-Z]", flag.split("(default")[0])]
+    assert not bare
 
 
 def test_the_debugging_preset_takes_a_hundred_steps():

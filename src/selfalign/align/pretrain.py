@@ -33,6 +33,7 @@ from selfalign.model.vision import KeypointTower, KeypointTowerConfig
 from selfalign.model.weights import config_to_dict, load_model, load_tensors, unique_tensors
 from selfalign.train import checkpoint
 from selfalign.train.autocast import keep_float32
+from selfalign.train.compiled import compile_streams
 from selfalign.train.export import finished
 from selfalign.train.loop import LoopConfig, fit
 from selfalign.train.lora import LoraSettings, add_lora
@@ -228,8 +229,7 @@ def _prepare(model: VLA, config: PretrainConfig, world: World) -> None:
         keep_float32(model, world.device)
     recompute_blocks(model, config.recompute)
     if config.compile:
-        for run in ("prefix", "suffix"):
-            setattr(model.mixture, run, torch.compile(getattr(model.mixture, run)))
+        compile_streams(model)
 
 
 def _about(model_config: VLAConfig, source: SourceData, config: PretrainConfig) -> Mapping[str, Any]:

@@ -50,6 +50,7 @@ class TrainingConfig:
     out: Path = Path("runs/tiny")
     """Training checkpoints and logs; the finished policy is in its folder `policy`. Goes on where it stopped."""
     preset: str = "tiny"
+    """The model's architecture: tiny, small, pi05_alignment_debug, pi0_aligned or pi05_aligned."""
     start: Path | None = None
     """Checkpoint to start from, trained vision tower included; None: from nothing."""
     shared: Path | None = None
@@ -60,6 +61,7 @@ class TrainingConfig:
     steps: int | None = None
     """None: 6000, or 100 for a debugging preset."""
     seed: int = 0
+    """Of the weights, and of everything that is drawn."""
     recordings: RecordingFlags = field(default_factory=RecordingFlags)
     bodies: BodyFlags = field(default_factory=BodyFlags)
     model: ModelFlags = field(default_factory=ModelFlags)

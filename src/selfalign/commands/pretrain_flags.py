@@ -51,7 +51,9 @@ class BodyFlags:
     max_age: int = 150
     """Alignment steps after which a slot gets a new embodiment, at the latest."""
     play_per_slot: int = 8
+    """Samples of a slot's play in a batch: what moves its context."""
     demonstrations_per_slot: int = 8
+    """Samples of its demonstrations: what the action loss is of."""
     widen_steps: int = 4000
     """Steps over which action and state frames widen from canonical to all of the source region; 0: at once."""
     context_learning_rate: float = 1e-2
@@ -127,11 +129,15 @@ class LossFlags:
     """Weights of the losses."""
 
     lambda_action: float = 1.0
+    """Weight of the flow of actions."""
     lambda_ttt: float = 0.1
     """Weight of the TTT layers' own reconstruction loss."""
     lambda_perception: float = 1.0
+    """Weight of telling the state from the pictures."""
     lambda_dynamics: float = 1.0
+    """Weight of telling the next observation from the actions."""
     lambda_inverse: float = 1.0
+    """Weight of telling the actions from the next observation."""
     lambda_grounding: float = 1.0
     """Weight of pointing at what the instruction names."""
     lambda_contrastive: float = 0.0
@@ -140,6 +146,7 @@ class LossFlags:
     negatives: int = 4
     """Perturbed bodies in each such group."""
     temperature: float = 0.07
+    """Of InfoNCE."""
 
     def weights(self) -> LossWeights:
         names = ("action", "ttt", "perception", "dynamics", "inverse", "grounding")
@@ -174,7 +181,9 @@ class OptimiserFlags:
     lora_rank: int = 0
     """Parts of `lora_parts` learn through low-rank updates of this rank (extra `lora`); 0: as usual."""
     lora_alpha: int = 16
+    """The updates are scaled by this over their rank."""
     lora_parts: tuple[Part, ...] = ("vlm",)
+    """Parts whose blocks have such updates."""
     pointing_steps: int = 3500
     """Steps in which the vision tower learns to point."""
 
@@ -184,6 +193,7 @@ class MachineFlags:
     """Where and how fast it runs."""
 
     device: Literal["cpu", "cuda"] = "cpu"
+    """Of several processes, each takes a GPU of its own."""
     strategy: Strategy = "ddp"
     """How the processes that torchrun has started share the training: copies of the model, or shards of it."""
     recompute: bool = False
@@ -201,15 +211,18 @@ class LogFlags:
     """What is written, and when."""
 
     save_every: int = 500
+    """Steps between training checkpoints; the policy is exported with each."""
     keep: int = 2
     """Newest training checkpoints that stay."""
     keep_every: int | None = None
     """Those of steps that are a multiple of this stay too."""
     log_every: int = 50
+    """Steps over which logged numbers are averaged."""
     validate_every: int = 500
     """Steps between the measurements on held-out rigs."""
     diagnose_every: int = 100
     """Steps between measurements of the cosine between the gradients of action and alignment losses by W; 0: none."""
     tensorboard: bool = True
+    """Log for TensorBoard, beside log.jsonl."""
     wandb: str | None = None
     """Project of Weights & Biases to log to as well (extra `wandb`)."""
