@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from damage import check_damage, flip_bits, overwrite, truncate
+from data import drawn
 from data.factory import make_episode
 from data.rlds_data import STEP, block, example, group, tensor, varint, write_records, write_rlds
 from selfalign.data.cache import EpisodeCache
@@ -58,6 +60,25 @@ def test_every_step_is_read(root, episodes):
     assert {"is_first", "reward", "language_embedding", "observation/depth"} <= set(reader.info.ignored)
     columns = reader.columns([ACTION, STATE])
     np.testing.assert_array_equal(columns[ACTION], np.concatenate([e.action for e in episodes]))
+
+
+def test_what_tensorflow_datasets_wrote_is_read():
+    """`make_rlds.py` says how; TFDS has shuffled the episodes, and each picture tells where it belongs."""
+    reader = RldsReader(Path(__file__).parent / "recordings" / "rlds" / "drawn", drawn.FPS)
+    assert reader.info.cameras == ("compressed", "scene", "wrist") and reader.embodiments == [{"name": "drawn"}]
+    episodes = [reader[index] for index in range(len(reader))]
+    found = [drawn.read(episode.images["scene"][0])[1] for episode in episodes]
+    assert sorted(found) == list(range(len(drawn.LENGTHS)))
+    for index, episode in zip(found, episodes, strict=True):
+        assert (episode.task, len(episode)) == (drawn.task(index), drawn.LENGTHS[index])
+        np.testing.assert_array_equal(episode.state, drawn.numbers(index, "observation.state"))
+        np.testing.assert_array_equal(episode.action, drawn.numbers(index, "action"))
+        for number, camera in enumerate(drawn.CAMERAS):
+            expected = np.stack([drawn.draw(number, index, t) for t in range(len(episode))])
+            np.testing.assert_array_equal(episode.images[camera], expected)
+        assert [drawn.read(image) for image in episode.images["compressed"]] == [
+            (0, index, t) for t in range(len(episode))
+        ]
 
 
 def test_it_is_a_source_like_any_other(root, episodes, tmp_path):
