@@ -8,23 +8,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from selfalign.bench.plan import HEADLINE
 from selfalign.bench.stats import Interval
+from selfalign.report.reading import read_cells
+from selfalign.sim.tasks import KINDS
 
 ROOT = Path(__file__).parents[1]
-SCENARIOS = ("camera", "action", "robot", "all", "joint")
-TASKS = ("reach", "push", "lift")
-COLUMNS = ("before", "after_10", "aligned", "random", "swap", "oracle")
+COLUMNS = ("before", "random", "aligned", "oracle")
 WORDS: dict[str, dict[str, str]] = {
     "README.md": {
         "camera": "camera",
         "action": "action frame",
         "robot": "arm (UR5e)",
         "all": "camera, frame and arm at once",
-        "joint": "joint order (joint control)",
         "reach": "reach",
         "push": "push",
         "lift": "lift",
-        "adapt": "| unseen | task | before | after 10 steps | aligned | random update | another's context | oracle |",
+        "headline": "| unseen | task | before | random update | aligned | oracle |",
         "demo": "| unseen | before | after | loss on held-out play | random update | align |",
     },
     "README.zh.md": {
@@ -32,28 +32,23 @@ WORDS: dict[str, dict[str, str]] = {
         "action": "动作坐标系",
         "robot": "机械臂（UR5e）",
         "all": "相机、坐标系与机械臂同时",
-        "joint": "关节顺序（关节控制）",
         "reach": "到达",
         "push": "推",
         "lift": "抬起",
-        "adapt": "| 未见过的 | 任务 | 对齐前 | 10 步 | 对齐后 | 随机更新 | 另一身体的上下文 | 上限 |",
+        "headline": "| 未见过的 | 任务 | 对齐前 | 随机更新 | 对齐后 | 上限 |",
         "demo": "| 未见过的 | 对齐前 | 对齐后 | 留出的玩耍数据上的损失 | 随机更新 | 对齐用时 |",
     },
 }
 """What the tables of each page say, and their first lines, by which they are found."""
 
 
-def adapt_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
-    """Success on unseen bodies: `adapt_tiny_*.json`, in the order of scenarios and tasks."""
-    found = {}
-    for path in results.glob("adapt_tiny_*.json"):
-        result = json.loads(path.read_text())
-        settings = result["settings"]
-        found[TASKS.index(settings["task"]), SCENARIOS.index(settings["scenario"])] = result["summary"]["success"]
-    for (task, scenario), success in sorted(found.items()):
-        cells = [percent(success[name]) if name in success else "–" for name in COLUMNS]
-        cells[COLUMNS.index("aligned")] = f"**{cells[COLUMNS.index('aligned')]}**"
-        yield f"| {words[SCENARIOS[scenario]]} | {words[TASKS[task]]} | {' | '.join(cells)} |"
+def headline_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
+    """Success on unseen bodies: `matrix_headline.json`, in the order of tasks and scenarios."""
+    cells = read_cells([results / "matrix_headline.json"])
+    for cell in sorted(cells, key=lambda c: (KINDS.index(c.settings["task"]), HEADLINE.index(c.settings["scenario"]))):
+        found = [cell.success(name).percent() for name in COLUMNS]
+        found[COLUMNS.index("aligned")] = f"**{found[COLUMNS.index('aligned')]}**"
+        yield f"| {words[cell.settings['scenario']]} | {words[cell.settings['task']]} | {' | '.join(found)} |"
 
 
 def demo_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
@@ -81,7 +76,7 @@ def with_tables(text: str, results: Path, words: Mapping[str, str]) -> str:
     Raises:
         ValueError: it has no line that begins one of them.
     """
-    for name, rows in (("adapt", adapt_rows), ("demo", demo_rows)):
+    for name, rows in (("headline", headline_rows), ("demo", demo_rows)):
         lines, head = text.split("\n"), words[name]
         if head not in lines:
             raise ValueError(f"no line {head!r} in the page")

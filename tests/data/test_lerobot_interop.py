@@ -1,5 +1,7 @@
 """Against the `lerobot` package itself, where it is installed (it is none of selfalign's dependencies)."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,8 @@ from selfalign.data.windows import FrameWindows
 
 pytest.importorskip("lerobot")
 HORIZON = 8
+BACKEND = "torchcodec" if find_spec("torchcodec") else "pyav"
+"""What LeRobot reads videos with; its PyAV way needs an older torchvision."""
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def test_lerobot_reads_our_videos(tmp_path):
             writer.add_episode(Episode(images, state, action, task=drawn.task(index), fps=drawn.FPS))
     offsets = {"observation.images.wrist": [0.0, 0.3], "action": [0.0, 0.1]}
     dataset = LeRobotDataset(
-        "local/ours", root=tmp_path / "ours", delta_timestamps=offsets, video_backend="pyav", tolerance_s=1e-4
+        "local/ours", root=tmp_path / "ours", delta_timestamps=offsets, video_backend=BACKEND, tolerance_s=1e-4
     )
     frames = [(episode, t) for episode, length in enumerate(drawn.LENGTHS) for t in range(length)]
     assert len(dataset) == len(frames)
