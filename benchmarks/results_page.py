@@ -208,7 +208,23 @@ def read_both(paths: Sequence[Path]) -> tuple[list[Cell], list[Cell]]:
     """Cells of the shipped checkpoint, and of other trainings by the names of their files."""
     others = [path for path in paths if path.stem.startswith(ABLATION)]
     named = [replace(cell, name=cell.path.stem.replace("_", " ")) for cell in read_cells(others)]
-    return read_cells([path for path in paths if path not in others]), named
+    return without_repeats(read_cells([path for path in paths if path not in others])), named
+
+
+def without_repeats(cells: Sequence[Cell]) -> list[Cell]:
+    """What two benchmarks measured, once: cells whose bodies another cell has under as many conditions are left out."""
+    kept: list[Cell] = []
+    for cell in cells:
+        if not any(_identity(other) == _identity(cell) and {*cell.conditions} <= {*other.conditions} for other in kept):
+            kept.append(cell)
+    return kept
+
+
+def _identity(cell: Cell) -> tuple[Any, ...]:
+    play = cell.settings["play"]
+    amount = max(play, default=0) if isinstance(play, list) else play
+    bodies = tuple(sorted(row["name"] for row in cell.rows))
+    return cell.fingerprint, cell.settings["task"], cell.settings["seed"], amount, bodies
 
 
 def _conditions(cell: Cell) -> list[str]:

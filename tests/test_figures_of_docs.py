@@ -79,6 +79,16 @@ def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):
     ]
 
 
+def test_what_two_benchmarks_measured_counts_once():
+    results, folder = script("results_page"), ROOT / "benchmarks/results"
+    once = results.read_cells([folder / "adapt_tiny_action_push.json"])
+    both = results.read_cells([folder / "adapt_tiny_action_push.json", folder / "matrix_headline.json"])
+    kept = results.without_repeats(both)
+    assert len(both) == 13 and len(kept) == 12 and kept[0].path == once[0].path
+    names = [(cell.settings["scenario"], cell.settings["task"]) for cell in kept]
+    assert len(set(names)) == 12
+
+
 def test_markdown_tables_keep_their_columns():
     table = script("results_page").markdown(("a", "b"), [["1|2", "3"]])
     assert table == "| a | b |\n| --- | --- |\n| 1\\|2 | 3 |"
