@@ -69,7 +69,9 @@ def run(config: ImportConfig) -> Path:
         names={column: told for column, told in names.items() if told},
         video=config.video,
     ) as writer:
-        for episode in track(_as_play(source, picks, config), description="importing", total=len(picks)):
+        for episode in track(
+            _as_play(source, picks, config), description="importing", total=len(picks), auto_refresh=False
+        ):
             writer.add_episode(episode)
     frames = sum(source.refs[i].length for i in picks)
     print(f"{config.out}: {len(picks)} episodes of {body.get('name', 'the robot')}, {frames / source.info.fps:.0f} s")

@@ -48,7 +48,7 @@ def run(config: RecordConfig) -> None:
     recording = play_trajectories(body, config.trajectories, config.length, config.seed, image_size=config.image_size)
     write_play(
         config.out,
-        track(recording, description="playing", total=config.trajectories),
+        track(recording, description="playing", total=config.trajectories, auto_refresh=False),
         embodiment={"name": body.name, **body.to_dict()},
         fps=body.control_hz,
         robot_type=body.robot.name,

@@ -142,7 +142,8 @@ def _trajectories(
     recorder: PlayRecorder, description: Description, guard: Guard, config: RobotPlayConfig
 ) -> Iterator[Episode]:
     kinds: tuple[Kind, ...] = ("waypoints", "babble") if config.motion == "both" else (config.motion,)
-    for i in track(range(config.trajectories), description="playing"):
+    # Without a thread of rich's own: one that is still there when this is abandoned half-way can wait for ever.
+    for i in track(range(config.trajectories), description="playing", auto_refresh=False):
         rng = np.random.default_rng([config.seed, i])
         motion = RandomMotion(description.axes, description.hz, rng, kinds[i % len(kinds)], guard.allows)
         episode = recorder.trajectory(motion, config.length)
