@@ -1,9 +1,10 @@
 import math
 import os
+import threading
 
 import pytest
 
-from selfalign.workers import count_one, run_jobs
+from selfalign.workers import count_one, run_jobs, track
 
 
 def collect(job, jobs, workers: int) -> dict:
@@ -49,3 +50,21 @@ def test_what_jobs_count_arrives_here(workers: int):
     assert told == sorted(told) and told[-1] == 7
     count_one()  # nobody listens any more
     assert told[-1] == 7
+
+
+def test_a_tracked_loop_gives_every_item_and_shows_how_many(capsys: pytest.CaptureFixture):
+    assert list(track(iter("abc"), "reading", total=3)) == ["a", "b", "c"]
+    told = capsys.readouterr().out
+    assert "reading" in told and "100%" in told
+    assert list(track(range(4), "counting")) == [0, 1, 2, 3]
+
+
+def test_a_tracked_loop_that_is_abandoned_leaves_no_thread():
+    before = threading.active_count()
+    loop = track(range(3), "stopping")
+    next(loop)
+    assert threading.active_count() == before, "one that is collected in another's thread could wait for it for ever"
+    other = threading.Thread(target=loop.close)  # as when Python collects it there
+    other.start()
+    other.join(10)
+    assert not other.is_alive()

@@ -4,15 +4,18 @@ Each job keeps its own result on disk, so that a run that was interrupted goes o
 """
 
 import itertools
+import math
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from operator import length_hint
+from typing import Any, TypeVar
 
 from rich.progress import (
     BarColumn,
@@ -23,6 +26,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+Item = TypeVar("Item")
+_BETWEEN = 0.1
+"""Seconds between two pictures of a bar that draws itself."""
 
 # One thread for numerics, none extra for a software renderer: more would fight for the cores that the workers share.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
@@ -57,6 +64,28 @@ def progress_bar(title: str, total: int, show: bool) -> Iterator[Bar]:
     )
     with Progress(*columns, disable=not show) as progress:
         yield Bar(progress, progress.add_task(title, total=total), title)
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """The same items, with a bar of how many were taken.
+
+    rich's own `track` has two threads: one that is still there when the loop is abandoned half-way may wait for ever
+    for the other, if Python collects the loop in it. This has none.
+
+    Args:
+        items: any.
+        description: what is done with them.
+        total: how many there are; None: as `items` says.
+    """
+    with Progress(auto_refresh=False) as progress:
+        task, shown = progress.add_task(description, total=length_hint(items) if total is None else total), -math.inf
+        for item in items:
+            yield item
+            progress.advance(task)
+            if (now := time.monotonic()) - shown > _BETWEEN:
+                progress.refresh()
+                shown = now
+        progress.refresh()
 
 
 _count: Callable[[], None] = lambda: None  # noqa: E731  what `count_one` does in this process

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from selfalign.align.heldout import HeldOut, HeldOutConfig, hold_out
@@ -43,6 +42,7 @@ from selfalign.train.pointing import PointingConfig, pointing_error, train_tower
 from selfalign.train.recompute import recompute_blocks
 from selfalign.train.step import OptimConfig, TrainState, make_state
 from selfalign.train.world import ALONE, World
+from selfalign.workers import track
 
 POINTS = "privileged.points"
 """Column of image points that a simulator writes into source data: (u, v, visible) of each named keypoint."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from rich.progress import track
 
 from selfalign.data.features import (
     STORE_FORMAT,
@@ -21,6 +20,7 @@ from selfalign.data.sources import SourceData
 from selfalign.model.files import map_array
 from selfalign.model.policy import VLA
 from selfalign.model.weights import load_model, read_json, write_json
+from selfalign.workers import track
 
 SAMPLED_EPISODES = 100
 """Episodes from which principal components are fitted, at most."""

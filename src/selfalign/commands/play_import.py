@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
 from selfalign import embodiments
 from selfalign.data.episodes import Episode
@@ -16,6 +15,7 @@ from selfalign.data.schema import ACTION, STATE
 from selfalign.data.sources import SourceData
 from selfalign.data.statistics import dim_names
 from selfalign.data.transforms import resize_with_pad
+from selfalign.workers import track
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ def run(config: ImportConfig) -> Path:
         names={column: told for column, told in names.items() if told},
         video=config.video,
     ) as writer:
-        for episode in track(
-            _as_play(source, picks, config), description="importing", total=len(picks), auto_refresh=False
-        ):
+        for episode in track(_as_play(source, picks, config), description="importing", total=len(picks)):
             writer.add_episode(episode)
     frames = sum(source.refs[i].length for i in picks)
     print(f"{config.out}: {len(picks)} episodes of {body.get('name', 'the robot')}, {frames / source.info.fps:.0f} s")

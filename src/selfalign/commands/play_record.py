@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import track
-
 from selfalign.commands.evaluate import read_body
 from selfalign.robots.record import write_play
 from selfalign.sim.bodies import sample_bodies
 from selfalign.sim.record import play_trajectories
 from selfalign.sim.regions import Region, Scenario
+from selfalign.workers import track
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def run(config: RecordConfig) -> None:
     recording = play_trajectories(body, config.trajectories, config.length, config.seed, image_size=config.image_size)
     write_play(
         config.out,
-        track(recording, description="playing", total=config.trajectories, auto_refresh=False),
+        track(recording, description="playing", total=config.trajectories),
         embodiment={"name": body.name, **body.to_dict()},
         fps=body.control_hz,
         robot_type=body.robot.name,

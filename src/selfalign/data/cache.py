@@ -23,6 +23,7 @@ from selfalign.data.loading import fetch_ahead
 from selfalign.data.sources import SourceData
 from selfalign.data.transforms import resize_with_pad
 from selfalign.model.files import map_array
+from selfalign.workers import track
 
 _VERSION = 1
 """Part of a cache's name; to be raised when its layout changes."""
@@ -223,8 +224,4 @@ def _resized(values: np.ndarray, name: str, image_size: int | None) -> np.ndarra
 def _with_progress(
     decoded: Iterator[dict[str, np.ndarray]], total: int, progress: bool
 ) -> Iterable[dict[str, np.ndarray]]:
-    if not progress:
-        return decoded
-    from rich.progress import track
-
-    return track(decoded, description="decoding", total=total)
+    return track(decoded, "decoding", total) if progress else decoded

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.progress import track
 
 from selfalign.data.episodes import Episode
 from selfalign.data.schema import ACTION, STATE
@@ -21,6 +20,7 @@ from selfalign.robots.pace import NoPace, Pace
 from selfalign.robots.protocol import Description, Robot
 from selfalign.robots.record import PlayRecorder, write_play
 from selfalign.robots.safety import Guard
+from selfalign.workers import track
 
 _METHODS = ("observe", "measure", "act", "stop", "close")
 _LATE = 0.05
@@ -142,8 +142,7 @@ def _trajectories(
     recorder: PlayRecorder, description: Description, guard: Guard, config: RobotPlayConfig
 ) -> Iterator[Episode]:
     kinds: tuple[Kind, ...] = ("waypoints", "babble") if config.motion == "both" else (config.motion,)
-    # Without a thread of rich's own: one that is still there when this is abandoned half-way can wait for ever.
-    for i in track(range(config.trajectories), description="playing", auto_refresh=False):
+    for i in track(range(config.trajectories), description="playing"):
         rng = np.random.default_rng([config.seed, i])
         motion = RandomMotion(description.axes, description.hz, rng, kinds[i % len(kinds)], guard.allows)
         episode = recorder.trajectory(motion, config.length)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from rich.progress import track
 from torch import Tensor
 
 from selfalign.data.transforms import pixels_to_model
 from selfalign.model.files import write_atomically
 from selfalign.model.vision import KeypointTower
 from selfalign.model.weights import load_tensors, unique_tensors
+from selfalign.workers import track
 
 SAVE_EVERY = 500
 """Steps after which the training of a tower is saved."""
