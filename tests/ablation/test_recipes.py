@@ -13,6 +13,7 @@ import tyro
 from align.rehearsing import draw
 from selfalign import presets
 from selfalign.ablation.recipes import GROUPS, RECIPES, SCALES, base, changed, chosen
+from selfalign.ablation.run import AblateConfig
 from selfalign.align.rehearsal import Rehearsal, make_objective
 from selfalign.bench.plan import Cell
 from selfalign.commands.pretrain import TrainingConfig
@@ -199,5 +200,7 @@ def test_names():
     assert all(name in RECIPES for names in GROUPS.values() for name in names)
     with pytest.raises(ValueError, match="no cell everything; there are the groups losses"):
         chosen(("everything",))
+    with pytest.raises(ValueError, match="no cell everything"):  # before any data is read
+        AblateConfig(Path("out"), cells=("everything",))
     with pytest.raises(ValueError, match="BodyFlags has no slot;"):
         changed(recipe("all"), {"bodies": {"slot": 1}})

@@ -129,5 +129,9 @@ def test_flags_are_checked_before_anything_is_recorded(tmp_path, capsys):
         TuneConfig("lora", trials=0)
     with pytest.raises(ValueError, match="no method 'magic'"):
         TuneConfig("magic")
+    wrong = {"{": "is not JSON", "[1]": "is not an object", '{"ranks": 1}': "no setting 'ranks'"}
+    for settings, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            TuneConfig("lora", settings=settings)
     assert main(["bench", "tune", "--method", "lora", "--checkpoint", str(tmp_path / "none")]) == 2
     assert "none" in capsys.readouterr().err

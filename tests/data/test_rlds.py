@@ -52,8 +52,11 @@ def test_every_step_is_read(root, episodes):
     reader = RldsReader(root, 5)
     assert len(reader) == 5 and reader.num_frames == sum(map(len, episodes))
     assert reader.embodiments == [{"name": "toy_robot"}]
-    for index in (3, 0, 1, 4, 2):  # in any order
+    order = (3, 0, 1, 4, 2)
+    for index, found in zip(order, reader.episodes(order), strict=True):
         check(reader[index], episodes[index])
+        check(found, episodes[index])
+    assert len(list(reader.episodes())) == 5
     assert reader.info.cameras == ("image", "wrist") and reader.info.fps == 5
     assert reader.info.features["observation.images.wrist"].image_shape == (16, 24, 3), "of the first picture"
     assert reader.info.features[ACTION].names == ["action_0", "action_1", "action_2", "action_3"]

@@ -81,6 +81,7 @@ class AblateConfig:
         if not self.seeds:
             wrong.append("seeds=() (at least one)")
         refuse("bench ablate", wrong)
+        chosen(self.cells)
 
 
 @dataclass(frozen=True)

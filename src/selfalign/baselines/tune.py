@@ -200,6 +200,18 @@ class TuneConfig:
         refuse("bench tune", wrong)
         if self.method not in METHODS:
             raise ValueError(f"no method {self.method!r}; there are: {', '.join(METHODS)}")
+        changed(METHODS[self.method].config(), self.fixed)
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What `settings` says."""
+        try:
+            told = json.loads(self.settings)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--settings {self.settings!r} is not JSON: {error}") from error
+        if not isinstance(told, dict):
+            raise ValueError(f"--settings {self.settings!r} is not an object, as '{{\"steps\": 100}}' is")
+        return told
 
     @property
     def path(self) -> Path:
@@ -215,8 +227,6 @@ def run(config: TuneConfig, *, show: bool = True) -> dict[str, Any]:
         ValueError: settings that the method does not have, a file of another measurement, or no finite trial to choose.
     """
     policy = load(config.checkpoint)
-    settings = json.loads(config.settings)
-    changed(get(config.method).config(), settings)  # before anything is recorded
     told = {name: getattr(config, name) for name in ("play", "play_length", "demonstrations", "judged")}
     result = tune(
         config.method,
@@ -224,7 +234,7 @@ def run(config: TuneConfig, *, show: bool = True) -> dict[str, Any]:
         validation_bodies(policy, config, show),
         config.trials,
         seed=config.seed,
-        config=settings,
+        config=config.fixed,
         path=config.path,
         show=show,
         told={**told, "scenarios": list(config.scenarios)},

@@ -103,6 +103,11 @@ class RldsReader:
     def num_frames(self) -> int:
         return sum(meta.length for meta in self.metadata)
 
+    def episodes(self, indices: Iterable[int] | None = None) -> Iterator[Episode]:
+        """Episodes in the order of `indices` (default: all); reads and decodes one at a time."""
+        for index in range(len(self)) if indices is None else indices:
+            yield self[index]
+
     @cached_property
     def files(self) -> list[Path]:
         """The files of the split, as many as `dataset_info.json` says."""
