@@ -98,6 +98,17 @@ def test_what_is_finished_is_kept_and_shared(curve: Cell, tmp_path: Path, monkey
     assert len(other) == 3
 
 
+def test_a_cell_of_more_bodies_begins_with_those_of_fewer(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = Measured(monkeypatch)
+    both = (replace(curve, bodies=2), curve)
+    few, three = run_plan(Plan("p", both), tmp_path, workers=1, show=False)["cells"]
+    assert len(first) == 3 and few["digest"] != three["digest"]
+    assert few["bodies"] == three["bodies"][:2] and len(three["bodies"]) == 3
+    more = Measured(monkeypatch)
+    five = run_plan(Plan("q", (replace(curve, bodies=5),)), tmp_path, workers=1, show=False)["cells"][0]
+    assert [index for *_, index in more] == [3, 4] and five["bodies"][:3] == three["bodies"]
+
+
 def test_how_a_checkpoint_is_aligned_is_part_of_a_cell(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Measured(monkeypatch)
     plan, before = Plan("p", (curve,)), matrix.policy_of(curve.checkpoint)

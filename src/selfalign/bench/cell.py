@@ -27,7 +27,7 @@ class BodyJob:
     """One body of one cell."""
 
     digest: str
-    """Of the cell."""
+    """Of what its numbers depend on, beside which body it is."""
     cell: Cell
     index: int
     body: BodySpec

@@ -2,12 +2,13 @@
 
     OUT/plan.json                what was asked for
     OUT/matrix.json              all cells of the plan, failed ones with their error, and what they say together
-    CACHE/bodies/CELL/003.json   a finished body
+    CACHE/bodies/ROW/003.json    a finished body
     CACHE/cells/CELL.json        a finished cell
 
 CACHE is OUT where no other folder is named. CELL is a digest of the cell's settings and files, of its checkpoint's
-weights and of how that wants to be aligned. So an interrupted run goes on where it stopped, and plans that share a
-cache measure what they have in common (the oracle, most of all) once.
+weights and of how that wants to be aligned; ROW is the same but for how many bodies there are. So an interrupted run
+goes on where it stopped, plans that share a cache measure what they have in common (the oracle, most of all) once, and
+a cell of more bodies begins with those that a cell of fewer has measured.
 """
 
 import hashlib
@@ -67,10 +68,16 @@ class CellState:
     identity: dict[str, Any] = field(default_factory=dict)
     """What its numbers depend on."""
     digest: str = ""
+    rows: str = ""
+    """The digest under which its bodies are kept."""
     jobs: list[cells.BodyJob] = field(default_factory=list)
     error: str = ""
     traceback: str = ""
     result: dict[str, Any] | None = None
+
+    def has(self, job: cells.BodyJob) -> bool:
+        """Whether a job's row is one of this cell's."""
+        return job.digest == self.rows and job.index < len(self.jobs)
 
 
 def run(config: MatrixConfig, *, show: bool = True) -> dict[str, Any]:
@@ -138,14 +145,20 @@ def _open(cell: Cell, cache: Path) -> CellState:
             "align": json.loads(json.dumps(policy.settings.to_dict())),
             **_files(cell),
         }
-        state.digest = digest(state.identity)
+        state.digest, state.rows = digest(state.identity), _digest_of_a_body(state.identity)
         bodies = cells.bodies_of(cell)
-        state.jobs = [cells.BodyJob(state.digest, cell, index, body) for index, body in enumerate(bodies)]
+        state.jobs = [cells.BodyJob(state.rows, cell, index, body) for index, body in enumerate(bodies)]
     except (ValueError, OSError) as error:
         state.error = f"{type(error).__name__}: {error}"
         return state
     state.result = read_kept(_cell_path(cache, state.digest), state.identity)
     return state
+
+
+def _digest_of_a_body(identity: Mapping[str, Any]) -> str:
+    """Of what a body's numbers depend on: not on how many others there are, since a seed draws the same ones first."""
+    settings = {name: value for name, value in identity["settings"].items() if name != "bodies"}
+    return digest({**identity, "settings": settings})
 
 
 def _files(cell: Cell) -> dict[str, str]:
@@ -164,12 +177,12 @@ def _files(cell: Cell) -> dict[str, str]:
 
 def _measure(states: Sequence[CellState], folder: Path, workers: int, cluster: Cluster, show: bool) -> None:
     """Runs the jobs whose rows are not in the folder."""
-    # Cells that differ in their labels alone are measured once.
-    missing: dict[str, list[cells.BodyJob]] = {}
-    for state in states:
-        if state.result is None and not state.error:
-            missing.setdefault(state.digest, state.jobs)
-    jobs = [job for jobs_of in missing.values() for job in jobs_of]
+    # Bodies of cells that differ in their labels alone, or in how many bodies they have, are measured once.
+    missing = [state for state in states if state.result is None and not state.error]
+    distinct: dict[tuple[str, int], cells.BodyJob] = {}
+    for job in (job for state in missing for job in state.jobs):
+        distinct.setdefault((job.digest, job.index), job)
+    jobs = list(distinct.values())
     todo = [job for job in jobs if not cells.row_path(folder, job).is_file()]
     for robot in dict.fromkeys(job.body.robot for job in todo):
         prepare(robot)  # once here, rather than at the same time in every worker
@@ -180,7 +193,7 @@ def _measure(states: Sequence[CellState], folder: Path, workers: int, cluster: C
         def done(group: cells.Group, rows: list[dict[str, Any]]) -> None:
             for job, row in zip(group.jobs, rows, strict=True):
                 if "error" in row:
-                    for state in (state for state in states if state.digest == job.digest):
+                    for state in filter(lambda state: state.has(job), missing):
                         state.error, state.traceback = f"body {job.index}: {row['error']}", row["traceback"]
                 elif group.folder is None:
                     write_json(cells.row_path(folder, job), row)
