@@ -5,8 +5,8 @@ from typing import Any
 
 
 def below(config: Any, **least: int) -> list[str]:
-    """`name=value (at least ...)` of every field that is smaller than its least value."""
-    values = {name: getattr(config, name) for name in least}
+    """`name=value (at least ...)` of every field that is smaller than its least value; None is not."""
+    values = {name: getattr(config, name) for name in least if getattr(config, name) is not None}
     return [f"{name}={value} (at least {least[name]})" for name, value in values.items() if value < least[name]]
 
 

@@ -17,6 +17,7 @@ from selfalign.bench.plan import Cell, Plan, with_oracle
 from selfalign.bench.workshop import Workshop
 from selfalign.checkpoint import load
 from selfalign.model.losses import LossWeights
+from selfalign.model.weights import read_json
 from selfalign.settings import AlignSettings
 from selfalign.sim.tasks import KINDS
 
@@ -142,7 +143,10 @@ def test_a_plan_by_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(REACHED, 4, 0.9)
     Measured(monkeypatch)
     monkeypatch.setenv("COLUMNS", "80")
-    run(MatrixConfig("smoke", tmp_path, str(checkpoint), workers=1))
+    run(MatrixConfig("smoke", tmp_path, str(checkpoint), bodies=3, workers=1))
+    assert all(len(entry["bodies"]) == 3 for entry in read_json(tmp_path / "matrix.json")["cells"])
+    with pytest.raises(ValueError, match=r"bodies=0 \(at least 1\)"):
+        MatrixConfig("smoke", tmp_path, bodies=0)
     told = capsys.readouterr().out
     assert "Plan smoke" in told and "4 play" in told and "90 % [90, 90]" in told
     assert "4 [4, 4] trajectories of play (10 s) to 90 % of the oracle's 100 %" in " ".join(told.split())

@@ -49,6 +49,8 @@ class MatrixConfig:
     """That a named plan measures."""
     split: Split = "test"
     """Whose bodies a named plan measures; choices are made on those of validation."""
+    bodies: int | None = None
+    """Of each cell; None: as many as the plan says."""
     cache: Path | None = None
     """Folder of finished cells and bodies, which are not measured again; plans may share one. None: `out`."""
     workers: int = 2
@@ -57,7 +59,7 @@ class MatrixConfig:
     """"ray": on Ray, local or (RAY_ADDRESS) a cluster's (extra `cluster`)."""
 
     def __post_init__(self) -> None:
-        refuse("bench matrix", below(self, workers=1))
+        refuse("bench matrix", below(self, workers=1, bodies=1))
 
 
 @dataclass
@@ -83,6 +85,7 @@ class CellState:
 def run(config: MatrixConfig, *, show: bool = True) -> dict[str, Any]:
     """Measures the plan that a config names; see `run_plan`."""
     plan = Plan.open(config.plan, config.checkpoint, config.split)
+    plan = plan if config.bodies is None else plan.of_bodies(config.bodies)
     return run_plan(plan, config.out, cache=config.cache, workers=config.workers, cluster=config.cluster, show=show)
 
 

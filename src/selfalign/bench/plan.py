@@ -143,6 +143,10 @@ class Plan:
         if not self.cells:
             raise ValueError(f"the plan {self.name!r} has no cell")
 
+    def of_bodies(self, count: int) -> Self:
+        """The same cells with so many bodies each, the first of those that they have anyway."""
+        return dataclasses.replace(self, cells=tuple(dataclasses.replace(cell, bodies=count) for cell in self.cells))
+
     def save(self, path: Path) -> Path:
         """Writes it as JSON, atomically."""
         cells = [json.loads(json.dumps(dataclasses.asdict(cell))) for cell in self.cells]
@@ -211,20 +215,20 @@ def curve(checkpoint: str, split: Split) -> list[Cell]:
     return cells
 
 
-def few_shot(checkpoint: str, split: Split) -> list[Cell]:
+def few_shot(checkpoint: str, split: Split, demonstrations: tuple[int, ...] = FEW_SHOT) -> list[Cell]:
     """Fine-tuning on demonstrations of the new body, beside aligning to its play."""
     settings, cells = _tuned(FROM_DEMONSTRATIONS), []
     for scenario in HEADLINE:
         cell = Cell(checkpoint, scenario=scenario, seed=seeds_of(split)[0])
-        learned = dataclasses.replace(cell, play=(), demonstrations=FEW_SHOT)
+        learned = dataclasses.replace(cell, play=(), demonstrations=demonstrations)
         cells += with_oracle(cell)
         cells += [dataclasses.replace(learned, method=name, settings=settings[name]) for name in FROM_DEMONSTRATIONS]
     return cells
 
 
 def baselines(checkpoint: str, split: Split) -> list[Cell]:
-    """What else can be made of the same play, and, as in `few-shot`, of demonstrations."""
-    settings, cells = _tuned((*FROM_PLAY, *FROM_DEMONSTRATIONS)), few_shot(checkpoint, split)
+    """What else can be made of the same play, and of the most demonstrations of `few-shot`."""
+    settings, cells = _tuned((*FROM_PLAY, *FROM_DEMONSTRATIONS)), few_shot(checkpoint, split, FEW_SHOT[-1:])
     settings["encoder"] = {"path": ENCODER}  # which was trained with what was chosen
     for scenario in HEADLINE:
         cell = Cell(checkpoint, scenario=scenario, seed=seeds_of(split)[0])
