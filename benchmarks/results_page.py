@@ -65,12 +65,12 @@ def page(results: Path, figure: str, films: Path) -> str:
             [
                 "# Experiment results",
                 WRITTEN,
-                *adaptation(shipped, figure),
-                *ablation(ablated),
+                *adaptation(plain(shipped), figure),
                 *methods(shipped),
                 *over_play(shipped),
+                *ablation(ablated),
                 *ablations([data[path] for path in files if _format(data[path]) == ABLATIONS]),
-                *fails(shipped, films, Path(figure).parent / films.name),
+                *fails(plain(shipped), films, Path(figure).parent / films.name),
                 *verdicts([*shipped, *ablated]),
                 *(part for path in demos for part in demo(data[path])),
                 *experts(data.get(results / "experts.json")),
@@ -85,6 +85,8 @@ def page(results: Path, figure: str, films: Path) -> str:
 
 def adaptation(cells: Sequence[Cell], figure: str) -> Iterator[str]:
     """Success before and after aligning."""
+    if not cells:
+        return
     yield "## Does a body act better after its own play?"
     yield (
         "Success on bodies that the checkpoint has never had: means over bodies with the 95 % interval of a bootstrap "
@@ -130,19 +132,29 @@ def ablation(cells: Sequence[Cell]) -> Iterator[str]:
 
 def methods(cells: Sequence[Cell]) -> Iterator[str]:
     """What else can be made of the same play, or of demonstrations, and what it costs."""
-    compared = [cell for cell in cells if any("costs" in row for row in cell.rows)]
-    found = [cell for cell in compared if any(name not in MAIN and AT not in name for name in cell.conditions)]
+    found = [cell for cell in cells if other_methods(cell)]
     if not found:
         return
     others = [name for name in figures.shown(found) if name not in MAIN]
-    shown = ["aligned", *others, "oracle"]
     yield "## What else can be made of it?"
-    yield "Other ways to the same bodies, each tuned with the same number of trials: [baselines.md](baselines.md)."
+    yield (
+        "Other ways to the same bodies, each tuned with the same number of trials on validation bodies "
+        "([baselines.md](baselines.md)); `lora` and `finetune` learn from demonstrations of the task on the new body (20 "
+        "in the plan `baselines`), the others from its play."
+    )
+    names = ["before", "aligned", *others, "oracle"]
     rows = []
     for cell in found:
-        values = [percent(cell.success(name).to_dict()) if name in _conditions(cell) else "-" for name in shown]
-        rows.append([cell.name, *values])
-    yield markdown(("unseen", *map(label, shown)), rows)
+        values = [percent(cell.success(name).to_dict()) if name in _conditions(cell) else "-" for name in names]
+        rows.append([cell.name, str(len(cell.rows)), *values])
+    yield markdown(("unseen", "bodies", *map(label, names)), rows)
+    yield "Aligned less each of them on the same bodies and scenes, in percentage points:"
+    less = [
+        [cell.name, *(cell.gain("aligned", name).points() if name in cell.conditions else "-" for name in others)]
+        for cell in found
+        if "aligned" in cell.conditions
+    ]
+    yield markdown(("unseen", *map(label, others)), less)
     section = costs(found)
     yield "What it costs, on average over bodies:"
     yield markdown(section.tables[0].columns, section.tables[0].rows)
@@ -300,6 +312,17 @@ def leak(result: dict[str, Any] | None) -> Iterator[str]:
     yield markdown(("layers", *depths), rows)
 
 
+def other_methods(cell: Cell) -> bool:
+    """Whether other ways than aligning were measured beside it."""
+    costly = any("costs" in row for row in cell.rows)
+    return costly and any(name not in MAIN and AT not in name for name in cell.conditions)
+
+
+def plain(cells: Sequence[Cell]) -> list[Cell]:
+    """Those of aligning and its controls alone."""
+    return [cell for cell in cells if not other_methods(cell)]
+
+
 # ---- helpers -------------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +356,7 @@ def main(config: Config) -> None:
     where = config.figure.relative_to(config.page.parent).as_posix()
     config.page.write_text(page(config.results, where, config.films), encoding="utf-8")
     cells, _ = read_both([p for p in sorted(config.results.glob("*.json")) if is_bench(json.loads(p.read_text()))])
+    cells = plain(cells)
     config.figure.write_text(figures.svg(figures.overview(cells[:12])), encoding="utf-8")
     curves = [cell for cell in cells if cell.success_by_steps()][: figures.TOGETHER]
     config.curves.write_text(figures.svg(figures.over_steps(curves)), encoding="utf-8")

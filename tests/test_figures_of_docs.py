@@ -56,7 +56,9 @@ def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):
     path = write(tmp_path / "matrix.json", matrix)
     cells = read_cells([path])
     told = "\n".join(results.methods(cells))
-    assert "| tiny: action, reach, seed 0 | 90 % [90, 90] | 50 % [50, 50] | 80 % [80, 80] |" in told
+    assert "| 2 | 10 % [10, 10] | 90 % [90, 90] | 50 % [50, 50] | 80 % [80, 80] |" in told
+    assert "| unseen | lora |\n| --- | --- |\n| tiny: action, reach, seed 0 | +40 [+40, +40] |" in told
+    assert results.plain(cells) == [] and results.plain(read_cells([ROOT / "benchmarks/results/matrix_headline.json"]))
     assert "| tiny: action, reach, seed 0 | lora | 50 | 2.0 | 100 | 29.0 |" in told
     curve = "\n".join(results.over_play(cells))
     assert "- tiny selfalign, action, reach: 20 [20, more] trajectories of play (50 s)" in curve
@@ -70,10 +72,8 @@ def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):
     assert "| all | the recipe | camera | 50 % [25, 75] |" in table and "| closed | it broke |" in failed
     page = results.page(tmp_path, "assets/x.svg", tmp_path / "films")
     assert [line for line in page.splitlines() if line.startswith("## ")] == [
-        "## Does a body act better after its own play?",
         "## What else can be made of it?",
         "## How much does it take?",
-        "## Where it fails",
         "## Are verdicts right?",
         "## Where the numbers come from",
     ]

@@ -48,7 +48,8 @@ def test_bootstrap_is_deterministic_and_narrow_without_spread():
 def test_one_unit_has_no_interval():
     interval = bootstrap_mean([0.4])
     assert interval == Interval(0.4, None, None)
-    assert interval.percent() == "40 %"
+    assert interval.percent() == "40 %" and interval.points() == "+40"
+    assert Interval(-0.12, -0.2, 0.03).points() == "-12 [-20, +3]"
 
 
 @pytest.mark.parametrize("values", [[], [0.5, float("nan")]])

@@ -35,6 +35,11 @@ class Interval:
         ends = "" if self.low is None or self.high is None else f" [{100 * self.low:.0f}, {100 * self.high:.0f}]"
         return f"{100 * self.value:.0f} %{ends}"
 
+    def points(self) -> str:
+        """A difference of shares in percentage points, for a table: `+12 [+3, +20]`."""
+        ends = "" if self.low is None or self.high is None else f" [{100 * self.low:+.0f}, {100 * self.high:+.0f}]"
+        return f"{100 * self.value:+.0f}{ends}"
+
 
 def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927); holds for few trials and near 0 and 1.

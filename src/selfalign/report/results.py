@@ -40,6 +40,12 @@ class Cell:
         rows = self.sources if condition == "oracle" else self.rows
         return bootstrap_mean([row["success"][condition]["value"] for row in rows if condition in row["success"]])
 
+    def gain(self, condition: str, over: str) -> Interval:
+        """Mean over bodies of one condition's success less another's on the same body and scenes, with a bootstrap
+        over bodies."""
+        both = [row["success"] for row in self.rows if condition in row["success"] and over in row["success"]]
+        return bootstrap_mean([success[condition]["value"] - success[over]["value"] for success in both])
+
     def success_by_steps(self) -> dict[int, Interval]:
         """Success after numbers of alignment steps, 0 being the prior."""
         steps = {int(name.removeprefix(STEPS)): name for name in self.conditions if name.startswith(STEPS)}
