@@ -139,8 +139,8 @@ def methods(cells: Sequence[Cell]) -> Iterator[str]:
     yield "## What else can be made of it?"
     yield (
         "Other ways to the same bodies, each tuned with the same number of trials on validation bodies "
-        "([baselines.md](baselines.md)); `lora` and `finetune` learn from demonstrations of the task on the new body (20 "
-        "in the plan `baselines`), the others from its play."
+        "([baselines.md](baselines.md)); `lora` and `finetune` learn from demonstrations of the task on the new body "
+        "(20 in the plan `baselines`), the others from its play."
     )
     names = ["before", "aligned", *others, "oracle"]
     rows = []

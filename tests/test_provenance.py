@@ -12,6 +12,9 @@ def test_the_command_tells_no_path_of_the_machine(monkeypatch):
     arguments = ["--checkpoint", "/home/someone/tiny", "--json", "benchmarks/results/a b.json"]
     monkeypatch.setattr("sys.argv", ["/opt/bin/selfalign", *arguments])
     assert command() == "selfalign --checkpoint tiny --json 'benchmarks/results/a b.json'"
+    for program in ("cli.py", "__main__.py"):  # `python -m selfalign`, which nobody types as a file
+        monkeypatch.setattr("sys.argv", [f"/opt/selfalign/{program}", "demo"])
+        assert command() == "selfalign demo"
 
 
 def test_a_digest_is_of_the_values():

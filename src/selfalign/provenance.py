@@ -36,8 +36,10 @@ def provenance(seconds: float | None = None) -> dict[str, Any]:
 
 def command() -> str:
     """The command line of this process, as one would type it; absolute paths are reduced to names."""
-    program, *arguments = sys.argv
-    return shlex.join([Path(program).name, *(Path(a).name if Path(a).is_absolute() else a for a in arguments)])
+    program, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+    if program in ("__main__.py", "cli.py"):  # `python -m selfalign`
+        program = "selfalign"
+    return shlex.join([program, *(Path(a).name if Path(a).is_absolute() else a for a in arguments)])
 
 
 def commit() -> str | None:
