@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 choices=src/selfalign/baselines/choices.json
 tune() {
-    selfalign bench tune --method "$1" --trials 8 --json "benchmarks/results/tune_$1.json" --choose "$choices" "${@:2}"
+    selfalign bench tune --method "$1" --trials 6 --json "benchmarks/results/tune_$1.json" --choose "$choices" "${@:2}"
 }
 selfalign bench encoder --bodies 64 --out outputs/encoder.safetensors # source bodies, and what aligning finds for each
 examples=(outputs/encoder.examples/*)
