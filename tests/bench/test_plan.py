@@ -84,6 +84,7 @@ def test_baselines_have_the_settings_that_were_chosen(monkeypatch: pytest.Monkey
     assert found == {**entry, "encoder": {"path": "outputs/encoder.safetensors"}}
     few = {cell.method: cell.settings for cell in Plan.open("few-shot").cells if cell.demonstrations}
     assert few == {"finetune": {}, "lora": {"rank": 2}}
+    assert all(cell.play == (20,) for cell in Plan.open("few-shot").cells), "as in tuning, play gives the statistics"
     del known["pad"]
     with pytest.raises(ValueError, match="pad 0"):
         Plan.open("baselines")

@@ -216,11 +216,14 @@ def curve(checkpoint: str, split: Split) -> list[Cell]:
 
 
 def few_shot(checkpoint: str, split: Split, demonstrations: tuple[int, ...] = FEW_SHOT) -> list[Cell]:
-    """Fine-tuning on demonstrations of the new body, beside aligning to its play."""
+    """Fine-tuning on demonstrations of the new body, beside aligning to its play.
+
+    Its play gives the statistics here too: those of a few demonstrations of one task know little of what the body can do.
+    """
     settings, cells = _tuned(FROM_DEMONSTRATIONS), []
     for scenario in HEADLINE:
         cell = Cell(checkpoint, scenario=scenario, seed=seeds_of(split)[0])
-        learned = dataclasses.replace(cell, play=(), demonstrations=demonstrations)
+        learned = dataclasses.replace(cell, demonstrations=demonstrations)
         cells += with_oracle(cell)
         cells += [dataclasses.replace(learned, method=name, settings=settings[name]) for name in FROM_DEMONSTRATIONS]
     return cells
