@@ -218,7 +218,7 @@ def curve(checkpoint: str, split: Split) -> list[Cell]:
 def few_shot(checkpoint: str, split: Split, demonstrations: tuple[int, ...] = FEW_SHOT) -> list[Cell]:
     """Fine-tuning on demonstrations of the new body, beside aligning to its play.
 
-    Its play gives the statistics here too: those of a few demonstrations of one task know little of what the body can do.
+    Its play gives the statistics here, too: a few demonstrations of one task know little of what the body can do.
     """
     settings, cells = _tuned(FROM_DEMONSTRATIONS), []
     for scenario in HEADLINE:
