@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from selfalign.ablation.table import sorted_columns, tabulate
+from selfalign.baselines.choices import setting
 from selfalign.bench.matrix_table import speed_line
 from selfalign.bench.stats import Interval, bootstrap_mean
 from selfalign.bench.tables import label, percent
@@ -32,6 +33,8 @@ ABLATION = "ablation_"
 """How the names of files begin that are of other trainings than the shipped one."""
 ABLATIONS = "selfalign-ablation-1"
 """The format of `bench ablate`."""
+TUNING = "selfalign-tune-1"
+"""The format of `bench tune`."""
 MAIN = ("before", "after_10", "after_30", "after_100", "after_300", "aligned", "random", "swap", "oracle")
 
 
@@ -67,6 +70,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 WRITTEN,
                 *adaptation(plain(shipped), figure),
                 *methods(shipped),
+                *tunings([data[path] for path in files if _format(data[path]) == TUNING]),
                 *over_play(shipped),
                 *ablation(ablated),
                 *ablations([data[path] for path in files if _format(data[path]) == ABLATIONS]),
@@ -158,6 +162,24 @@ def methods(cells: Sequence[Cell]) -> Iterator[str]:
     section = costs(found)
     yield "What it costs, on average over bodies:"
     yield markdown(section.tables[0].columns, section.tables[0].rows)
+
+
+def tunings(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What was tried of each method, and which of it was chosen."""
+    tuned = [result for result in results if result["best"] is not None]
+    if not tuned:
+        return
+    yield (
+        "How they were tuned: settings drawn at random, the defaults first, on validation bodies; the score is the "
+        "action loss on demonstrations that no method has seen. It ranks settings of one method, not methods."
+    )
+    rows = []
+    for result in tuned:
+        best, trials = result["trials"][result["best"]], result["trials"]
+        settings = ", ".join(f"{name} {setting(best['config'], name)}" for name in result["search"])
+        losses = ["-" if trial["score"] is None else f"{trial['score']:.3f}" for trial in (trials[0], best)]
+        rows.append([result["method"], str(len(trials)), str(len(result["bodies"])), *losses, settings])
+    yield markdown(("method", "trials", "bodies", "loss with the defaults", "with the best", "the best"), rows)
 
 
 def over_play(cells: Sequence[Cell]) -> Iterator[str]:

@@ -60,6 +60,10 @@ def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):
     assert "| unseen | lora |\n| --- | --- |\n| tiny: action, reach, seed 0 | +40 [+40, +40] |" in told
     assert results.plain(cells) == [] and results.plain(read_cells([ROOT / "benchmarks/results/matrix_headline.json"]))
     assert "| tiny: action, reach, seed 0 | lora | 50 | 2.0 | 100 | 29.0 |" in told
+    trials = [{"score": score, "config": {"rank": 4, "training": {"steps": 30}}} for score in (0.5, 0.25)]
+    tuned = {"method": "m", "best": 1, "bodies": ["b"], "search": ["rank", "training.steps"], "trials": trials}
+    table = list(results.tunings([tuned, {**tuned, "best": None}]))[-1]
+    assert table.splitlines()[2:] == ["| m | 2 | 1 | 0.500 | 0.250 | rank 4, training.steps 30 |"]
     curve = "\n".join(results.over_play(cells))
     assert "- tiny selfalign, action, reach: 20 [20, more] trajectories of play (50 s)" in curve
     assert "| unseen | method | 1 | 20 |" in curve and "| selfalign | 40 % [40, 40] | 90 % [90, 90] |" in curve

@@ -46,7 +46,7 @@ def add_choice(result: Mapping[str, Any], path: Path = CHOICES) -> dict[str, Any
         raise ValueError(f"no trial of {result['method']} has a finite score: there is nothing to choose")
     best = result["trials"][result["best"]]
     entry = {
-        "settings": {name: _value(best["config"], name) for name in result["search"]},
+        "settings": {name: setting(best["config"], name) for name in result["search"]},
         "score": best["score"],
         "default_score": result["trials"][0]["score"],
         "trials": len(result["trials"]),
@@ -58,7 +58,7 @@ def add_choice(result: Mapping[str, Any], path: Path = CHOICES) -> dict[str, Any
     return entry
 
 
-def _value(config: Mapping[str, Any], name: str) -> Any:
+def setting(config: Mapping[str, Any], name: str) -> Any:
     """A setting by its name, which has dots where it is one of a config within the config."""
     for part in name.split("."):
         config = config[part]
