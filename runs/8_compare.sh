@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Other ways to a new body, beside Selfalign: each method is tuned with the same number of trials on validation bodies, what
 # is best goes into src/selfalign/baselines/choices.json (commit it), and the plans measure test bodies with it. Tuning takes
-# about four hours on one quiet core, the plans seven on two; what is finished is kept, so it may be stopped.
+# about two hours of one core, the plans eight of two; what is finished is kept, so it may be stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 choices=src/selfalign/baselines/choices.json
