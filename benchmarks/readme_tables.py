@@ -15,6 +15,7 @@ from selfalign.sim.tasks import KINDS
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ("before", "random", "aligned", "oracle")
+WAYS = ("aligned", "pad", "prompt", "encoder", "lora", "finetune")
 WORDS: dict[str, dict[str, str]] = {
     "README.md": {
         "camera": "camera",
@@ -25,6 +26,7 @@ WORDS: dict[str, dict[str, str]] = {
         "push": "push",
         "lift": "lift",
         "headline": "| unseen | task | before | random update | aligned | oracle |",
+        "ways": "| unseen | aligned | PAD | latent prompt | context encoder | LoRA, 20 shown | fine-tuning, 20 shown |",
         "demo": "| unseen | before | after | loss on held-out play | random update | align |",
     },
     "README.zh.md": {
@@ -36,6 +38,7 @@ WORDS: dict[str, dict[str, str]] = {
         "push": "推",
         "lift": "抬起",
         "headline": "| 未见过的 | 任务 | 对齐前 | 随机更新 | 对齐后 | 上限 |",
+        "ways": "| 未见过的 | 对齐 | PAD | 潜在提示 | 上下文编码器 | LoRA（20 个演示） | 微调（20 个演示） |",
         "demo": "| 未见过的 | 对齐前 | 对齐后 | 留出的玩耍数据上的损失 | 随机更新 | 对齐用时 |",
     },
 }
@@ -49,6 +52,13 @@ def headline_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
         found = [cell.success(name).percent() for name in COLUMNS]
         found[COLUMNS.index("aligned")] = f"**{found[COLUMNS.index('aligned')]}**"
         yield f"| {words[cell.settings['scenario']]} | {words[cell.settings['task']]} | {' | '.join(found)} |"
+
+
+def way_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
+    """Aligning beside other ways to the same bodies: `matrix_baselines.json`."""
+    cells = read_cells([results / "matrix_baselines.json"])
+    for cell in sorted(cells, key=lambda c: HEADLINE.index(c.settings["scenario"])):
+        yield f"| {words[cell.settings['scenario']]} | {' | '.join(cell.success(name).percent() for name in WAYS)} |"
 
 
 def demo_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
@@ -76,7 +86,7 @@ def with_tables(text: str, results: Path, words: Mapping[str, str]) -> str:
     Raises:
         ValueError: it has no line that begins one of them.
     """
-    for name, rows in (("headline", headline_rows), ("demo", demo_rows)):
+    for name, rows in (("headline", headline_rows), ("ways", way_rows), ("demo", demo_rows)):
         lines, head = text.split("\n"), words[name]
         if head not in lines:
             raise ValueError(f"no line {head!r} in the page")
