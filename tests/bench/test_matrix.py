@@ -241,6 +241,8 @@ def test_methods_of_the_baselines_are_plugged_in(checkpoint: Path, monkeypatch: 
     row = measured(cell)
     assert asked == [("lora", None, ["lift"], {"rank": 2}), ("lora", None, ["lift", "lift"], {"rank": 2})]
     assert row["results"]["2"]["bytes_stored"] == 77 and row["results"]["1"]["fit_seconds"] == 0.5
+    measured(replace(cell, task="reach", shown="lift", demonstrations=(1,)))
+    assert asked[2] == ("lora", None, ["lift"], {"rank": 2}), "what it acts on is not what it was shown"
 
 
 def test_a_model_without_alignment_losses_is_measured_too(checkpoint: Path):

@@ -39,6 +39,10 @@ def test_amounts():
     assert Cell("x", play=(10, 1, 3)).amounts == (1, 3, 10)
     few = Cell("x", method="lora", play=(), demonstrations=(5, 1))
     assert few.amounts == (1, 5) and few.varies == "demonstrations"
+    assert few.demonstrated == "reach" and "shown" not in few.measured(), "as it was before there was `shown`"
+    other = dataclasses.replace(few, task="lift", shown="push")
+    assert other.demonstrated == "push" and other.measured()["shown"] == "push"
+    assert with_oracle(other)[1].shown is None
     assert with_oracle(Cell("x", play=(1, 30)))[1].play == (30,)
 
 
@@ -51,6 +55,8 @@ def test_amounts():
         ({"play": (0,)}, "each at least 1"),
         ({"play": ()}, "neither play nor demonstrations"),
         ({"play": (1, 2), "demonstrations": (3,)}, "one of them may vary"),
+        ({"shown": "reach"}, "shown='reach' without demonstrations"),
+        ({"shown": "fly", "demonstrations": (3,)}, r"shown='fly' \(None, reach, push, lift\)"),
     ],
 )
 def test_impossible_cells(changes, told):

@@ -42,7 +42,7 @@ class MatrixConfig:
     """A plan of cells: checkpoints, methods, scenarios, tasks and amounts of play. Resumable, and cached by cell."""
 
     plan: str
-    """JSON file of the plan, or a name: smoke, headline, curve, few-shot, baselines, play-quality."""
+    """JSON file of the plan, or a name: smoke, headline, curve, few-shot, baselines, other-tasks, play-quality."""
     out: Path
     """Folder of the results."""
     checkpoint: str = "checkpoints/tiny"

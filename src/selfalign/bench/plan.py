@@ -59,6 +59,8 @@ class Cell:
     """What the body does as it plays: free motion, the same in a part of the workspace, or the task."""
     demonstrations: tuple[int, ...] = ()
     """Amounts of demonstrations, for methods that learn from them; `play` then has one amount or none."""
+    shown: Kind | None = None
+    """What the demonstrations do; None: the cell's task."""
     execute: int = 4
     """Steps of each action chunk that are carried out before the policy is asked again."""
     num_steps: int = 10
@@ -72,10 +74,11 @@ class Cell:
 
     def __post_init__(self) -> None:
         wrong = [
-            f"{name}={getattr(self, name)!r} ({', '.join(known)})"
+            f"{name}={getattr(self, name)!r} ({', '.join(map(str, known))})"
             for name, known in (
                 ("scenario", SCENARIOS),
                 ("task", KINDS),
+                ("shown", (None, *KINDS)),
                 ("region", REGIONS),
                 ("motion", get_args(Motion)),
             )
@@ -86,6 +89,8 @@ class Cell:
             wrong.append(f"play={self.play}, demonstrations={self.demonstrations} (each at least 1)")
         if self.demonstrations and len(self.play) > 1:
             wrong.append(f"play={self.play} beside demonstrations={self.demonstrations} (one of them may vary)")
+        if self.shown is not None and not self.demonstrations:
+            wrong.append(f"shown={self.shown!r} without demonstrations")
         if not self.demonstrations and not self.play:
             wrong.append("neither play nor demonstrations")
         refuse("a cell", wrong)
@@ -94,6 +99,11 @@ class Cell:
     def amounts(self) -> tuple[int, ...]:
         """What varies, rising: demonstrations where there are some, else play."""
         return tuple(sorted(set(self.demonstrations or self.play)))
+
+    @property
+    def demonstrated(self) -> Kind:
+        """What the demonstrations do."""
+        return self.shown or self.task
 
     @property
     def varies(self) -> Literal["play", "demonstrations"]:
@@ -110,6 +120,8 @@ class Cell:
         """
         names = ("checkpoint", "label", "features", "weights")
         told = {name: value for name, value in dataclasses.asdict(self).items() if name not in names}
+        if self.shown is None:
+            del told["shown"]  # so that cells from before it was there are the same cells
         return json.loads(json.dumps(told))
 
     @classmethod
@@ -184,9 +196,8 @@ class Plan:
 def with_oracle(cell: Cell) -> list[Cell]:
     """A cell, and its oracle: source bodies that align with the most play of the cell."""
     most = max(cell.play) if cell.play else 20
-    oracle = dataclasses.replace(
-        cell, method="selfalign", settings={}, region="source", play=(most,), motion="free", demonstrations=()
-    )
+    aligned: dict[str, Any] = {"method": "selfalign", "settings": {}, "demonstrations": (), "shown": None}
+    oracle = dataclasses.replace(cell, **aligned, region="source", play=(most,), motion="free")
     return [cell, oracle]
 
 
@@ -250,6 +261,17 @@ def _tuned(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: chosen(name) for name in names}
 
 
+def other_tasks(checkpoint: str, split: Split) -> list[Cell]:
+    """What fine-tuning on one task leaves of the others, beside a context, which serves all."""
+    settings, cells = _tuned(FROM_DEMONSTRATIONS), []
+    for scenario, task in product(HEADLINE, KINDS[1:]):
+        cell = Cell(checkpoint, scenario=scenario, task=task, seed=seeds_of(split)[0])
+        learned = dataclasses.replace(cell, demonstrations=FEW_SHOT[-1:], shown=KINDS[0])
+        cells += [*with_oracle(cell), dataclasses.replace(cell, method="frozen")]
+        cells += [dataclasses.replace(learned, method=name, settings=settings[name]) for name in FROM_DEMONSTRATIONS]
+    return cells
+
+
 def play_quality(checkpoint: str, split: Split) -> list[Cell]:
     """Does it matter what the body does as it plays?"""
     cell = Cell(checkpoint, scenario="action", seed=seeds_of(split)[0], play=(3, 10))
@@ -262,5 +284,6 @@ PLANS: dict[str, Callable[[str, Split], list[Cell]]] = {
     "curve": curve,
     "few-shot": few_shot,
     "baselines": baselines,
+    "other-tasks": other_tasks,
     "play-quality": play_quality,
 }

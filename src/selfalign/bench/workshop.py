@@ -19,6 +19,7 @@ from selfalign.data.play import Play
 from selfalign.policy import Policy
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.record import record_demonstrations
+from selfalign.sim.tasks import Kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +54,10 @@ class Workshop:
     def demonstrations(self, cell: Cell) -> list[Episode]:
         """The most demonstrations that a cell asks for: others than those that may serve as play."""
         most = max(cell.demonstrations, default=0)
-        if len(self._demonstrations.get(cell.task, ())) < most:
-            self._demonstrations[cell.task] = self._demonstrate(cell, most, body_seed(self.seed, 1))
-        return self._demonstrations.get(cell.task, [])[:most]
+        kind = cell.demonstrated
+        if len(self._demonstrations.get(kind, ())) < most:
+            self._demonstrations[kind] = self._demonstrate(kind, most, body_seed(self.seed, 1))
+        return self._demonstrations.get(kind, [])[:most]
 
     def make(self, cell: Cell, amount: int) -> Made:
         """What a cell's method makes of an amount of what the cell varies. Demonstrations are of one task, and what is
@@ -81,7 +83,7 @@ class Workshop:
 
     def _record(self, cell: Cell, trajectories: int) -> Play:
         if cell.motion == "demonstrations":
-            episodes = self._demonstrate(cell, trajectories, self.seed)
+            episodes = self._demonstrate(cell.task, trajectories, self.seed)
             play = Play.from_episodes(episodes, {"name": self.body.name, **self.body.to_dict()}, self.body.name)
         else:
             sim, extent = arena_of(self.body).simulations(1)[0], NARROW if cell.motion == "narrow" else 1.0
@@ -90,9 +92,9 @@ class Workshop:
             return play
         return LiveFeatures.like(cell.features, cell.weights).attach(play)
 
-    def _demonstrate(self, cell: Cell, count: int, seed: int) -> list[Episode]:
+    def _demonstrate(self, kind: Kind, count: int, seed: int) -> list[Episode]:
         size, sim = self.policy.model.config.image_size, arena_of(self.body).simulations(1)[0]
-        return record_demonstrations(self.body, count, seed, kinds=(cell.task,), image_size=size, sim=sim)
+        return record_demonstrations(self.body, count, seed, kinds=(kind,), image_size=size, sim=sim)
 
 
 def _played(cell: Cell) -> str:

@@ -125,7 +125,8 @@ def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for entry in entries:
         method = entry["settings"]["method"]
-        condition = NAMES.get(method, method)
+        shown = entry["settings"].get("shown")
+        condition = NAMES.get(method, method) if shown is None else f"{method} shown {shown}"
         for body in entry["bodies"]:
             empty = {"success": {}, "verdicts": {}, "costs": {}}
             told = {"name": body["name"], "body": body["body"], "seed": _seed(body, entry["settings"]["seed"])}
