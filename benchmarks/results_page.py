@@ -136,10 +136,10 @@ def ablation(cells: Sequence[Cell]) -> Iterator[str]:
 
 def methods(cells: Sequence[Cell]) -> Iterator[str]:
     """What else can be made of the same play, or of demonstrations, and what it costs."""
-    found = [cell for cell in cells if other_methods(cell)]
+    found = [cell for cell in cells if at_one_amount(cell)]
     if not found:
         return
-    others = [name for name in figures.shown(found) if name not in MAIN]
+    others = list(dict.fromkeys(name for cell in found for name in at_one_amount(cell)))
     yield "## What else can be made of it?"
     yield (
         "Other ways to the same bodies, each tuned with the same number of trials on validation bodies "
@@ -334,10 +334,17 @@ def leak(result: dict[str, Any] | None) -> Iterator[str]:
     yield markdown(("layers", *depths), rows)
 
 
-def other_methods(cell: Cell) -> bool:
-    """Whether other ways than aligning were measured beside it."""
-    costly = any("costs" in row for row in cell.rows)
-    return costly and any(name not in MAIN and AT not in name for name in cell.conditions)
+def other_methods(cell: Cell) -> list[str]:
+    """Other ways than aligning that were measured beside it."""
+    if not any("costs" in row for row in cell.rows):
+        return []
+    return [name for name in cell.conditions if name not in MAIN and AT not in name]
+
+
+def at_one_amount(cell: Cell) -> list[str]:
+    """Those of them that were given one amount; the others are a curve."""
+    varied = cell.success_by_amount()
+    return [name for name in other_methods(cell) if name not in varied]
 
 
 def plain(cells: Sequence[Cell]) -> list[Cell]:
