@@ -144,7 +144,8 @@ def methods(cells: Sequence[Cell]) -> Iterator[str]:
     yield (
         "Other ways to the same bodies, each tuned with the same number of trials on validation bodies "
         "([baselines.md](baselines.md)); `lora` and `finetune` learn from demonstrations of the task on the new body "
-        "(20 in the plan `baselines`), the others from its play."
+        "(20 in the plan `baselines`; *shown reach*: of reaching, whatever it is asked to do), the others from "
+        "its play."
     )
     names = ["before", "aligned", *others, "oracle"]
     rows = []

@@ -81,7 +81,7 @@ class AblateConfig:
         if not self.seeds:
             wrong.append("seeds=() (at least one)")
         refuse("bench ablate", wrong)
-        chosen(self.cells)
+        chosen(self.cells)  # raises for a name that there is not
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def run(config: TuneConfig, *, show: bool = True) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no checkpoint.
-        ValueError: settings that the method does not have, a file of another measurement, or no finite trial to choose.
+        ValueError: a file of another measurement, or no finite trial to choose.
     """
     policy = load(config.checkpoint)
     told = {name: getattr(config, name) for name in ("play", "play_length", "demonstrations", "judged")}

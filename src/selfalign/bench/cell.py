@@ -41,12 +41,13 @@ def bodies_of(cell: Cell) -> list[BodySpec]:
     """The bodies of a cell.
 
     Raises:
-        ValueError: one of them is not offered the cell's task.
+        ValueError: one of them is not offered the cell's task, or the one that is to be shown.
     """
     bodies = sample_bodies(cell.bodies, cell.seed, cell.region, cell.scenario)
     for body in bodies:
-        if not offered(cell.task, body.arm, body.gripper):
-            raise ValueError(f"{cell.task} is not offered for {body.robot.name}; choose another task or scenario")
+        for task in (cell.task, cell.demonstrated):
+            if not offered(task, body.arm, body.gripper):
+                raise ValueError(f"{task} is not offered for {body.robot.name}; choose another task or scenario")
     return bodies
 
 

@@ -37,7 +37,7 @@ def _rows(entry: Mapping[str, Any]) -> list[list[str]]:
     told = [f"{entry['label']} {method}", f"{settings['scenario']} {settings['task']}"]
     if "error" in entry:
         return [[*told, "", "failed", "", "", ""]]
-    unit = "shown" if settings["demonstrations"] else "play"
+    unit = f"shown {settings.get('shown', '')}".strip() if settings["demonstrations"] else "play"
     return [
         [
             *told,

@@ -124,9 +124,9 @@ def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each body, with every method at its largest amount, and at each amount where there are several."""
     rows: dict[str, dict[str, Any]] = {}
     for entry in entries:
-        method = entry["settings"]["method"]
-        shown = entry["settings"].get("shown")
-        condition = NAMES.get(method, method) if shown is None else f"{method} shown {shown}"
+        method, shown = entry["settings"]["method"], entry["settings"].get("shown")
+        method = method if shown is None else f"{method} shown {shown}"
+        condition = NAMES.get(method, method)
         for body in entry["bodies"]:
             empty = {"success": {}, "verdicts": {}, "costs": {}}
             told = {"name": body["name"], "body": body["body"], "seed": _seed(body, entry["settings"]["seed"])}

@@ -1,0 +1,49 @@
+import copy
+import io
+
+from rich.console import Console
+
+from bench.attempting import matrix_result, outcome, write
+from selfalign.bench.matrix_table import print_matrix
+from selfalign.report.reading import read_cells
+
+
+def with_other_task() -> dict:
+    """LoRA on 5 and on 20 demonstrations of the task, and the same of another task."""
+    result = matrix_result()
+    lora = next(entry for entry in result["cells"] if entry["settings"]["method"] == "lora")
+    lora["settings"]["demonstrations"] = [5, 20]
+    for body in lora["bodies"]:
+        body["results"]["5"] = {**body["results"]["20"], "success": outcome(3)}
+    other = copy.deepcopy(lora)
+    other["settings"]["shown"] = "push"
+    for body in other["bodies"]:
+        for measured in body["results"].values():
+            measured["success"] = outcome(1)
+    result["cells"].append(other)
+    return result
+
+
+def test_what_was_shown_another_task_is_a_method_of_its_own_at_every_amount(tmp_path):
+    (cell,) = read_cells((write(tmp_path / "m.json", with_other_task()),))
+    for row in cell.rows:
+        values = {name: row["success"][name]["value"] for name in row["success"] if name.startswith("lora")}
+        assert values == {
+            "lora": 0.5,
+            "lora@5": 0.3,
+            "lora@20": 0.5,
+            "lora shown push": 0.1,
+            "lora shown push@5": 0.1,
+            "lora shown push@20": 0.1,
+        }
+
+
+def test_the_table_of_a_matrix_says_what_was_shown():
+    console = Console(width=200, record=True, file=io.StringIO())
+    result = with_other_task()
+    for entry in result["cells"]:
+        entry["settings"].setdefault("demonstrations", [])
+        entry["summary"] = entry["bodies"][0]["results"]
+    print_matrix(result, console)
+    text = console.export_text()
+    assert "20 shown push" in text and "5 shown push" in text and "20 play" in text
