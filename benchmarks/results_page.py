@@ -63,6 +63,7 @@ def page(results: Path, figure: str, films: Path) -> str:
     data = {path: json.loads(path.read_text()) for path in files}
     shipped, ablated = read_both([path for path in files if is_bench(data[path])])
     demos = [path for path in files if _format(data[path]) == "selfalign-demo-1"]
+    recipes = [path for path in files if _format(data[path]) == ABLATIONS]
     return (
         "\n\n".join(
             [
@@ -72,8 +73,9 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *methods(shipped),
                 *tunings([data[path] for path in files if _format(data[path]) == TUNING]),
                 *over_play(shipped),
+                *seeds(plain(shipped), read_cells([path for path in recipes if repeats(data[path])])),
                 *ablation(ablated),
-                *ablations([data[path] for path in files if _format(data[path]) == ABLATIONS]),
+                *ablations([data[path] for path in recipes if not repeats(data[path])]),
                 *fails(plain(shipped), films, Path(figure).parent / films.name),
                 *verdicts([*shipped, *ablated]),
                 *(part for path in demos for part in demo(data[path])),
@@ -200,6 +202,53 @@ def over_play(cells: Sequence[Cell]) -> Iterator[str]:
     told = [speed_line(speed) for cell in found for speed in cell.speeds]
     if told:
         yield "\n".join(f"- {line}" for line in told)
+
+
+def seeds(shipped: Sequence[Cell], again: Sequence[Cell]) -> Iterator[str]:
+    """The shipped recipe trained again with other seeds, beside the shipped checkpoint on the same bodies."""
+    if not again:
+        return
+    trained = list(dict.fromkeys(_training(cell) for cell in again))
+    yield "## Is it the training's seed?"
+    yield (
+        "The shipped recipe, trained again with other seeds: of the weights, the bodies that are drawn and the noise; "
+        "vision tower and recordings are the same. Each is aligned on the same unseen bodies and acts in the same "
+        "scenes. The last column is the mean over trainings and, in brackets, the lowest and the highest of them."
+    )
+    rows = []
+    for first in shipped:
+        found = {_training(cell): cell for cell in again if _same_test(cell, first)}
+        cells = [first, *found.values()]
+        known = [name for name in ("before", "aligned", "oracle") if all(name in _conditions(cell) for cell in cells)]
+        if list(found) == trained:
+            rows += [_over_seeds(cells, name) for name in known]
+    names = (f"seed {training.partition('/')[2]}" for training in trained)
+    yield markdown(("unseen", "", "seed 0 (shipped)", *names, "mean"), rows)
+
+
+def _over_seeds(cells: Sequence[Cell], condition: str) -> list[str]:
+    found = [cell.success(condition) for cell in cells]
+    values = [100 * interval.value for interval in found]
+    mean = f"{sum(values) / len(values):.0f} % [{min(values):.0f}, {max(values):.0f}]"
+    settings = cells[0].settings
+    return [f"{settings['scenario']}, {settings['task']}", label(condition), *(i.percent() for i in found), mean]
+
+
+def _training(cell: Cell) -> str:
+    """`recipe/seed` of an ablation's cell."""
+    return cell.name.split(":")[0]
+
+
+def _same_test(cell: Cell, other: Cell) -> bool:
+    """Whether two checkpoints were measured alike."""
+    same = ("scenario", "task", "seed", "bodies", "episodes")
+    return "oracle" in _conditions(other) and all(cell.settings[name] == other.settings.get(name) for name in same)
+
+
+def repeats(result: dict[str, Any]) -> bool:
+    """Whether an ablation is trainings of the shipped recipe alone, at its own scale."""
+    names = {training["label"].split("/")[0] for training in result["trainings"]}
+    return names == {"all"} and result["scale"]["name"] == "shipped" and "matrix" in result
 
 
 def ablations(results: Sequence[dict[str, Any]]) -> Iterator[str]:

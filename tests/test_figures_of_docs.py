@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.attempting import matrix_result, write
+from bench.attempting import matrix_result, outcome, write
 from selfalign import presets
 from selfalign.report.reading import read_cells
 
@@ -80,6 +80,38 @@ def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):
         "## How much does it take?",
         "## Are verdicts right?",
         "## Where the numbers come from",
+    ]
+
+
+def test_trainings_with_other_seeds_stand_beside_the_shipped_one(tmp_path: Path):
+    results, shipped = script("results_page"), matrix_result()
+    for entry in shipped["cells"]:
+        entry["settings"] |= {"bodies": 2, "episodes": 10}
+    again = [
+        {**entry, "label": f"all/{seed}", "fingerprint": str(seed), "bodies": _with_successes(entry, 4 + seed)}
+        for seed in (1, 2)
+        for entry in shipped["cells"]
+        if entry["settings"]["method"] == "selfalign"
+    ]
+    trainings = [{"label": "all/1"}, {"label": "all/2"}]
+    ablation = {"format": "selfalign-ablation-1", "scale": {"name": "shipped"}, "trainings": trainings}
+    ablation["matrix"] = {**shipped, "cells": again}
+    (first,) = read_cells([write(tmp_path / "shipped.json", shipped)])
+    cells = read_cells([write(tmp_path / "again.json", ablation)])
+    table = list(results.seeds([first], cells))[-1].splitlines()
+    assert table[0] == "| unseen |  | seed 0 (shipped) | seed 1 | seed 2 | mean |"
+    values = "90 % [90, 90] | 50 % [50, 50] | 60 % [60, 60] | 67 % [50, 90]"
+    assert f"| action, reach | aligned (what align returns) | {values} |" in table
+    other = replace(first, settings={**first.settings, "bodies": 3})
+    assert len(list(results.seeds([other], cells))[-1].splitlines()) == 2, "other bodies: no row"
+    assert results.repeats(ablation) and not results.repeats({**ablation, "scale": {"name": "ablation"}})
+    assert not results.repeats({**ablation, "trainings": [*trainings, {"label": "closed"}]})
+
+
+def _with_successes(entry: dict, successes: int) -> list[dict]:
+    return [
+        {**body, "results": {amount: {**of, "success": outcome(successes)} for amount, of in body["results"].items()}}
+        for body in entry["bodies"]
     ]
 
 
