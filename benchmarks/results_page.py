@@ -4,14 +4,13 @@ python benchmarks/results_page.py
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from selfalign.ablation.table import sorted_columns, tabulate
 from selfalign.baselines.choices import setting
 from selfalign.bench.matrix_table import speed_line
 from selfalign.bench.stats import Interval, bootstrap_mean
@@ -75,7 +74,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *over_play(shipped),
                 *seeds(plain(shipped), read_cells([path for path in recipes if repeats(data[path])])),
                 *ablation(ablated),
-                *ablations([data[path] for path in recipes if not repeats(data[path])]),
+                *ablations({path: data[path] for path in recipes if not repeats(data[path])}),
                 *fails(plain(shipped), films, Path(figure).parent / films.name),
                 *verdicts([*shipped, *ablated]),
                 *(part for path in demos for part in demo(data[path])),
@@ -251,26 +250,36 @@ def repeats(result: dict[str, Any]) -> bool:
     return names == {"all"} and result["scale"]["name"] == "shipped" and "matrix" in result
 
 
-def ablations(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+def ablations(results: Mapping[Path, dict[str, Any]]) -> Iterator[str]:
     """Recipes that differ from the shipped one in one thing."""
-    for result in results:
-        scale = result["scale"]
-        yield f"## Ablations: {scale['steps']} steps"
+    for path, result in results.items():
+        yield f"## Ablations: {result['scale']['steps']} steps"
         yield (
             "Each recipe differs from the first in one thing; all share one vision tower "
-            "([what they are](benchmark.md#ablations))."
+            "([what they are](benchmark.md#ablations)). The difference is to the first recipe on the same bodies and "
+            "in the same scenes, in percentage points, with the interval of a bootstrap over bodies."
         )
         about = {training["label"]: training["about"] for training in result["trainings"]}
-        table = tabulate(result["matrix"]) if "matrix" in result else {}
-        columns = sorted_columns(table)
-        rows = [
-            [name, about.get(name, ""), scenario, *(row.get(column, "-") for column in columns)]
-            for (name, scenario), row in table.items()
-        ]
-        yield markdown(("recipe", "", "unseen", *columns), rows)
+        cells = read_cells([path]) if "matrix" in result else []
+        whole = {cell.settings["scenario"]: cell for cell in cells if _training(cell) == "all"}
+        rows = [_recipe(cell, about, whole.get(cell.settings["scenario"])) for cell in cells]
+        success = (*map(label, ("before", "aligned", "oracle")), "less the first")
+        columns = ("recipe", "", "unseen", "play", "held-out play loss", *success)
+        yield markdown(columns, rows)
         failed = [[t["label"], t["error"]] for t in result["trainings"] if "error" in t]
         if failed:
             yield markdown(("training that failed", "why"), failed)
+
+
+def _recipe(cell: Cell, about: Mapping[str, str], first: Cell | None) -> list[str]:
+    known, name = _conditions(cell), _training(cell)
+    success = [percent(cell.success(n).to_dict()) if n in known else "-" for n in ("before", "aligned", "oracle")]
+    less = "-" if first is None or first is cell else cell.less(first, "aligned").points()
+    told = [row["verdicts"]["aligned"] for row in cell.rows if "aligned" in row.get("verdicts", {})]
+    losses = [bootstrap_mean([verdict[when] for verdict in told]).value for when in ("before", "after") if told]
+    loss = " -> ".join(f"{value:.2f}" for value in losses) or "-"
+    settings = cell.settings
+    return [name, about.get(name, ""), settings["scenario"], str(max(settings["play"])), loss, *success, less]
 
 
 def fails(cells: Sequence[Cell], films: Path, seen: Path) -> Iterator[str]:

@@ -67,13 +67,6 @@ def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):
     curve = "\n".join(results.over_play(cells))
     assert "- tiny selfalign, action, reach: 20 [20, more] trajectories of play (50 s)" in curve
     assert "| unseen | method | 1 | 20 |" in curve and "| selfalign | 40 % [40, 40] | 90 % [90, 90] |" in curve
-    success = {"value": 0.5, "low": 0.25, "high": 0.75}
-    settings = {"method": "selfalign", "region": "heldout", "scenario": "camera", "play": [10]}
-    entry = {"label": "all", "settings": settings, "summary": {"10": {"success": success}}}
-    trainings = [{"label": "all", "about": "the recipe"}, {"label": "closed", "about": "x", "error": "it broke"}]
-    ablation = {"scale": {"steps": 2500}, "trainings": trainings, "matrix": {"cells": [entry]}}
-    table, failed = list(results.ablations([ablation]))[-2:]
-    assert "| all | the recipe | camera | 50 % [25, 75] |" in table and "| closed | it broke |" in failed
     page = results.page(tmp_path, "assets/x.svg", tmp_path / "films")
     assert [line for line in page.splitlines() if line.startswith("## ")] == [
         "## What else can be made of it?",
@@ -81,6 +74,26 @@ def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):
         "## Are verdicts right?",
         "## Where the numbers come from",
     ]
+
+
+def test_recipes_are_compared_to_the_first_on_the_same_bodies(tmp_path: Path):
+    results, matrix = script("results_page"), matrix_result()
+    (_, aligned, *_) = matrix["cells"]
+    first = {**aligned, "label": "all"}
+    other = {**aligned, "label": "closed", "bodies": _with_successes(aligned, 7)}
+    for body, success in zip(other["bodies"], (3, 7), strict=True):
+        body["results"]["20"]["success"] = outcome(success)
+    for entry in (first, other):
+        entry["settings"] = {**entry["settings"], "play": [1, 20]}
+    trainings = [{"label": "all", "about": "the recipe"}, {"label": "closed", "about": "x"}]
+    broken = {"label": "baseline", "about": "y", "error": "it broke"}
+    ablation = {"format": "selfalign-ablation-1", "scale": {"steps": 2500}, "trainings": [*trainings, broken]}
+    ablation["matrix"] = {**matrix, "cells": [first, other]}
+    table, failed = list(results.ablations({write(tmp_path / "ablation.json", ablation): ablation}))[-2:]
+    assert "| all | the recipe | action | 20 | 3.00 -> 1.00 | - | 90 % [90, 90] | - | - |" in table
+    # The ends of the bootstrap's interval over two bodies are the bodies: 3 and 7 of 10, less 9.
+    assert "| closed | x | action | 20 | 3.00 -> 1.00 | - | 50 % [30, 70] | - | -40 [-60, -20] |" in table
+    assert "| baseline | it broke |" in failed
 
 
 def test_trainings_with_other_seeds_stand_beside_the_shipped_one(tmp_path: Path):

@@ -46,6 +46,16 @@ class Cell:
         both = [row["success"] for row in self.rows if condition in row["success"] and over in row["success"]]
         return bootstrap_mean([success[condition]["value"] - success[over]["value"] for success in both])
 
+    def less(self, other: "Cell", condition: str) -> Interval:
+        """As `gain`, of this cell's success less another's under one condition, over the bodies that both met.
+
+        Raises:
+            ValueError: there is none.
+        """
+        theirs = {row["name"]: row["success"][condition] for row in other.rows if condition in row["success"]}
+        both = [row for row in self.rows if condition in row["success"] and row["name"] in theirs]
+        return bootstrap_mean([row["success"][condition]["value"] - theirs[row["name"]]["value"] for row in both])
+
     def success_by_steps(self) -> dict[int, Interval]:
         """Success after numbers of alignment steps, 0 being the prior."""
         steps = {int(name.removeprefix(STEPS)): name for name in self.conditions if name.startswith(STEPS)}
