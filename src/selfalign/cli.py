@@ -17,7 +17,7 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from selfalign.ablation.run import AblateConfig
-from selfalign.baselines.collect import EncoderRun
+from selfalign.baselines.encoder_run import EncoderRun
 from selfalign.baselines.tune import TuneConfig
 from selfalign.bench.adapt import AdaptConfig
 from selfalign.bench.calibrate import CalibrateConfig

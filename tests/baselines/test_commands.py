@@ -7,56 +7,50 @@ import pytest
 
 from align.factory import make_episode, make_play, small_policy
 from baselines.factory import make_demonstrations
-from selfalign.baselines import choices, collect, fit, tune
+from selfalign.baselines import choices, fit, tune
 from selfalign.baselines.encoder import TrainedEncoder
 from selfalign.checkpoint import save_checkpoint
 from selfalign.cli import main
+from selfalign.data.fake import write_fake
 from selfalign.settings import AlignSettings
 
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
-    """A checkpoint; recordings are counted."""
-    recorded = []
-
     def play(body, n, length, seed, *, image_size):
-        recorded.append(seed)
         return [make_episode(seed + i, length, size=image_size) for i in range(n)]
 
     def demonstrations(body, n, seed, *, image_size):
         return make_demonstrations(n)
 
-    monkeypatch.setattr(collect, "prepare", lambda robot: None)
-    for module in (collect, tune):
-        monkeypatch.setattr(module, "record_play", play)
+    monkeypatch.setattr(tune, "record_play", play)
     monkeypatch.setattr(tune, "record_demonstrations", demonstrations)
     policy = replace(small_policy(), settings=AlignSettings(steps=1, batch_size=4))
-    return save_checkpoint(policy, tmp_path / "checkpoint"), recorded
+    return save_checkpoint(policy, tmp_path / "checkpoint")
 
 
-def test_an_encoder_is_trained_and_its_examples_are_used_again(checkpoint, tmp_path, capsys):
-    directory, recorded = checkpoint
-    out = tmp_path / "encoder.safetensors"
-    flags = ["--checkpoint", directory, "--out", out, "--bodies", 3, "--play", 2, "--play-length", 8]
-    command = ["bench", "encoder", *map(str, flags), "--width", "8", "--workers", "1", "--steps"]
+def test_an_encoder_is_trained_on_recordings(checkpoint, tmp_path, capsys):
+    data, out = write_fake(tmp_path / "data", rigs=4, episodes=2, image_size=16), tmp_path / "encoder.safetensors"
+    places = {"checkpoint": checkpoint, "data": data, "features": tmp_path / "features", "out": out}
+    flags = [part for name, path in places.items() for part in (f"--{name}", str(path))]
+    command = ["bench", "encoder", *flags, "--width", "8", "--steps"]
     assert main([*command, "2"]) == 0
-    assert len(set(recorded)) == len(recorded) == 3
     first = TrainedEncoder.load(out, fingerprint=small_policy().fingerprint())
-    assert first.training["steps"] == 2
-    (folder,) = (tmp_path / "encoder.examples").iterdir()
-    sorted(folder.iterdir())[1].unlink()
+    assert first.training["steps"] == 2 and first.training["width"] == 8
+    assert "learned from 4 rigs" in capsys.readouterr().out
+    seen = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
     assert main([*command, "3"]) == 0
-    assert len(recorded) == 4 and recorded[3] == recorded[1]
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()} == seen != {}
     assert TrainedEncoder.load(out).training["steps"] == 3
-    assert "unexplained" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
-        main(["bench", "encoder", "--bodies", "1"])
+        main(["bench", "encoder", "--rank", "0"])
+    assert "rank=0" in capsys.readouterr().err
+    assert main(["bench", "encoder", "--checkpoint", str(checkpoint), "--data", str(tmp_path / "nowhere")]) == 2
 
 
 def test_a_method_is_tuned_and_its_trials_are_written(checkpoint, tmp_path, capsys):
-    directory, _ = checkpoint
     out = tmp_path / "tune.json"
-    flags = ["--checkpoint", directory, "--json", out, "--play", 2, "--play-length", 8, "--judged", 1]
+    flags = ["--checkpoint", checkpoint, "--json", out, "--play", 2, "--play-length", 8, "--judged", 1]
     command = ["bench", "tune", "--method", "frozen", "--scenarios", "camera", "robot", *map(str, flags)]
     assert main(command) == 0
     written = json.loads(out.read_text())
@@ -69,9 +63,9 @@ def test_a_method_is_tuned_and_its_trials_are_written(checkpoint, tmp_path, caps
 
 
 def test_the_best_settings_are_written_where_methods_read_them(checkpoint, tmp_path, monkeypatch):
-    directory, _ = checkpoint
     out, kept = tmp_path / "tune.json", tmp_path / "choices.json"
-    flags = ["--checkpoint", directory, "--json", out, "--play", 2, "--play-length", 8, "--judged", 1, "--choose", kept]
+    places = ["--checkpoint", checkpoint, "--json", out, "--choose", kept]
+    flags = [*places, "--play", 2, "--play-length", 8, "--judged", 1]
     settings = '{"batch_size": 4, "eval_samples": 4}'
     command = ["bench", "tune", "--method", "pad", "--scenarios", "camera", "--trials", "2", "--settings", settings]
     assert main([*command, *map(str, flags)]) == 0

@@ -1,150 +1,164 @@
-"""The encoder: it can say what it was taught, its file is checked, and the method gives what it says."""
+"""The encoder: it learns to tell bodies apart, its file is checked, and the method gives what it says."""
 
 import json
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from align.factory import make_play, small_policy
-from selfalign.align.offline import align
 from selfalign.baselines import fit
-from selfalign.baselines.encoder import PlayEncoder, TrainedEncoder, moved_prior
-from selfalign.baselines.encoder_training import (
-    EncoderTraining,
-    Example,
-    read_examples,
-    train_encoder,
-    unexplained,
-)
+from selfalign.baselines.encoder import PlayEncoder, TrainedEncoder, encoder_inputs, moved_prior
+from selfalign.baselines.encoder_training import BodyBatch, EncoderTraining, Recordings, train_encoder
+from selfalign.data.fake import write_fake
+from selfalign.data.lerobot import LeRobotReader
+from selfalign.data.perturb import EmbodimentPerturbation, LinearFrame
+from selfalign.data.play import Play
 
-SMALL = EncoderTraining(rank=4, width=16, steps=3, transitions=5, bodies=2, holdout=0.0)
-
-
-def examples(count: int, size: int = 144, transitions: int = 20, inputs: int = 7) -> list[Example]:
-    """Made-up bodies: what a body's play looks like has nothing to do with its context."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    return [Example(draw(transitions, inputs) + 2 * draw(inputs), 0.1 * draw(size), "model") for _ in range(count)]
-
-
-def test_it_recovers_three_contexts_that_it_was_taught():
-    taught = examples(3)
-    settings = EncoderTraining(rank=8, width=32, steps=150, learning_rate=1e-2, transitions=20, holdout=0.0)
-    trained = train_encoder(taught, settings)
-    for example in taught:
-        found = trained.network.moved(trained.network(example.inputs))
-        others = [(found - other.moved).norm() for other in taught if other is not example]
-        assert (found - example.moved).norm() < 0.05 * min(others)
-    assert trained.training["unexplained"]["learned"] < 1e-3
-    assert trained.training["unexplained"]["held_out"] is None
-
-
-def test_coordinates_are_those_of_the_principal_directions():
-    taught = examples(5)
-    network = train_encoder(taught, SMALL).network
-    moved = torch.stack([e.moved for e in taught])
-    torch.testing.assert_close(network.moved(network.coordinates(moved)), moved)  # 5 points lie in 4 directions
-    torch.testing.assert_close(network.basis @ network.basis.T, torch.eye(4), rtol=0.0, atol=1e-5)
-    variances = network.coordinates(moved).square().mean(0)
-    assert (variances.diff() <= 1e-6).all()
-    torch.testing.assert_close(variances.sum(), torch.tensor(1.0))
-
-
-def test_missing_everything_is_one_and_held_out_bodies_choose_the_step():
-    taught = examples(8)
-    network = train_encoder(taught, SMALL).network
-    for parameter in network.head[-1].parameters():
-        parameter.zero_()
-    assert unexplained(network, taught) == pytest.approx(1.0, rel=1e-5)  # it says the mean for every body
-    trained = train_encoder(taught, EncoderTraining(rank=4, width=16, steps=20, holdout=0.25))
-    assert trained.training["source_bodies"] == {"learned": 6, "held_out": 2}
-    assert trained.training["unexplained"]["held_out"] > 0.5  # there is nothing to learn about others
-    assert 0 <= trained.training["best_step"] <= 20
-
-
-def test_the_order_of_transitions_means_nothing():
-    network = train_encoder(examples(3), SMALL).network
-    inputs = torch.randn(9, 7)
-    torch.testing.assert_close(network(inputs), network(inputs.flip(0)))
-    torch.testing.assert_close(network(torch.stack([inputs, inputs.flip(0)]))[1], network(inputs))
-
-
-def test_a_difference_becomes_a_context():
-    model = small_policy().model
-    moved = torch.randn_like(model.prior().embedding())
-    context = moved_prior(model, moved)
-    torch.testing.assert_close(context.embedding() - model.prior().embedding(), moved, rtol=1e-4, atol=1e-6)
+SMALL = EncoderTraining(rank=4, width=16, steps=3, transitions=5, bodies=2, demonstrations=3, holdout=0.0)
 
 
 @pytest.fixture(scope="module")
-def collected(tmp_path_factory):
-    """(policy, plays, folder of examples, encoder)."""
-    policy, folder = small_policy(), tmp_path_factory.mktemp("examples")
-    plays = [make_play(3, 8, seed=i, scale=1.0 + i) for i in range(3)]
-    for i, play in enumerate(plays):
-        Example.of(policy, play).save(folder / f"{i}.safetensors")
-    return policy, plays, folder, train_encoder(read_examples(folder), SMALL)
+def recorded(tmp_path_factory):
+    """(policy, folder of a data set with five rigs, its recordings as the policy sees them)."""
+    policy, folder = small_policy(), tmp_path_factory.mktemp("recorded")
+    data = write_fake(folder / "data", rigs=5, episodes=3, image_size=16)
+    return policy, data, Recordings.open(policy, (str(data),), folder / "features")
 
 
-def test_examples_hold_what_aligning_found(collected):
-    policy, plays, folder, _ = collected
-    expected = align(policy, plays[1], progress=False).fitted
-    moved = read_examples(folder)[1].moved
-    torch.testing.assert_close(moved, expected.embedding() - policy.model.prior().embedding().detach())
-    assert policy.model.training is False
+def random_encoder(inputs: int = 7, size: int = 20) -> PlayEncoder:
+    torch.manual_seed(0)
+    network = PlayEncoder(inputs, 16, 4, size)
+    torch.nn.init.normal_(network.decode.weight)
+    return network.requires_grad_(False)
 
 
-def test_the_method_gives_what_the_encoder_says(collected, tmp_path):
-    policy, plays, folder, trained = collected
+def test_an_untrained_one_says_w0_and_the_order_of_transitions_means_nothing():
+    assert torch.equal(PlayEncoder(7, 16, 4, 20)(torch.randn(9, 7)), torch.zeros(20))
+    network, inputs = random_encoder(), torch.randn(9, 7)
+    torch.testing.assert_close(network(inputs), network(inputs.flip(0)))
+    torch.testing.assert_close(network(torch.stack([inputs, inputs.flip(0)]))[1], network(inputs))
+    assert not torch.allclose(network(inputs), network(inputs + 1))
+
+
+def test_differences_become_contexts():
+    model = small_policy().model
+    w0 = model.prior().embedding().detach()
+    moved = torch.randn(3, len(w0), requires_grad=True)
+    contexts = moved_prior(model, moved)
+    assert contexts.batched and not moved_prior(model, moved[0]).batched
+    torch.testing.assert_close(contexts.embedding() - w0, moved, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(moved_prior(model, moved[1]).embedding(), contexts.embedding()[1])
+    (gradient,) = torch.autograd.grad(contexts.embedding().sum(), moved)
+    assert torch.equal(gradient, torch.ones_like(moved))
+
+
+def test_every_body_acts_under_the_context_of_its_own_play(recorded):
+    policy, _, recordings = recorded
+    learned, _ = recordings.split(0.0, 0, 1.0)
+    batch = BodyBatch.draw(policy, learned, SMALL, torch.Generator().manual_seed(1))
+    network = random_encoder(batch.play.shape[-1], len(policy.model.prior().embedding()))
+    losses = []
+    for body in range(2):
+        rows = slice(3 * body, 3 * body + 3)
+        context = moved_prior(policy.model, network(batch.play[body]))
+        shown, noise, time = batch.shown.batch[rows], batch.shown.noise[rows], batch.shown.time[rows]
+        losses.append(policy.model.losses(shown, context, noise=noise, time=time, parts=("action",)).action)
+    torch.testing.assert_close(batch.loss(policy, network), torch.stack(losses).mean())
+    under_prior = policy.model.losses(
+        batch.shown.batch, noise=batch.shown.noise, time=batch.shown.time, parts=("action",)
+    )
+    torch.testing.assert_close(batch.loss(policy, None), under_prior.action)
+
+
+def test_recorded_bodies_read_as_new_ones_do(recorded):
+    """What is drawn from a rig's recordings is what `Policy.transitions` makes of the same play."""
+    policy, data, recordings = recorded
+    learned, _ = recordings.split(0.0, 0, 1.0)
+    body = learned.embodiment(1, EmbodimentPerturbation())
+    rows = np.random.default_rng(0).choice(body.play, size=40)
+    drawn = encoder_inputs(policy, learned.play_batch([body], 40, np.random.default_rng(0)))
+    episodes = list(LeRobotReader(data).episodes())
+    play = Play.from_episodes([e for e in episodes if e.embodiment_index == 1 and e.is_play])
+    inputs = encoder_inputs(policy, policy.transitions(policy.repack_play(play), policy.play_stats(play)))
+    assert len(inputs) == len(body.play)
+    # The tower's tokens are kept in half precision.
+    torch.testing.assert_close(drawn, inputs[np.searchsorted(body.play, rows)], rtol=0.0, atol=5e-3)
+
+
+def mirrored(rng: np.random.Generator, rig, width: float) -> EmbodimentPerturbation:
+    """A body whose actions count forwards or backwards."""
+    sign = rng.choice([-1.0, 1.0])
+    return EmbodimentPerturbation(action_frame=LinearFrame.build(np.eye(3), flips=(sign, sign, sign)))
+
+
+def test_it_learns_to_tell_bodies_apart_and_the_policy_stays(recorded):
+    policy, _, recordings = recorded
+    sources = partial(recordings.sources.func, *recordings.sources.args[:-1], mirrored)
+    before = policy.fingerprint(), policy.model.prior().embedding().detach().clone()
+    config = EncoderTraining(
+        rank=8, width=32, steps=200, learning_rate=1e-2, bodies=8, transitions=24, demonstrations=16, holdout=0.2
+    )
+    trained = train_encoder(policy, Recordings(recordings.cache, sources), config)
+    told = trained.training["action_loss"]
+    assert told["encoder"] < 0.9 * told["prior"]
+    assert trained.training["rigs"] == {"learned": 4, "held_out": 1} and trained.fingerprint == before[0]
+    assert policy.fingerprint() == before[0] and torch.equal(policy.model.prior().embedding(), before[1])
+    generator, bodies = torch.Generator().manual_seed(5), sources()
+    batches = [BodyBatch.draw(policy, bodies, config, generator) for _ in range(6)]
+    with torch.no_grad():
+        own = sum(batch.loss(policy, trained.network) for batch in batches)
+        others = sum(BodyBatch(b.play.roll(1, 0), b.shown).loss(policy, trained.network) for b in batches)
+    assert own < 0.98 * others, "another body's context, of the other sign half of the time, is worse"
+
+
+def test_the_method_gives_what_the_encoder_says(recorded, tmp_path):
+    policy, data, recordings = recorded
+    play = make_play(3, 8)
+    trained = train_encoder(policy, recordings, SMALL)
     path = trained.save(tmp_path / "encoder.safetensors")
-    example = read_examples(folder)[0]
-    said = trained.network.moved(trained.network(example.inputs))
-    adapted = fit("encoder", policy, plays[0], config={"path": str(path)})
-    assert adapted.policy is policy
+    adapted = fit("encoder", policy, play, config={"path": str(path)})
+    said = trained.network(encoder_inputs(policy, policy.transitions(play, policy.play_stats(play))))
+    assert adapted.policy is policy and said.norm() > 0
     torch.testing.assert_close(adapted.context.embedding(), policy.model.prior().embedding().detach() + said)
     assert adapted.bytes_stored == adapted.context.num_bytes > 0
     json.dumps([adapted.config, adapted.history], allow_nan=False)
-    # The same from the examples, with the same training.
-    training = {"rank": 4, "width": 16, "steps": 3, "transitions": 5, "bodies": 2, "holdout": 0.0}
-    again = fit("encoder", policy, plays[0], config={"examples": str(folder), "training": training})
-    assert again.context.distance(adapted.context) == 0
+    # The same from the data, with the same training.
+    training = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__}
+    settings = {"data": [str(data)], "features": str(tmp_path / "features"), "training": training}
+    assert fit("encoder", policy, play, config=settings).context.distance(adapted.context) == 0
 
 
-def test_its_file_comes_back_or_says_why_not(collected, tmp_path):
-    policy, plays, _, trained = collected
+def test_its_file_comes_back_or_says_why_not(recorded, tmp_path):
+    policy, _, recordings = recorded
+    trained, play = train_encoder(policy, recordings, SMALL), make_play(3, 8)
     path = trained.save(tmp_path / "encoder.safetensors")
     again = TrainedEncoder.load(path, fingerprint=policy.fingerprint())
     assert again.training == trained.training and again.fingerprint == trained.fingerprint
     inputs = torch.randn(4, trained.network.sizes["inputs"])
     assert torch.equal(again.network(inputs), trained.network(inputs))
     with pytest.raises(ValueError, match="was trained for model"):
-        fit("encoder", small_policy(seed=1), plays[0], config={"path": str(path)})
+        fit("encoder", small_policy(seed=1), play, config={"path": str(path)})
     with pytest.raises(FileNotFoundError, match="selfalign bench encoder"):
-        fit("encoder", policy, plays[0], config={"path": str(tmp_path / "nowhere")})
+        fit("encoder", policy, play, config={"path": str(tmp_path / "nowhere")})
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="train the encoder again"):
         TrainedEncoder.load(path)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="is not an encoder"):
+    with pytest.raises(ValueError, match="is no encoder of this version"):
         TrainedEncoder.load(tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="is not an example"):
-        Example.load(tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="remove it and collect again"):
-        Example.load(path)
 
 
-def test_examples_that_do_not_suffice_are_refused(tmp_path):
+def test_recordings_that_do_not_suffice_are_refused(recorded, tmp_path):
+    policy, data, _ = recorded
+    lonely = write_fake(tmp_path / "lonely", rigs=1, episodes=2, image_size=16)
     with pytest.raises(ValueError, match="at least 2 source bodies"):
-        train_encoder(examples(1), SMALL)
-    mixed = [*examples(2), Example(torch.zeros(3, 7), torch.zeros(144), "another")]
-    with pytest.raises(ValueError, match="of one model"):
-        train_encoder(mixed, SMALL)
-    with pytest.raises(FileNotFoundError, match="no examples"):
-        read_examples(tmp_path)
+        train_encoder(policy, Recordings.open(policy, (str(lonely),), tmp_path / "features"), SMALL)
+    with pytest.raises(ValueError, match="wrist"):
+        Recordings.open(small_policy(cameras=("scene", "wrist")), (str(data),), tmp_path / "features")
     with pytest.raises(ValueError, match="rank=0"):
         EncoderTraining(rank=0)
-    assert isinstance(train_encoder(examples(2), SMALL).network, PlayEncoder)
+    with pytest.raises(ValueError, match="holdout must be less than 1"):
+        EncoderTraining(holdout=1.0)

@@ -321,6 +321,21 @@ def frame_features(
     return FrameFeatures(tokens, ((following - mean) / std).numpy(), tuple(others))
 
 
+def trained_features(model: VLA, cache: EpisodeCache, out: Path, batch: int = 256) -> FrameFeatures:
+    """As `frame_features`, for a model that is trained: with its own feature statistics, which stay as they are.
+
+    Raises:
+        ValueError: the model knows next observations otherwise than by its tower.
+    """
+    tokens = _tokens(model, cache, out, batch)
+    following = _summaries(model, tokens)
+    if following.shape[1:] != model.feature_mean.shape:
+        raise ValueError(
+            "features of recordings are those of the model's own tower, and the model was trained on others"
+        )
+    return FrameFeatures(tokens, ((following - model.feature_mean.cpu()) / model.feature_std.cpu()).numpy())
+
+
 def _tokens(model: VLA, cache: EpisodeCache, out: Path, batch: int, look: str | None = None) -> dict[str, np.ndarray]:
     # Another tower, another file: `start` may bring one into a used folder.
     suffix = _digest(model.vision) + ("" if look is None else f"-{look}")

@@ -4,11 +4,13 @@
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 from selfalign.baselines.encoder import TrainedEncoder, encoder_inputs
-from selfalign.baselines.encoder_training import EncoderTraining, read_examples, train_encoder
+from selfalign.baselines.encoder_training import EncoderTraining, Recordings, train_encoder
 from selfalign.baselines.method import Given, Outcome, check_positive
 from selfalign.baselines.samples import spread_rows
+from selfalign.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,12 @@ class EncoderConfig:
 
     path: str | None = None
     """File of the encoder (`selfalign bench encoder`)."""
-    examples: str | None = None
-    """Folder of examples to train one from, once in a process: what tuning does."""
+    data: tuple[str, ...] = ()
+    """Data sets to train one on, once in a process: what tuning does."""
+    features: str = "outputs/encoder.features"
+    """Folder for what the vision tower sees in them."""
     training: EncoderTraining = field(default_factory=EncoderTraining)
-    """How; without `examples` it means nothing."""
+    """How; without `data` it means nothing."""
     transitions: int = 1024
     """At most so many transitions of the play are read, evenly spread."""
 
@@ -31,29 +35,31 @@ class EncoderConfig:
 def encoder(given: Given, config: EncoderConfig) -> Outcome:
     """The policy as it is, with the context that the encoder gives."""
     play, policy = given.own_play(), given.policy
-    trained = _encoder(config, policy.fingerprint())
+    trained = _encoder(policy, config)
     inputs = encoder_inputs(policy, policy.transitions(play, given.stats))
     rows = spread_rows(len(inputs), config.transitions)
-    read = trained.network.to(policy.device).context(policy.model, inputs[rows])
+    read = trained.context(policy, inputs[rows])
     context = given.context_of(policy, like=read)
     history = {"distance_to_prior": context.distance(policy.model.prior()), "training": dict(trained.training)}
     return Outcome(policy, context, history, context.num_bytes)
 
 
-def _encoder(config: EncoderConfig, fingerprint: str) -> TrainedEncoder:
-    if (config.path is None) == (config.examples is None):
+def _encoder(policy: Policy, config: EncoderConfig) -> TrainedEncoder:
+    if (config.path is None) == (not config.data):
         raise ValueError(
-            "encoder: give either the `path` of an encoder (`selfalign bench encoder` trains one) or a folder of "
-            f"`examples` to train one from; got path={config.path}, examples={config.examples}"
+            "encoder: give either the `path` of an encoder (`selfalign bench encoder` trains one) or `data` to train "
+            f"one on; got path={config.path}, data={config.data}"
         )
     if config.path is not None:
-        return TrainedEncoder.load(config.path, fingerprint=fingerprint)
-    trained = _trained(str(config.examples), config.training)
-    if trained.fingerprint != fingerprint:
-        raise ValueError(f"{config.examples} are of model {trained.fingerprint}, but this model is {fingerprint}")
-    return trained
+        return TrainedEncoder.load(config.path, fingerprint=policy.fingerprint())
+    return _trained(policy, config.data, config.features, config.training)
+
+
+@lru_cache(maxsize=1)
+def _recordings(policy: Policy, data: tuple[str, ...], features: str) -> Recordings:
+    return Recordings.open(policy, data, Path(features))
 
 
 @lru_cache(maxsize=2)
-def _trained(examples: str, training: EncoderTraining) -> TrainedEncoder:
-    return train_encoder(read_examples(examples), training)
+def _trained(policy: Policy, data: tuple[str, ...], features: str, training: EncoderTraining) -> TrainedEncoder:
+    return train_encoder(policy, _recordings(policy, data, features), training)

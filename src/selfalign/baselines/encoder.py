@@ -1,10 +1,8 @@
 """A network that reads a context out of play, and its file.
 
-    z = head(mean over transitions of embed(o_t, a_{t:t+H}, o_{t+H}))        W = W0 + mean + scale z B
+    z = head(mean over transitions of embed(o_t, a_{t:t+H}, o_{t+H}))        W = W0 + D z + d
 
-B: principal directions of contexts that were fitted to source bodies.
-
-Shapes: N transitions, D inputs of each, K directions, C numbers of a context.
+Shapes: N transitions, I numbers of each, K numbers of z, C numbers of a context.
 """
 
 import json
@@ -25,63 +23,54 @@ from selfalign.model.weights import write_atomically
 from selfalign.policy import Policy
 from selfalign.types import Transition
 
-FORMAT = "selfalign-encoder-1"
+FORMAT = "selfalign-encoder-2"
+
+
+class Products(nn.Module):
+    """Products of pairs of linear combinations. Their means over transitions are moments, of actions with what came of
+    them for one, and these are what tells of a body."""
+
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.left, self.right = nn.Linear(inputs, width), nn.Linear(inputs, width)
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B D"]:
+        return self.left(x) * self.right(x)
 
 
 class PlayEncoder(nn.Module):
-    """A set network from transitions of play to the coordinates z of a context.
+    """A set network from transitions of play to W - W0, which is zero before it is trained.
 
     Args:
-        inputs: D, numbers of a transition.
+        inputs: I, numbers of a transition.
         width: hidden units.
-        mean: of the source bodies' W - W0, [C].
-        basis: principal directions, [K, C], orthonormal.
-        scale: of z, so that the network's outputs are of order 1.
+        rank: K, numbers that it says of a body.
+        size: C, numbers of a context.
     """
 
-    mean: Float[Tensor, " C"]
-    basis: Float[Tensor, "K C"]
-    scale: Float[Tensor, ""]
-
-    def __init__(
-        self, inputs: int, width: int, mean: Float[Tensor, " C"], basis: Float[Tensor, "K C"], scale: Float[Tensor, ""]
-    ):
+    def __init__(self, inputs: int, width: int, rank: int, size: int):
         super().__init__()
-        self.sizes = {"inputs": inputs, "width": width}
-        self.embed = nn.Sequential(
-            *(nn.Linear(inputs, width), nn.SiLU()), *(nn.Linear(width, width), nn.SiLU()), nn.Linear(width, width)
-        )
-        self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, len(basis)))
-        for name, tensor in (("mean", mean), ("basis", basis), ("scale", scale)):
-            self.register_buffer(name, tensor.clone())
+        self.sizes = {"inputs": inputs, "width": width, "rank": rank, "size": size}
+        self.embed = nn.Sequential(Products(inputs, width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, rank))
+        self.decode = nn.Linear(rank, size)
+        nn.init.zeros_(self.decode.weight)
+        nn.init.zeros_(self.decode.bias)
 
-    def forward(self, transitions: Float[Tensor, "*B N D"]) -> Float[Tensor, "*B K"]:
-        """Coordinates, in units of `scale`."""
-        return self.head(self.embed(transitions).mean(-2))
-
-    def coordinates(self, moved: Float[Tensor, "*B C"]) -> Float[Tensor, "*B K"]:
-        """What `forward` should give for fitted contexts W - W0."""
-        return (moved - self.mean) @ self.basis.T / self.scale
-
-    def moved(self, coordinates: Float[Tensor, "*B K"]) -> Float[Tensor, "*B C"]:
-        """W - W0 at some coordinates: undoes `coordinates` within the span."""
-        return self.mean + self.scale * coordinates @ self.basis
-
-    @torch.no_grad()
-    def context(self, model: VLA, transitions: Float[Tensor, "N D"]) -> EmbodimentContext:
-        """The context that it reads out of one body's transitions."""
-        return moved_prior(model, self.moved(self.forward(transitions)))
+    def forward(self, transitions: Float[Tensor, "*B N I"]) -> Float[Tensor, "*B C"]:
+        """W - W0; the order of transitions means nothing."""
+        return self.decode(self.head(self.embed(transitions).mean(-2)))
 
 
-def moved_prior(model: VLA, moved: Float[Tensor, " C"]) -> EmbodimentContext:
-    """W0 plus a difference, given as one vector."""
-    prior = model.prior().clone()
-    pieces = moved.to(prior.tensors[0].device).split([t.numel() for t in prior.tensors])
-    return prior.with_tensors([w + d.view_as(w) for w, d in zip(prior.tensors, pieces, strict=True)])
+def moved_prior(model: VLA, moved: Float[Tensor, "*B C"]) -> EmbodimentContext:
+    """W0 plus a difference, given as one vector; a batched context from several. Gradients reach the difference."""
+    prior = model.prior().detach()
+    pieces = moved.to(prior.tensors[0].device).split([t.numel() for t in prior.tensors], dim=-1)
+    return prior.with_tensors([w + d.unflatten(-1, w.shape) for w, d in zip(prior.tensors, pieces, strict=True)])
 
 
 @torch.no_grad()
-def encoder_inputs(policy: Policy, transitions: Transition) -> Float[Tensor, "N D"]:
+def encoder_inputs(policy: Policy, transitions: Transition) -> Float[Tensor, "N I"]:
     """What the encoder reads of each transition: features of both moments, state, actions, and which numbers are
     padding."""
     observation, actions = transitions.observation, transitions.actions
@@ -106,6 +95,11 @@ class TrainedEncoder:
     """Of the model whose contexts it gives."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Settings and losses, as JSON values."""
+
+    @torch.no_grad()
+    def context(self, policy: Policy, transitions: Float[Tensor, "N I"]) -> EmbodimentContext:
+        """The context that it reads out of one body's transitions."""
+        return moved_prior(policy.model, self.network.to(policy.device)(transitions))
 
     def save(self, path: str | Path) -> Path:
         """Writes a safetensors file, atomically."""
@@ -134,12 +128,13 @@ class TrainedEncoder:
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error}); train the encoder again") from error
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is not an encoder: its format is {metadata.get('format')!r}, not {FORMAT!r}")
+            found = metadata.get("format")
+            raise ValueError(f"{path} is no encoder of this version: its format is {found!r}, not {FORMAT!r}")
         info = json.loads(metadata["info"])
         if fingerprint is not None and info["fingerprint"] != fingerprint:
             raise ValueError(
                 f"{path} was trained for model {info['fingerprint']}, but this model is {fingerprint}: train one for it"
             )
-        network = PlayEncoder(**info["sizes"], **{name: tensors[name] for name in ("mean", "basis", "scale")})
+        network = PlayEncoder(**info["sizes"])
         network.load_state_dict(tensors)
         return cls(network.eval().requires_grad_(False), info["fingerprint"], info["training"])

@@ -1,184 +1,197 @@
-"""Training the encoder: contexts are fitted to many source bodies, and the network regresses them from their play.
+"""Training the encoder through the frozen policy, on recorded source bodies and what may be made of them.
 
-    for each source body:   play -> align -> (what the encoder reads, W - W0), kept as a file
-    encoder:                |z(play) - coordinates of W - W0|^2 over all of them
+    W = W0 + encoder(play of a body)            loss: the action loss on its demonstrations, under W
 
-The policy does not change. What was collected (`baselines.collect`) serves any number of trainings.
+As in RMA, whose encoder learns with the policy's own loss; and like the policy itself, which rehearsed on such bodies
+(`data.virtual`): no two batches have the same. What is learned from is source data alone.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import copy
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Self
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from selfalign.align.offline import align
+from selfalign.align.heldout import hold_out
+from selfalign.align.pretrain import trained_features
 from selfalign.baselines.descent import Descent, descend
-from selfalign.baselines.encoder import PlayEncoder, TrainedEncoder, encoder_inputs
-from selfalign.baselines.method import check_positive
-from selfalign.baselines.samples import draw_rows
-from selfalign.data.play import Play
-from selfalign.model.weights import write_atomically
+from selfalign.baselines.encoder import PlayEncoder, TrainedEncoder, encoder_inputs, moved_prior
+from selfalign.baselines.method import check_positive, with_model
+from selfalign.baselines.samples import FlowSamples
+from selfalign.data.bodies import RecordedBodies
+from selfalign.data.cache import EpisodeCache
+from selfalign.data.sources import SourceData
+from selfalign.data.virtual import DrawPerturbation, ModelShape, VirtualSources
+from selfalign.model.losses import ACTION
 from selfalign.policy import Policy
-
-FORMAT = "selfalign-encoder-example-1"
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One source body: what the encoder reads, and what it should say."""
-
-    inputs: Float[Tensor, "N D"]
-    moved: Float[Tensor, " C"]
-    """W - W0 of the context that was fitted to the same play."""
-    fingerprint: str
-    """Of the model that it was fitted to."""
-
-    @classmethod
-    def of(cls, policy: Policy, play: Play) -> Self:
-        """Aligns to play of a source body; the best context counts, whatever the verdict."""
-        result = align(policy, play, progress=False)
-        inputs = encoder_inputs(policy, policy.transitions(policy.repack_play(play), result.stats))
-        moved = result.fitted.embedding() - policy.model.prior().embedding().detach()
-        return cls(inputs.cpu(), moved.cpu(), policy.fingerprint())
-
-    def save(self, path: str | Path) -> Path:
-        """Writes a safetensors file, atomically."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"inputs": self.inputs.contiguous(), "moved": self.moved.contiguous()}
-        metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
-        write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
-        return path
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Reads such a file.
-
-        Raises:
-            ValueError: damaged, or something else.
-        """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"{path} is not an example for the encoder")
-                return cls(file.get_tensor("inputs"), file.get_tensor("moved"), metadata["fingerprint"])
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); remove it and collect again") from error
-
-
-def read_examples(folder: str | Path) -> list[Example]:
-    """All examples of a folder, by name.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
-    paths = sorted(Path(folder).glob("*.safetensors"))
-    if not paths:
-        raise FileNotFoundError(f"no examples for the encoder in {folder}; `selfalign bench encoder` collects them")
-    return [Example.load(path) for path in paths]
+from selfalign.sim.virtual import source_perturbation
 
 
 @dataclass(frozen=True)
 class EncoderTraining:
     """How the encoder is trained."""
 
-    rank: int = 32
-    """Principal directions of the contexts; at most one less than there are bodies to learn from."""
+    rank: int = 64
+    """Numbers that it says of a body."""
     width: int = 256
     steps: int = 2000
     learning_rate: float = 1e-3
     bodies: int = 16
-    """Bodies in a batch."""
-    transitions: int = 128
-    """Of each of them, drawn anew in every step."""
-    holdout: float = 0.15
-    """Share of the bodies that says which step is kept; 0: none, and the last one is."""
+    """In a batch."""
+    transitions: int = 64
+    """Of the play of each, that it reads; drawn anew in every step."""
+    demonstrations: int = 8
+    """Samples of the demonstrations of each, on which the action loss is taken."""
+    reach_weight: float = 10.0
+    """How often frames of reach demonstrations are drawn, relative to other tasks; as the shipped policy had them."""
+    holdout: float = 0.1
+    """Share of the rigs that says which step is kept; 0: none, and the last one is."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("rank", "width", "steps", "learning_rate", "bodies", "transitions")
-        check_positive(self, positive, or_zero=("holdout",))
+        positive = ("rank", "width", "steps", "learning_rate", "bodies", "transitions", "demonstrations")
+        check_positive(self, (*positive, "reach_weight"), or_zero=("holdout",))
         if self.holdout >= 1:
             raise ValueError(f"EncoderTraining: holdout must be less than 1, got {self.holdout}")
 
 
-def train_encoder(
-    examples: Sequence[Example], config: EncoderTraining = EncoderTraining(), *, progress: bool = False
-) -> TrainedEncoder:
-    """Regresses the contexts of source bodies from their play.
+@dataclass(frozen=True, eq=False)
+class Recordings:
+    """Source data as a policy sees them, and the bodies that may be made of them."""
 
-    The training says `unexplained`, the share of the variance of held-out bodies' W that the encoder misses: 1 for the
-    mean context, 0 for the fitted ones.
+    cache: EpisodeCache
+    sources: partial[VirtualSources]
+
+    @classmethod
+    def open(cls, policy: Policy, data: tuple[str, ...], features: Path, *, progress: bool = False) -> "Recordings":
+        """Reads data sets, and runs the policy's vision tower over them unless `features` holds what it saw.
+
+        Raises:
+            FileNotFoundError: no such data set.
+            ValueError: it does not suit the policy.
+        """
+        source, model = SourceData.open(data), policy.model
+        source.require_cameras(model.config.cameras)
+        cache = EpisodeCache.build(source, image_size=model.config.image_size, progress=progress)
+        features.mkdir(parents=True, exist_ok=True)
+        config = model.config
+        shape = ModelShape(config.action_horizon, config.action_dim, config.state_dim, config.next_offset)
+        seen = trained_features(model, cache, features)
+        return cls(cache, partial(VirtualSources, cache, seen, policy.tokenizer, shape, _bodies_of(source)))
+
+    def split(self, share: float, seed: int, reach_weight: float) -> tuple[VirtualSources, VirtualSources | None]:
+        """Rigs to learn from, and a share of them that is held out; None where that is none.
+
+        Raises:
+            ValueError: less than two rigs are left to learn from.
+        """
+        rigs = np.unique(self.cache.embodiment_index)
+        learned, held_out = hold_out(rigs, round(share * len(rigs)), seed)
+        if len(learned) < 2:
+            raise ValueError(f"an encoder needs at least 2 source bodies to learn from, got {len(learned)}")
+        make = partial(self.sources, task_weights={"reach": reach_weight})
+        return make(rigs=learned), make(rigs=held_out) if len(held_out) else None
+
+
+def _bodies_of(source: SourceData) -> DrawPerturbation:
+    """Those of the simulator's source region, where all rigs are simulated; the recorded ones otherwise."""
+    if all({"arm", "gripper", "action_space"} <= body.keys() for body in source.embodiments):
+        return source_perturbation
+    return RecordedBodies.of(source, "none", ())
+
+
+@dataclass(frozen=True, eq=False)
+class BodyBatch:
+    """What the encoder reads of some bodies, and what the policy should do there."""
+
+    play: Float[Tensor, "B N I"]
+    shown: FlowSamples
+    """Demonstrations, body after body."""
+
+    @classmethod
+    def draw(
+        cls,
+        policy: Policy,
+        sources: VirtualSources,
+        config: EncoderTraining,
+        generator: torch.Generator,
+        *,
+        fixed: bool = False,
+    ) -> "BodyBatch":
+        """New bodies; with `fixed` noise, flow times are spread evenly."""
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        bodies = [sources.sample(rng) for _ in range(config.bodies)]
+        play = sources.play_batch(bodies, config.transitions, rng).to(policy.device)
+        shown = sources.demonstration_batch(bodies, config.demonstrations, rng).to(policy.device)
+        samples = FlowSamples.fixed(shown, config.seed) if fixed else FlowSamples.draw(shown, generator)
+        return cls(encoder_inputs(policy, play).unflatten(0, (len(bodies), -1)), samples)
+
+    def loss(self, policy: Policy, network: PlayEncoder | None) -> Float[Tensor, ""]:
+        """The action loss under the contexts that an encoder gives; None: under W0."""
+        model, shown = policy.model, self.shown
+        context = None
+        if network is not None:
+            each = shown.batch.observation.batch_size // len(self.play)
+            context = moved_prior(model, network(self.play)).repeat_interleave(each)
+        with torch.no_grad():
+            prefix = model.prefix(shown.batch.observation)
+        losses = model.losses(shown.batch, context, noise=shown.noise, time=shown.time, prefix=prefix, parts=(ACTION,))
+        assert losses.action is not None
+        return losses.action
+
+
+JUDGED = 4
+"""Batches of held-out bodies that choose the step."""
+
+
+def train_encoder(
+    policy: Policy, recordings: Recordings, config: EncoderTraining = EncoderTraining(), *, progress: bool = False
+) -> TrainedEncoder:
+    """Trains an encoder for a policy, which stays as it is.
+
+    The training says `action_loss` on bodies of held-out rigs, under W0 and under the encoder's contexts.
 
     Raises:
-        ValueError: examples of different models, or less than two bodies to learn from.
+        ValueError: less than two rigs to learn from.
     """
-    fingerprints = {example.fingerprint for example in examples}
-    if len(fingerprints) != 1:
-        raise ValueError(f"examples for an encoder must be of one model, these are of {sorted(fingerprints)}")
-    learned, held = _split(examples, config)
-    if len(learned) < 2:
-        raise ValueError(f"an encoder needs at least 2 source bodies to learn from, got {len(learned)}")
-    network = _fresh(learned, config)
+    learned, held_out = recordings.split(config.holdout, config.seed, config.reach_weight)
+    frozen = with_model(policy, copy.deepcopy(policy.model).eval().requires_grad_(False))
+    generator = torch.Generator().manual_seed(config.seed)
+    judged = []
+    if held_out is not None:
+        judged = [BodyBatch.draw(frozen, held_out, config, generator, fixed=True) for _ in range(JUDGED)]
+    network = _fresh(frozen, learned, config)
+
+    def judge(network: PlayEncoder | None) -> float:
+        with torch.no_grad():
+            return float(torch.stack([batch.loss(frozen, network) for batch in judged]).mean())
+
     history = descend(
         list(network.parameters()),
-        lambda generator: _regression(network, learned, config, generator),
-        Descent(config.steps, config.learning_rate, eval_every=max(1, config.steps // 40), patience=None),
+        lambda generator: BodyBatch.draw(frozen, learned, config, generator).loss(frozen, network),
+        Descent(config.steps, config.learning_rate, eval_every=max(1, config.steps // 20), patience=None),
         seed=config.seed,
-        held_out=(lambda: unexplained(network, held)) if held else None,
+        held_out=(lambda: judge(network)) if judged else None,
         title="encoder",
         progress=progress,
     )
     network.eval().requires_grad_(False)
-    training = {
+    told = {
         **asdict(config),
-        "source_bodies": {"learned": len(learned), "held_out": len(held)},
-        "unexplained": {
-            "learned": unexplained(network, learned),
-            "held_out": unexplained(network, held) if held else None,
-        },
+        "rigs": {"learned": len(learned.rigs), "held_out": 0 if held_out is None else len(held_out.rigs)},
+        "action_loss": {"prior": judge(None), "encoder": judge(network)} if judged else None,
         "best_step": history.best_step,
     }
-    return TrainedEncoder(network, fingerprints.pop(), training)
+    return TrainedEncoder(network, policy.fingerprint(), told)
 
 
-@torch.no_grad()
-def unexplained(network: PlayEncoder, examples: Sequence[Example]) -> float:
-    """Squared error of the contexts that the encoder gives, relative to the variance of those that it learned from."""
-    errors = [network.moved(network(e.inputs)) - e.moved for e in examples]
-    return float(torch.stack(errors).square().sum(-1).mean() / network.scale.square())
-
-
-def _split(examples: Sequence[Example], config: EncoderTraining) -> tuple[list[Example], list[Example]]:
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    count = round(config.holdout * len(examples)) if len(examples) > 2 else 0
-    return [examples[i] for i in order[count:]], [examples[i] for i in order[:count]]
-
-
-def _fresh(examples: Sequence[Example], config: EncoderTraining) -> PlayEncoder:
-    """A network with the principal directions of some contexts."""
-    moved = torch.stack([example.moved for example in examples])
-    mean = moved.mean(0)
-    _, _, directions = torch.linalg.svd(moved - mean, full_matrices=False)
-    basis = directions[: min(config.rank, len(examples) - 1)]
-    scale = (moved - mean).square().sum(-1).mean().sqrt().clamp_min(1e-12)
+def _fresh(policy: Policy, sources: VirtualSources, config: EncoderTraining) -> PlayEncoder:
+    some = BodyBatch.draw(policy, sources, replace(config, bodies=1), torch.Generator().manual_seed(config.seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return PlayEncoder(examples[0].inputs.shape[1], config.width, mean, basis, scale)
-
-
-def _regression(
-    network: PlayEncoder, examples: Sequence[Example], config: EncoderTraining, generator: torch.Generator
-) -> Tensor:
-    """Squared error of z, summed over its coordinates, for random transitions of random bodies."""
-    picked = [examples[i] for i in draw_rows(len(examples), min(config.bodies, len(examples)), generator).tolist()]
-    inputs = torch.stack([e.inputs[draw_rows(len(e.inputs), config.transitions, generator)] for e in picked])
-    target = network.coordinates(torch.stack([e.moved for e in picked]))
-    return (network(inputs) - target).square().sum(-1).mean()
+        size = policy.model.prior().embedding().numel()
+        return PlayEncoder(some.play.shape[-1], config.width, config.rank, size).to(policy.device)

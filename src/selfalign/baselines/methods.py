@@ -71,9 +71,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             EncoderConfig,
             encoder,
             {
-                "training.rank": Choice((4, 8, 16, 32, 64)),
+                "training.rank": Choice((16, 32, 64, 128)),
                 "training.width": Choice((128, 256, 512)),
-                "training.steps": Choice((500, 1000, 2000)),
+                "training.steps": Choice((1000, 2000)),
                 "training.learning_rate": LogUniform(3e-4, 3e-3),
             },
         ),

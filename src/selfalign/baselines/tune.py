@@ -186,7 +186,7 @@ class TuneConfig:
     judged: int = 4
     """Further demonstrations, on which the action loss is measured."""
     settings: str = "{}"
-    """JSON of settings that are not searched, for example '{"examples": "outputs/encoder.examples"}'."""
+    """JSON of settings that are not searched, for example '{"data": ["data/sources"]}'."""
     json: Path | None = None
     """Where to write the trials; None: outputs/tune-METHOD.json."""
     choose: Path | None = None

@@ -3,7 +3,6 @@
 | bodies | seeds | region | for |
 |---|---|---|---|
 | source | `SOURCE_RIGS`, `SNAPSHOT_RIGS` | source | pretraining (`runs/1_pretrain.sh`) |
-| source | `ENCODER_BODIES` | source | the contexts that the baseline `encoder` learns from |
 | validation | from `VALIDATION_FROM` on; ours: `VALIDATION` | held out | choices: recipes, settings, thresholds |
 | test | all below; ours: `TEST` | held out | results |
 
@@ -20,8 +19,6 @@ SOURCE_RIGS = 0
 """Seed of the recorded rigs, and of pretraining."""
 SNAPSHOT_RIGS = 5
 """Seed of the pictures that the vision tower learns on."""
-ENCODER_BODIES = 2000
-"""Seed of the source bodies of `bench encoder`."""
 VALIDATION_FROM = 1_000_000
 """Seeds from here on are for choices."""
 VALIDATION = (1_000_000, 1_000_001, 1_000_002)

@@ -1,0 +1,62 @@
+"""`selfalign bench encoder`: trains the encoder on recorded source bodies."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from selfalign.baselines.choices import chosen
+from selfalign.baselines.encoder import TrainedEncoder
+from selfalign.baselines.encoder_training import EncoderTraining, Recordings, train_encoder
+from selfalign.baselines.methods import METHODS, configured
+from selfalign.checkpoint import load
+
+
+@dataclass(frozen=True)
+class EncoderRun:
+    """Train the encoder of the baselines on recorded source bodies, through the frozen policy."""
+
+    checkpoint: Path = Path("checkpoints/tiny")
+    """Checkpoint directory."""
+    data: tuple[str, ...] = ("data/sources",)
+    """Data sets with play and demonstrations of source bodies (`selfalign sources`)."""
+    features: Path = Path("outputs/encoder.features")
+    """Folder for what the vision tower sees in every frame. That of a pretraining on the same data with the same tower
+    (its `out` or `shared`) serves, too."""
+    out: Path = Path("outputs/encoder.safetensors")
+    """Where to write the encoder."""
+    rank: int | None = None
+    """Numbers that it says of a body. None, as for the three below: what tuning chose, or else the default."""
+    width: int | None = None
+    """Hidden units of the encoder."""
+    steps: int | None = None
+    """Of its training."""
+    learning_rate: float | None = None
+    seed: int = 0
+    """Of its weights, and of the bodies that are drawn."""
+
+    def __post_init__(self) -> None:
+        self.training()  # raises for a value that cannot be
+
+    def training(self) -> EncoderTraining:
+        told = {name: getattr(self, name) for name in ("rank", "width", "steps", "learning_rate")}
+        given = {name: value for name, value in told.items() if value is not None}
+        return replace(configured(METHODS["encoder"], None, chosen("encoder")).training, seed=self.seed, **given)
+
+
+def run(config: EncoderRun, *, show: bool = True) -> TrainedEncoder:
+    """Reads, trains, writes.
+
+    Raises:
+        FileNotFoundError: no checkpoint or data.
+        ValueError: a damaged checkpoint, or data that do not suit it.
+    """
+    policy = load(config.checkpoint)
+    recordings = Recordings.open(policy, config.data, config.features, progress=show)
+    trained = train_encoder(policy, recordings, config.training(), progress=show)
+    trained.save(config.out)
+    if show:
+        rigs, losses = trained.training["rigs"], trained.training["action_loss"]
+        told = f"learned from {rigs['learned']} rigs"
+        if losses is not None:
+            told += f"; action loss on {rigs['held_out']} others {losses['prior']:.3f} -> {losses['encoder']:.3f}"
+        print(f"{config.out}: {told}")
+    return trained
