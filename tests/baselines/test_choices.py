@@ -7,7 +7,7 @@ import pytest
 from baselines.factory import QUICK
 from selfalign.baselines import METHODS, choices
 from selfalign.baselines.choices import add_choice, check_fair, chosen, read_choices
-from selfalign.baselines.collect import EncoderRun
+from selfalign.baselines.encoder_run import EncoderRun
 from selfalign.baselines.methods import configured
 
 
