@@ -273,8 +273,10 @@ def ablations(results: Mapping[Path, dict[str, Any]]) -> Iterator[str]:
 
 def _recipe(cell: Cell, about: Mapping[str, str], first: Cell | None) -> list[str]:
     known, name = _conditions(cell), _training(cell)
-    success = [percent(cell.success(n).to_dict()) if n in known else "-" for n in ("before", "aligned", "oracle")]
-    less = "-" if first is None or first is cell else cell.less(first, "aligned").points()
+    success = [cell.success(n).percent() if n in known else "-" for n in ("before", "aligned", "oracle")]
+    less = "-"
+    if first is not None and first is not cell and "aligned" in known and "aligned" in _conditions(first):
+        less = cell.less(first, "aligned").points()
     told = [row["verdicts"]["aligned"] for row in cell.rows if "aligned" in row.get("verdicts", {})]
     losses = [bootstrap_mean([verdict[when] for verdict in told]).value for when in ("before", "after") if told]
     loss = " -> ".join(f"{value:.2f}" for value in losses) or "-"

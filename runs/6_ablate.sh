@@ -11,3 +11,7 @@ cp runs/ablation/ablation.json benchmarks/results/ablation.json
 selfalign bench ablate --out runs/ablation_shipped --scale shipped --split test --cells headline --data data/sources \
     --snapshots data/snapshots
 cp runs/ablation_shipped/ablation.json benchmarks/results/ablation_shipped.json
+# The shipped recipe with two other seeds, on the tower of 1_pretrain.sh.
+selfalign bench ablate --out outputs/seeds --scale shipped --split test --cells all --seeds 1 2 --tower runs/tiny \
+    --trainings 2 --threads 1
+cp outputs/seeds/ablation.json benchmarks/results/ablation_seeds.json

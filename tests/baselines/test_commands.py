@@ -29,7 +29,7 @@ def checkpoint(tmp_path, monkeypatch):
     return save_checkpoint(policy, tmp_path / "checkpoint")
 
 
-def test_an_encoder_is_trained_on_recordings(checkpoint, tmp_path, capsys):
+def test_an_encoder_is_trained_on_recordings(checkpoint, tmp_path, monkeypatch, capsys):
     data, out = write_fake(tmp_path / "data", rigs=4, episodes=2, image_size=16), tmp_path / "encoder.safetensors"
     places = {"checkpoint": checkpoint, "data": data, "features": tmp_path / "features", "out": out}
     flags = [part for name, path in places.items() for part in (f"--{name}", str(path))]
@@ -37,7 +37,8 @@ def test_an_encoder_is_trained_on_recordings(checkpoint, tmp_path, capsys):
     assert main([*command, "2"]) == 0
     first = TrainedEncoder.load(out, fingerprint=small_policy().fingerprint())
     assert first.training["steps"] == 2 and first.training["width"] == 8
-    assert "learned from 4 rigs" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "learned from 4 rigs" in told and "all 2 steps taken" in " ".join(told.split())
     seen = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
     assert main([*command, "3"]) == 0
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()} == seen != {}
@@ -46,6 +47,10 @@ def test_an_encoder_is_trained_on_recordings(checkpoint, tmp_path, capsys):
         main(["bench", "encoder", "--rank", "0"])
     assert "rank=0" in capsys.readouterr().err
     assert main(["bench", "encoder", "--checkpoint", str(checkpoint), "--data", str(tmp_path / "nowhere")]) == 2
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["bench", "encoder", "--checkpoint", str(checkpoint)]) == 2
+    assert "record it with `selfalign sources`" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_method_is_tuned_and_its_trials_are_written(checkpoint, tmp_path, capsys):

@@ -151,6 +151,16 @@ def test_its_file_comes_back_or_says_why_not(recorded, tmp_path):
         TrainedEncoder.load(tmp_path / "other.safetensors")
 
 
+def test_what_the_tower_saw_of_other_data_is_not_taken_for_these(recorded, tmp_path, monkeypatch):
+    """Two data sets of as many frames, without a folder that was named for either."""
+    policy, data, _ = recorded
+    monkeypatch.chdir(tmp_path)
+    other = write_fake(tmp_path / "other", rigs=5, episodes=3, image_size=16, seed=1)
+    seen = [Recordings.open(policy, (str(d),)).sources().features.tokens["scene"] for d in (data, other)]
+    assert seen[0].shape == seen[1].shape and not np.array_equal(*seen)
+    assert len(list((tmp_path / "outputs/encoder.features").iterdir())) == 2
+
+
 def test_recordings_that_do_not_suffice_are_refused(recorded, tmp_path):
     policy, data, _ = recorded
     lonely = write_fake(tmp_path / "lonely", rigs=1, episodes=2, image_size=16)

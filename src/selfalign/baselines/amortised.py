@@ -4,7 +4,6 @@
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 from selfalign.baselines.encoder import TrainedEncoder, encoder_inputs
 from selfalign.baselines.encoder_training import EncoderTraining, Recordings, train_encoder
@@ -21,8 +20,8 @@ class EncoderConfig:
     """File of the encoder (`selfalign bench encoder`)."""
     data: tuple[str, ...] = ()
     """Data sets to train one on, once in a process: what tuning does."""
-    features: str = "outputs/encoder.features"
-    """Folder for what the vision tower sees in them."""
+    features: str | None = None
+    """Folder for what the vision tower sees in them; None: one of their own."""
     training: EncoderTraining = field(default_factory=EncoderTraining)
     """How; without `data` it means nothing."""
     transitions: int = 1024
@@ -56,10 +55,10 @@ def _encoder(policy: Policy, config: EncoderConfig) -> TrainedEncoder:
 
 
 @lru_cache(maxsize=1)
-def _recordings(policy: Policy, data: tuple[str, ...], features: str) -> Recordings:
-    return Recordings.open(policy, data, Path(features))
+def _recordings(policy: Policy, data: tuple[str, ...], features: str | None) -> Recordings:
+    return Recordings.open(policy, data, features)
 
 
 @lru_cache(maxsize=2)
-def _trained(policy: Policy, data: tuple[str, ...], features: str, training: EncoderTraining) -> TrainedEncoder:
+def _trained(policy: Policy, data: tuple[str, ...], features: str | None, training: EncoderTraining) -> TrainedEncoder:
     return train_encoder(policy, _recordings(policy, data, features), training)

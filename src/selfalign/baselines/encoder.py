@@ -129,7 +129,10 @@ class TrainedEncoder:
             raise ValueError(f"{path} is not a whole safetensors file ({error}); train the encoder again") from error
         if metadata.get("format") != FORMAT:
             found = metadata.get("format")
-            raise ValueError(f"{path} is no encoder of this version: its format is {found!r}, not {FORMAT!r}")
+            raise ValueError(
+                f"{path} is no encoder of this version: its format is {found!r}, not {FORMAT!r}; "
+                f"`selfalign bench encoder --out {path}` trains one"
+            )
         info = json.loads(metadata["info"])
         if fingerprint is not None and info["fingerprint"] != fingerprint:
             raise ValueError(

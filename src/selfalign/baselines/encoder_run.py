@@ -18,9 +18,9 @@ class EncoderRun:
     """Checkpoint directory."""
     data: tuple[str, ...] = ("data/sources",)
     """Data sets with play and demonstrations of source bodies (`selfalign sources`)."""
-    features: Path = Path("outputs/encoder.features")
-    """Folder for what the vision tower sees in every frame. That of a pretraining on the same data with the same tower
-    (its `out` or `shared`) serves, too."""
+    features: Path | None = None
+    """Folder for what the vision tower sees in every frame of these data; None: one of their own. That of a pretraining
+    on the same data with the same tower (its `out` or `shared`) serves, too."""
     out: Path = Path("outputs/encoder.safetensors")
     """Where to write the encoder."""
     rank: int | None = None
@@ -49,6 +49,10 @@ def run(config: EncoderRun, *, show: bool = True) -> TrainedEncoder:
         FileNotFoundError: no checkpoint or data.
         ValueError: a damaged checkpoint, or data that do not suit it.
     """
+    if config.data == EncoderRun.data and not Path(*config.data).exists():
+        raise FileNotFoundError(
+            f"there is no {config.data[0]}: record it with `selfalign sources`, or name data sets with --data"
+        )
     policy = load(config.checkpoint)
     recordings = Recordings.open(policy, config.data, config.features, progress=show)
     trained = train_encoder(policy, recordings, config.training(), progress=show)
@@ -58,5 +62,5 @@ def run(config: EncoderRun, *, show: bool = True) -> TrainedEncoder:
         told = f"learned from {rigs['learned']} rigs"
         if losses is not None:
             told += f"; action loss on {rigs['held_out']} others {losses['prior']:.3f} -> {losses['encoder']:.3f}"
-        print(f"{config.out}: {told}")
+        print(f"{config.out}: {told}; {trained.training['stopped']}")
     return trained

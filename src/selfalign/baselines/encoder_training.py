@@ -28,7 +28,11 @@ from selfalign.data.sources import SourceData
 from selfalign.data.virtual import DrawPerturbation, ModelShape, VirtualSources
 from selfalign.model.losses import ACTION
 from selfalign.policy import Policy
+from selfalign.provenance import digest
 from selfalign.sim.virtual import source_perturbation
+
+FEATURES = Path("outputs/encoder.features")
+"""Holds a folder of what the vision tower sees for each collection of data sets."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,13 @@ class Recordings:
     sources: partial[VirtualSources]
 
     @classmethod
-    def open(cls, policy: Policy, data: tuple[str, ...], features: Path, *, progress: bool = False) -> "Recordings":
+    def open(
+        cls, policy: Policy, data: tuple[str, ...], features: str | Path | None = None, *, progress: bool = False
+    ) -> "Recordings":
         """Reads data sets, and runs the policy's vision tower over them unless `features` holds what it saw.
+
+        Args:
+            features: folder for that, of these data sets alone; None: one of their own in `FEATURES`.
 
         Raises:
             FileNotFoundError: no such data set.
@@ -77,10 +86,11 @@ class Recordings:
         source, model = SourceData.open(data), policy.model
         source.require_cameras(model.config.cameras)
         cache = EpisodeCache.build(source, image_size=model.config.image_size, progress=progress)
-        features.mkdir(parents=True, exist_ok=True)
+        folder = FEATURES / digest(source.fingerprint) if features is None else Path(features)
+        folder.mkdir(parents=True, exist_ok=True)
         config = model.config
         shape = ModelShape(config.action_horizon, config.action_dim, config.state_dim, config.next_offset)
-        seen = trained_features(model, cache, features)
+        seen = trained_features(model, cache, folder)
         return cls(cache, partial(VirtualSources, cache, seen, policy.tokenizer, shape, _bodies_of(source)))
 
     def split(self, share: float, seed: int, reach_weight: float) -> tuple[VirtualSources, VirtualSources | None]:
@@ -185,6 +195,7 @@ def train_encoder(
         "rigs": {"learned": len(learned.rigs), "held_out": 0 if held_out is None else len(held_out.rigs)},
         "action_loss": {"prior": judge(None), "encoder": judge(network)} if judged else None,
         "best_step": history.best_step,
+        "stopped": history.stopped,
     }
     return TrainedEncoder(network, policy.fingerprint(), told)
 
