@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# What each part of the recipe is worth: recipes that differ in one thing, with one vision tower, measured on the same
-# validation bodies. Needs the data of 1_pretrain.sh. A recipe takes about 20 minutes on two quiet cores, all of them half
+# What each part of the recipe is worth: recipes that differ in one thing, all with the shipped vision tower, measured on the
+# same validation bodies. Needs the recordings of 1_pretrain.sh. A recipe takes about 20 minutes on two quiet cores, all of them half
 # a day; what is finished is kept, so it may be stopped. Then the headline cells at the shipped checkpoint's scale, on test
 # bodies: about 75 minutes each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-selfalign bench ablate --out runs/ablation --cells losses contexts architecture data --data data/sources \
-    --snapshots data/snapshots
+selfalign bench ablate --out runs/ablation --cells losses contexts architecture data --tower checkpoints/tiny \
+    --trainings 2 --threads 1
 cp runs/ablation/ablation.json benchmarks/results/ablation.json
-selfalign bench ablate --out runs/ablation_shipped --scale shipped --split test --cells headline --data data/sources \
-    --snapshots data/snapshots
+selfalign bench ablate --out runs/ablation_shipped --scale shipped --split test --cells headline --tower checkpoints/tiny \
+    --trainings 2 --threads 1
 cp runs/ablation_shipped/ablation.json benchmarks/results/ablation_shipped.json
-# The shipped recipe with two other seeds, on the tower of 1_pretrain.sh.
-selfalign bench ablate --out outputs/seeds --scale shipped --split test --cells all --seeds 1 2 --tower runs/tiny \
+# The shipped recipe with two other seeds.
+selfalign bench ablate --out outputs/seeds --scale shipped --split test --cells all --seeds 1 2 --tower checkpoints/tiny \
     --trainings 2 --threads 1
 cp outputs/seeds/ablation.json benchmarks/results/ablation_seeds.json

@@ -1,10 +1,12 @@
 """The ablation around its trainings: one tower for all, what is done is kept, what fails stops nothing."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from selfalign.ablation import recipes
 from selfalign.ablation import run as ablation
@@ -12,6 +14,7 @@ from selfalign.ablation.recipes import changed
 from selfalign.ablation.run import AblateConfig, bench_cells, plan_trainings, run
 from selfalign.ablation.table import tabulate
 from selfalign.data.fake import write_fake
+from selfalign.model.weights import load_model
 from selfalign.sim.seeds import split_of
 
 LITTLE = {
@@ -53,6 +56,24 @@ def test_trainings_share_a_tower_and_are_not_repeated(config: AblateConfig, monk
     assert json.loads((config.out / "ablation.json").read_text()) == result
     seen.clear()
     assert run(config, show=False)["trainings"] == result["trainings"] and seen == []
+
+
+def test_recipes_take_the_tower_of_a_checkpoint(config: AblateConfig, monkeypatch: pytest.MonkeyPatch):
+    run(replace(config, cells=("all",)), show=False)
+    (job,) = plan_trainings(replace(config, cells=("all",)))
+    policy = job.policy
+    seen, train = [], ablation.pretrain.run
+    monkeypatch.setattr(ablation.pretrain, "run", lambda flags: (seen.append(flags), train(flags)))
+    given = replace(config, cells=("global-w",), out=config.out.parent / "given", tower=policy)
+    run(given, show=False)
+    assert [(flags.tower, flags.snapshots) for flags in seen] == 2 * [(policy, None)]
+    (training,) = plan_trainings(given)
+    ours, theirs = load_model(training.policy).vision.state_dict(), load_model(policy).vision.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    # The same recipe on another tower is another training, on the same tower elsewhere the same.
+    (elsewhere,) = plan_trainings(replace(given, tower=shutil.copytree(policy, config.out.parent / "copy")))
+    (own,) = plan_trainings(replace(given, tower=None))
+    assert elsewhere.digest == training.digest != own.digest
 
 
 def test_a_training_that_fails_stops_no_other(config: AblateConfig, monkeypatch: pytest.MonkeyPatch):

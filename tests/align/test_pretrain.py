@@ -74,6 +74,23 @@ def test_a_training_starts_from_a_checkpoint_and_keeps_its_tower(data, tmp_path)
     assert not (tmp_path / "further" / "tower.pt").exists()
 
 
+def test_a_training_takes_the_tower_of_a_checkpoint_and_nothing_else_of_it(data, tmp_path):
+    other = randomise(VLA(config()))
+    save_model(other, tmp_path / "other")
+    plain = run(data, tmp_path / "plain", steps=0)
+    seeing = run(data, tmp_path / "seeing", steps=0, tower=tmp_path / "other")
+    statistics = {"feature_mean", "feature_std"}
+    for name, value in unique_tensors(seeing).items():
+        if name not in statistics:
+            theirs = unique_tensors(other if name.startswith("vision.") else plain)[name]
+            assert torch.equal(value, theirs), name
+    assert not (tmp_path / "seeing" / "tower.pt").exists()
+    unlike = dataclasses.replace(config().vision, free=config().vision.free + 1)
+    save_model(VLA(dataclasses.replace(config(), vision=unlike)), tmp_path / "unlike")
+    with pytest.raises(ValueError, match=r"the vision tower of .*unlike"):
+        run(data, tmp_path / "refused", steps=0, tower=tmp_path / "unlike")
+
+
 def test_features_of_another_tower_are_not_used(data, tmp_path):
     for seed in (0, 1):
         save_model(randomise(VLA(config()), seed), tmp_path / f"start{seed}")

@@ -29,6 +29,7 @@ from selfalign.cluster import Cluster, run_on
 from selfalign.commands import pretrain
 from selfalign.commands.pretrain import TrainingConfig
 from selfalign.data.sources import SourceData
+from selfalign.model.weights import load_model
 from selfalign.provenance import Stopwatch, digest, provenance, write_json
 from selfalign.ranges import below, refuse
 from selfalign.sim.seeds import Split, seeds_of
@@ -36,7 +37,7 @@ from selfalign.train import checkpoint
 from selfalign.workers import progress_bar
 
 FORMAT = "selfalign-ablation-1"
-NOT_RESULTS = ("out", "shared", "machine", "log")
+NOT_RESULTS = ("out", "shared", "tower", "machine", "log")
 """Flags of a training that its result does not depend on."""
 
 
@@ -52,9 +53,9 @@ class AblateConfig:
     """"ablation": about 14 minutes a training on two quiet cores; "shipped": as long as the shipped checkpoint."""
     data: tuple[str, ...] = ("data/sources",)
     snapshots: Path = Path("data/snapshots")
-    """Pictures that the vision tower learns on."""
+    """Pictures that the vision tower learns on, where it is not given."""
     tower: Path | None = None
-    """Folder of a tower and its features to use: the `out` or `shared` of another pretraining with the same data."""
+    """Checkpoint whose vision tower all recipes have; None: one that learns first, on the snapshots."""
     features: Path | None = None
     """Folder of `selfalign features` for the cell stored-features."""
     weights: Path | None = None
@@ -147,8 +148,7 @@ def plan_trainings(config: AblateConfig) -> list[Training]:
     """Every chosen recipe with every seed. Recipes that train alike are trained once: they have one folder."""
     start = _start(config)
     identities: dict[Path | None, str] = {None: SourceData.open(config.data).fingerprint}
-    made = tower_digest(start, identities[None]) if config.tower is None else str(config.tower)
-    tower = config.out / "towers" / made if config.tower is None else config.tower
+    made = tower_digest(start, identities[None])
     found = []
     for name in chosen(config.cells):
         recipe = RECIPES[name]
@@ -162,7 +162,7 @@ def plan_trainings(config: AblateConfig) -> list[Training]:
             identities[features] = SourceData.open(config.data, features=features).fingerprint
         own = changed(changed(start, {"recordings": {"features": features}}), recipe.training)
         for seed in config.seeds:
-            flags = dataclasses.replace(own, seed=seed, shared=tower)
+            flags = dataclasses.replace(own, seed=seed, shared=config.out / "towers" / made)
             named = training_digest(flags, identities[features], made)
             placed = dataclasses.replace(flags, out=config.out / "trainings" / named)
             found.append(Training(name, recipe, placed, named))
@@ -171,7 +171,9 @@ def plan_trainings(config: AblateConfig) -> list[Training]:
 
 def _start(config: AblateConfig) -> TrainingConfig:
     """What recipes differ from."""
-    return changed(base(config.scale, config.data, config.snapshots), {"machine": {"threads": config.threads}})
+    snapshots = config.snapshots if config.tower is None else None
+    own = {"tower": config.tower, "machine": {"threads": config.threads}}
+    return changed(base(config.scale, config.data, snapshots), own)
 
 
 def training_digest(config: TrainingConfig, data: str, tower: str) -> str:
@@ -179,7 +181,7 @@ def training_digest(config: TrainingConfig, data: str, tower: str) -> str:
 
     Args:
         data: fingerprint of the recordings.
-        tower: digest of the vision tower's own training, or where a given one is.
+        tower: `tower_digest`.
     """
     told = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_RESULTS}
     del told["recordings"]["data"]  # wherever they are
@@ -188,6 +190,8 @@ def training_digest(config: TrainingConfig, data: str, tower: str) -> str:
 
 def tower_digest(config: TrainingConfig, data: str) -> str:
     """Of what a tower and its features depend on, but for the training's seed: it is the policy that is repeated."""
+    if config.tower is not None:
+        return digest({"tower": load_model(config.tower).fingerprint(), "data": data})
     tower = {"preset": config.preset, "snapshots": config.snapshots, "steps": config.optimiser.pointing_steps}
     return digest({"tower": tower, "data": data})
 

@@ -47,7 +47,7 @@ from selfalign.workers import track
 POINTS = "privileged.points"
 """Column of image points that a simulator writes into source data: (u, v, visible) of each named keypoint."""
 
-MACHINE = ("loop", "start", "snapshots", "shared", "compile", "recompute", "strategy", "workers")
+MACHINE = ("loop", "start", "tower", "snapshots", "shared", "compile", "recompute", "strategy", "workers")
 """Fields of `PretrainConfig` that may be others when a training goes on."""
 
 
@@ -65,10 +65,12 @@ class PretrainConfig:
     """Words of instructions for the tower's first keypoints, where the VLM is to learn to point at them."""
     start: Path | None = None
     """Checkpoint directory whose weights, the vision tower's too, the training starts from; None: from nothing."""
+    tower: Path | None = None
+    """Checkpoint directory whose vision tower the training starts with, whatever else it starts from; None: its own."""
     snapshots: Path | None = None
     """Pictures of other rigs for the vision tower to learn on, from where it starts. On rigs that it was taught on, it
     sees better than on any new one, and a policy that learns there trusts it too much. None: the frames of the policy's
-    own data, or, with `start`, none."""
+    own data, or, with `start` or `tower`, none."""
     compile: bool = False
     """Compile the streams: minutes at the start, a quarter less time a step on a CPU."""
     task_weights: dict[str, float] = field(default_factory=dict)
@@ -93,6 +95,11 @@ class PretrainConfig:
     """How far the TTT branches are open stays as it starts."""
     shared: Path | None = None
     """Folder of the vision tower and its output on every frame, where trainings share them; None: their own."""
+
+    @property
+    def sees(self) -> bool:
+        """Whether the vision tower that it starts with has learned."""
+        return self.start is not None or self.tower is not None
 
     def check(self, world: World) -> None:
         """What cannot go together.
@@ -141,16 +148,14 @@ def pretrain(
     _check_pictures(source, model_config, config)
     odds = embodiment_odds(source, config.data_weights) if config.data_weights else None
     checkpoint.seed_everything(config.seed)
-    model = VLA(model_config)
-    if config.start is not None:
-        load_tensors(model, unique_tensors(load_model(config.start)), str(config.start))
+    model = _untrained(model_config, config)
     store = out if config.shared is None else config.shared
     store.mkdir(parents=True, exist_ok=True)
     with world.main_first():
         cache = EpisodeCache.build(
             source, image_size=model_config.image_size, progress=world.main, workers=config.workers
         )
-        if pictures is None and config.start is None:
+        if pictures is None and not config.sees:
             pictures = _labelled_frames(cache, model)
         if pictures is not None:
             prepare_tower(model, pictures, store, config.pointing)
@@ -171,6 +176,17 @@ def pretrain(
     state = make_state(model.train(), objective, config.optim, config.steps, engine, about)
     with closing(objective):
         return _fit(state, out, config, on_save, validate)
+
+
+def _untrained(model_config: VLAConfig, config: PretrainConfig) -> VLA:
+    """The model as the training finds it."""
+    model = VLA(model_config)
+    if config.start is not None:
+        load_tensors(model, unique_tensors(load_model(config.start)), str(config.start))
+    if config.tower is not None:
+        seeing = load_model(config.tower).vision
+        load_tensors(model.vision, unique_tensors(seeing), f"the vision tower of {config.tower}")
+    return model
 
 
 def _sources(
@@ -250,11 +266,10 @@ def _check_pictures(source: SourceData, model_config: VLAConfig, config: Pretrai
     source.require_cameras(model_config.cameras)
     if config.turned_cameras and source.features is not None:
         raise ValueError("stored features are of the recorded cameras: use them, or turned cameras, not both")
-    taught = config.start is not None or config.snapshots is not None
-    if taught or not isinstance(model_config.vision, KeypointTowerConfig):
+    if config.sees or config.snapshots is not None or not isinstance(model_config.vision, KeypointTowerConfig):
         return
     advice = "record pictures to learn on (`selfalign snapshots`) and give them with --snapshots, or start from a "
-    advice += "checkpoint whose tower has learned to see (--start)"
+    advice += "checkpoint whose tower has learned to see (--start, or --tower for that alone)"
     if POINTS not in source.info.extra:
         raise ValueError(f"{source.readers[0].root} does not say where things are in its pictures: {advice}")
     if len(model_config.cameras) > 1:

@@ -53,11 +53,13 @@ class TrainingConfig:
     """The model's architecture: tiny, small, pi05_alignment_debug, pi0_aligned or pi05_aligned."""
     start: Path | None = None
     """Checkpoint to start from, trained vision tower included; None: from nothing."""
+    tower: Path | None = None
+    """Checkpoint whose vision tower is taken, and nothing else of it; None: that of `start`, or one that learns."""
     shared: Path | None = None
     """Folder of the vision tower and of its output on every frame, where trainings share them; None: `out`."""
     snapshots: Path | None = None
     """Pictures that the vision tower learns on (`selfalign snapshots`); None: the frames of `data`, for a model of one
-    camera."""
+    camera, or, with `start` or `tower`, none."""
     steps: int | None = None
     """None: 6000, or 100 for a debugging preset."""
     seed: int = 0
@@ -120,6 +122,7 @@ class TrainingConfig:
                 validate_every=log.validate_every,
             ),
             start=self.start,
+            tower=self.tower,
             snapshots=self.snapshots,
             compile=machine.compile,
             task_weights={"reach": bodies.reach_weight},
