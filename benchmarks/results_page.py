@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -22,6 +22,9 @@ from selfalign.report.quality import confusion, loss_drop, roc
 from selfalign.report.reading import MATRIX, read_cells
 from selfalign.report.results import AT, Cell
 from selfalign.report.sections import costs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = (
@@ -74,7 +77,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *over_play(shipped),
                 *seeds(plain(shipped), read_cells([path for path in recipes if repeats(data[path])])),
                 *ablation(ablated),
-                *ablations({path: data[path] for path in recipes if not repeats(data[path])}),
+                *ablations({path: data[path] for path in recipes if not repeats(data[path])}, Path(figure).parent),
                 *fails(plain(shipped), films, Path(figure).parent / films.name),
                 *verdicts([*shipped, *ablated]),
                 *(part for path in demos for part in demo(data[path])),
@@ -250,8 +253,12 @@ def repeats(result: dict[str, Any]) -> bool:
     return names == {"all"} and result["scale"]["name"] == "shipped" and "matrix" in result
 
 
-def ablations(results: Mapping[Path, dict[str, Any]]) -> Iterator[str]:
-    """Recipes that differ from the shipped one in one thing."""
+def ablations(results: Mapping[Path, dict[str, Any]], pictures: Path) -> Iterator[str]:
+    """Recipes that differ from the shipped one in one thing.
+
+    Args:
+        pictures: where figures are, as the page sees it: of each result that of `recipes_figure`, by the file's name.
+    """
     for path, result in results.items():
         yield f"## Ablations: {result['scale']['steps']} steps"
         yield (
@@ -261,6 +268,8 @@ def ablations(results: Mapping[Path, dict[str, Any]]) -> Iterator[str]:
         )
         about = {training["label"]: training["about"] for training in result["trainings"]}
         cells = read_cells([path]) if "matrix" in result else []
+        if cells:
+            yield f"![Success by recipe]({(pictures / path.stem).as_posix()}.svg)"
         whole = {cell.settings["scenario"]: cell for cell in cells if _training(cell) == "all"}
         rows = [_recipe(cell, about, whole.get(cell.settings["scenario"])) for cell in cells]
         success = (*map(label, ("before", "aligned", "oracle")), "less the first")
@@ -269,6 +278,14 @@ def ablations(results: Mapping[Path, dict[str, Any]]) -> Iterator[str]:
         failed = [[t["label"], t["error"]] for t in result["trainings"] if "error" in t]
         if failed:
             yield markdown(("training that failed", "why"), failed)
+
+
+def recipes_figure(path: Path) -> "Figure":
+    """The cells of an ablation."""
+    panels: dict[str, dict[str, Cell]] = {}
+    for cell in read_cells([path]):
+        panels.setdefault(f"unseen: {cell.settings['scenario']}", {})[_training(cell)] = cell
+    return figures.recipes(panels)
 
 
 def _recipe(cell: Cell, about: Mapping[str, str], first: Cell | None) -> list[str]:
@@ -450,6 +467,11 @@ def main(config: Config) -> None:
     config.figure.write_text(figures.svg(figures.overview(cells[:12])), encoding="utf-8")
     curves = [cell for cell in cells if cell.success_by_steps()][: figures.TOGETHER]
     config.curves.write_text(figures.svg(figures.over_steps(curves)), encoding="utf-8")
+    for path in config.results.glob("*.json"):
+        result = json.loads(path.read_text())
+        if _format(result) == ABLATIONS and not repeats(result) and "matrix" in result:
+            drawn = config.figure.with_name(f"{path.stem}.svg")
+            drawn.write_text(figures.svg(recipes_figure(path)), encoding="utf-8")
     print(f"{config.page}, {config.figure} and {config.curves}")
 
 

@@ -89,11 +89,19 @@ def test_recipes_are_compared_to_the_first_on_the_same_bodies(tmp_path: Path):
     broken = {"label": "baseline", "about": "y", "error": "it broke"}
     ablation = {"format": "selfalign-ablation-1", "scale": {"steps": 2500}, "trainings": [*trainings, broken]}
     ablation["matrix"] = {**matrix, "cells": [first, other]}
-    table, failed = list(results.ablations({write(tmp_path / "ablation.json", ablation): ablation}))[-2:]
+    path = write(tmp_path / "ablation.json", ablation)
+    *_, picture, table, failed = results.ablations({path: ablation}, Path("assets"))
+    assert picture == "![Success by recipe](assets/ablation.svg)"
     assert "| all | the recipe | action | 20 | 3.00 -> 1.00 | - | 90 % [90, 90] | - | - |" in table
     # The ends of the bootstrap's interval over two bodies are the bodies: 3 and 7 of 10, less 9.
     assert "| closed | x | action | 20 | 3.00 -> 1.00 | - | 50 % [30, 70] | - | -40 [-60, -20] |" in table
     assert "| baseline | it broke |" in failed
+    (axis,) = results.recipes_figure(path).axes
+    drawn = {line.get_label(): line.get_xdata() for line in axis.lines}
+    assert drawn["aligned (what align returns)"] == pytest.approx([90, 50])
+    assert not {"before", "oracle"} & {str(name).split()[0] for name in drawn}, "they were not measured"
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["all", "closed"]
+    assert axis.get_title() == "unseen: action"
 
 
 def test_trainings_with_other_seeds_stand_beside_the_shipped_one(tmp_path: Path):

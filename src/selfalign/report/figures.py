@@ -77,6 +77,32 @@ def overview(cells: Sequence[Cell]) -> "Figure":
     return figure
 
 
+def recipes(panels: Mapping[str, Mapping[str, Cell]]) -> "Figure":
+    """Success by recipe, as they act before and after aligning, with intervals; a panel for each scenario.
+
+    Args:
+        panels: cells by recipe, by the panel's title. The line is where the first recipe is after aligning.
+    """
+    names = list(dict.fromkeys(name for cells in panels.values() for name in cells))
+    figure, axes = new_figure(1, len(panels), 1.6 + 3.6 * len(panels), 1.2 + 0.34 * len(names))
+    for axis, (title, cells) in zip(axes, panels.items(), strict=True):
+        for condition, offset in (("oracle", -0.22), ("aligned", 0.0), ("before", 0.22)):
+            found = {name: cell for name, cell in cells.items() if condition in [*cell.conditions, *_oracle(cell)]}
+            if not found:
+                continue
+            at = [names.index(name) + offset for name in found]
+            values = [cell.success(condition) for cell in found.values()]
+            _whiskers(axis, values, at, COLOURS[SHOWN[condition]], label(condition))
+            if condition == "aligned" and names[0] in found:
+                axis.axvline(100 * values[0].value, color="black", linestyle="--", linewidth=0.8)
+        axis.set(xlim=(-2, 102), ylim=(len(names) - 0.5, -0.5), xlabel="success, %")
+        axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
+        axis.set_title(title, fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
 def shown(cells: Sequence[Cell]) -> list[str]:
     """Contexts and methods of the overview: the main ones, then what else was tried at one amount."""
     found = dict.fromkeys(name for cell in cells for name in cell.conditions)
