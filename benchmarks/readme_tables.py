@@ -10,6 +10,7 @@ from typing import Any
 
 from selfalign.bench.plan import HEADLINE
 from selfalign.bench.stats import Interval
+from selfalign.bench.tables import drop
 from selfalign.report.reading import read_cells
 from selfalign.sim.tasks import KINDS
 
@@ -69,7 +70,7 @@ def demo_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
             words[row["scenario"]],
             percent(success["before"]),
             percent(success["aligned"]),
-            f"{verdict['before']:.2f} -> {verdict['after']:.2f}",
+            drop(verdict),
             f"{verdict['null']:.2f}",
             f"{row['seconds']['align']:.0f} s",
         )

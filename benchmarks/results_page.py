@@ -7,21 +7,24 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from selfalign.baselines.choices import setting
+from selfalign.bench.attempts import Attempt
 from selfalign.bench.matrix_table import speed_line
 from selfalign.bench.stats import Interval, bootstrap_mean
-from selfalign.bench.tables import label, percent
+from selfalign.bench.tables import drop, label, percent
+from selfalign.calibration import Calibration
 from selfalign.report import figures
 from selfalign.report.failures import BODY_COLUMNS, CELL_COLUMNS, LISTED, OF_EACH, TEXT, body_rows, cell_rows, worst
 from selfalign.report.films import caption, read_films
-from selfalign.report.quality import confusion, loss_drop, roc
+from selfalign.report.quality import confusion, reliability
 from selfalign.report.reading import MATRIX, read_cells
 from selfalign.report.results import AT, Cell
-from selfalign.report.sections import costs
+from selfalign.report.sections import VERDICT_COLUMNS, costs, verdict_curves, verdict_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +40,11 @@ ABLATIONS = "selfalign-ablation-1"
 """The format of `bench ablate`."""
 TUNING = "selfalign-tune-1"
 """The format of `bench tune`."""
-MAIN = ("before", "after_10", "after_30", "after_100", "after_300", "aligned", "random", "swap", "oracle")
+CALIBRATION = ROOT / "checkpoints/tiny/calibration.json"
+VERDICTS = "verdicts.svg"
+"""The figure of verdicts, beside that of success."""
+STEPS = ("after_10", "after_30", "after_100", "after_300")
+MAIN = ("before", *STEPS, "aligned", "random", "swap", "oracle", "seen_before")
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *ablation(ablated),
                 *ablations({path: data[path] for path in recipes if not repeats(data[path])}, Path(figure).parent),
                 *fails(plain(shipped), films, Path(figure).parent / films.name),
-                *verdicts([*shipped, *ablated]),
+                *verdicts(judged([*shipped, *ablated]), (Path(figure).parent / VERDICTS).as_posix()),
                 *(part for path in demos for part in demo(data[path])),
                 *experts(data.get(results / "experts.json")),
                 *leak(data.get(results / "attention_leak.json")),
@@ -244,7 +251,8 @@ def _training(cell: Cell) -> str:
 def _same_test(cell: Cell, other: Cell) -> bool:
     """Whether two checkpoints were measured alike."""
     same = ("scenario", "task", "seed", "bodies", "episodes")
-    return "oracle" in _conditions(other) and all(cell.settings[name] == other.settings.get(name) for name in same)
+    alike = all(cell.settings[name] == other.settings.get(name) for name in same)
+    return "oracle" in other.seen and alike and _play(cell) == _play(other)
 
 
 def repeats(result: dict[str, Any]) -> bool:
@@ -295,8 +303,8 @@ def _recipe(cell: Cell, about: Mapping[str, str], first: Cell | None) -> list[st
     if first is not None and first is not cell and "aligned" in known and "aligned" in _conditions(first):
         less = cell.less(first, "aligned").points()
     told = [row["verdicts"]["aligned"] for row in cell.rows if "aligned" in row.get("verdicts", {})]
-    losses = [bootstrap_mean([verdict[when] for verdict in told]).value for when in ("before", "after") if told]
-    loss = " -> ".join(f"{value:.2f}" for value in losses) or "-"
+    finite = [verdict for verdict in told if None not in (verdict["before"], verdict["after"])]
+    loss = drop({when: mean(verdict[when] for verdict in finite) for when in ("before", "after")}) if finite else "-"
     settings = cell.settings
     return [name, about.get(name, ""), settings["scenario"], str(max(settings["play"])), loss, *success, less]
 
@@ -333,14 +341,20 @@ def without_repeats(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _identity(cell: Cell) -> tuple[Any, ...]:
-    play = cell.settings["play"]
-    amount = max(play, default=0) if isinstance(play, list) else play
     bodies = tuple(sorted(row["name"] for row in cell.rows))
-    return cell.fingerprint, cell.settings["task"], cell.settings["seed"], amount, bodies
+    alike = ("task", "seed", "episodes", "play_length", "execute", "num_steps")
+    told = [cell.settings.get(name) for name in alike]
+    return cell.fingerprint, *told, cell.settings.get("motion", "free"), _play(cell), bodies
+
+
+def _play(cell: Cell) -> int:
+    """The most trajectories that bodies were given."""
+    play = cell.settings["play"]
+    return max(play, default=0) if isinstance(play, list) else play
 
 
 def _conditions(cell: Cell) -> list[str]:
-    return [*cell.conditions, *(["oracle"] if cell.sources else [])]
+    return [*cell.conditions, *cell.seen]
 
 
 def _costs(cell: Cell) -> list[str]:
@@ -350,29 +364,49 @@ def _costs(cell: Cell) -> list[str]:
     return [*times, f"{robot:.0f}", f"{1000 * cell.rows[0]['context_megabytes']:.0f} kB"]
 
 
-def verdicts(cells: Sequence[Cell]) -> Iterator[str]:
-    """How good verdicts are over all cells."""
-    attempts = [attempt for cell in cells for attempt in cell.attempts()]
+def judged(cells: Sequence[Cell]) -> list[Attempt]:
+    """Attempts on bodies that the shipped calibration was not fitted to, judged by it where they are its model's; each
+    once, however many results have it."""
+    calibration = Calibration.from_dict(json.loads(CALIBRATION.read_text(encoding="utf-8")))
+    fitted_to = calibration.source["settings"]["seed"]
+    found: dict[Any, Attempt] = {}
+    for cell in cells:
+        if cell.fingerprint == calibration.fingerprint and cell.settings["seed"] == fitted_to:
+            continue
+        for attempt in cell.attempts(calibration):
+            own = cell.fingerprint, cell.settings["task"], cell.settings["seed"], attempt.body, attempt.kind
+            found.setdefault(own, attempt)
+    return list(found.values())
+
+
+def verdicts(attempts: Sequence[Attempt], picture: str) -> Iterator[str]:
+    """How good verdicts are; `picture` is that of `verdicts_figure`, as the page sees it."""
     if not attempts:
         return
-    found, curve = confusion(attempts), roc(attempts, loss_drop)
+    found = confusion(attempts)
     yield "## Are verdicts right?"
     yield (
-        "An attempt is a context of a body: after a number of steps, as `align` returned it, or a random update. It "
-        "*gained* if success after - success before > 0 in the same scenes; accepted without gain is a false accept."
+        "An attempt is a context of a body that the calibration was not fitted to: after a number of steps, as `align` "
+        "returned it, another body's, or a random update; of the shipped checkpoint and of the trainings of *What is "
+        "rehearsal worth?*, each once. Those of the shipped checkpoint are judged by its calibration. An attempt "
+        "*gained* if success after - success before > 0 in the same scenes; accepted without gain is a false accept. "
+        "Where `align` has rejected a fit, the body acted under the prior, and there is no attempt. A verdict's null "
+        "is a random update, so rejecting those is no achievement: the curves say what is left without."
     )
-    yield markdown(
-        ("", "gained", "did not gain"),
-        [
-            ["accepted", str(len(found.true_accepts)), str(len(found.false_accepts))],
-            ["rejected", str(len(found.false_rejects)), str(len(found.true_rejects))],
-        ],
-    )
-    if curve is not None:
-        yield f"Area under the ROC curve of the drop of play loss: {_short(curve.area)}."
+    yield markdown(VERDICT_COLUMNS, verdict_rows(attempts))
+    curves = verdict_curves(attempts)
+    if curves:
+        yield f"![ROC of verdicts, expected against measured success]({picture})"
+        areas = [f"{name} {_short(curve.area)}" for name, curve in curves.items()]
+        yield f"Areas under the ROC curves, with a bootstrap over bodies: {'; '.join(areas)}."
     if found.false_accepts:
         named = [[a.cell, a.body, label(a.kind), f"{100 * a.gain:+.0f} %"] for a in found.false_accepts]
         yield markdown(("false accept: unseen", "body", "context", "gain"), named)
+
+
+def verdicts_figure(attempts: Sequence[Attempt]) -> "Figure":
+    """How good verdicts are."""
+    return figures.verdict_quality(verdict_curves(attempts), confusion(attempts), reliability(attempts))
 
 
 def demo(result: dict[str, Any]) -> Iterator[str]:
@@ -383,7 +417,7 @@ def demo(result: dict[str, Any]) -> Iterator[str]:
     rows = []
     for row in result["bodies"]:
         verdict, success = row["verdict"], row["success"]
-        loss = f"{verdict['before']:.2f} -> {verdict['after']:.2f} (null {verdict['null']:.2f})"
+        loss = f"{drop(verdict)} (null {verdict['null']:.2f})"
         rows.append([row["scenario"], percent(success["before"]), percent(success["aligned"]), loss])
     yield markdown(("unseen", "before", "after", "held-out play loss"), rows)
 
@@ -462,8 +496,11 @@ def _short(value: Interval) -> str:
 def main(config: Config) -> None:
     where = config.figure.relative_to(config.page.parent).as_posix()
     config.page.write_text(page(config.results, where, config.films), encoding="utf-8")
-    cells, _ = read_both([p for p in sorted(config.results.glob("*.json")) if is_bench(json.loads(p.read_text()))])
-    cells = plain(cells)
+    files = [path for path in sorted(config.results.glob("*.json")) if is_bench(json.loads(path.read_text()))]
+    shipped, ablated = read_both(files)
+    drawn = figures.svg(verdicts_figure(judged([*shipped, *ablated])))
+    config.figure.with_name(VERDICTS).write_text(drawn, encoding="utf-8")
+    cells = plain(shipped)
     config.figure.write_text(figures.svg(figures.overview(cells[:12])), encoding="utf-8")
     curves = [cell for cell in cells if cell.success_by_steps()][: figures.TOGETHER]
     config.curves.write_text(figures.svg(figures.over_steps(curves)), encoding="utf-8")

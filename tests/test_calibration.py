@@ -31,8 +31,8 @@ def test_between_groups_the_curve_is_straight():
     for name in ("success", "low", "high"):
         left, right = getattr(calibration, name)[:2]
         assert getattr(found, name) == pytest.approx((1 - share) * left + share * right)
-    assert calibration.expect(0.2) == Expected(0.95, 0.9, 0.98), "beyond the ends it is level"
-    assert calibration.expect(9.0) == Expected(0.0, 0.0, 0.1)
+    assert calibration.expect(0.2) == Expected(0.95, 0.9, 0.98, "reach"), "beyond the ends it is level"
+    assert calibration.expect(9.0) == Expected(0.0, 0.0, 0.1, "reach")
 
 
 def test_action_loss_is_read_from_the_groups_that_have_one():
@@ -145,8 +145,8 @@ def test_align_goes_by_the_calibration(policy: Policy, tmp_path: Path):
     after = plain.verdict.after
     curve = {"loss": (0.5 * after, after, 2 * after), "seen": (0.9 * after, 1.2 * after)}
     told = aligned(replace(policy, calibration=make_calibration(policy.fingerprint(), **curve)))
-    assert told.verdict == replace(plain.verdict, expected=Expected(0.5, 0.3, 0.7))
-    assert str(told.verdict) == f"{plain.verdict}; expected success 0.30-0.70"
+    assert told.verdict == replace(plain.verdict, expected=Expected(0.5, 0.3, 0.7, "reach"))
+    assert str(told.verdict) == f"{plain.verdict}; expected success 0.30-0.70 (reach)"
     path = told.context.save(tmp_path / "context.safetensors")
     stored = policy.load_context(path).info.verdict
     assert stored is not None and Verdict.from_dict(stored) == told.verdict

@@ -2,11 +2,14 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster_jobs import square
+from selfalign.bench.matrix import run_plan
+from selfalign.bench.plan import Cell, Plan
 from selfalign.cluster import run_on
 
 try:
@@ -36,6 +39,29 @@ def test_ray_gives_what_one_process_gives(monkeypatch: pytest.MonkeyPatch):
         assert (os.getpid() in processes) == (cluster == "none")
     assert found["ray"] == found["none"] == {n: n * n for n in range(4)}
     assert not ray.is_initialized()
+
+
+@needs_ray
+@pytest.mark.filterwarnings("ignore:near-constant dimensions")
+def test_a_matrix_on_ray_is_the_matrix_of_one_process(checkpoint: Path, tmp_path: Path):
+    short = {"bodies": 2, "episodes": 2, "play": (2,), "play_length": 11, "execute": 8, "num_steps": 1}
+    cell = Cell(str(checkpoint), scenario="action", seed=4, **short)
+    plan, found = Plan("p", (cell, replace(cell, method="frozen"))), {}
+    for cluster in ("none", "ray"):
+        result = run_plan(plan, tmp_path / cluster, workers=1, cluster=cluster, show=False)
+        assert result["failed"] == 0 and result["provenance"]["cluster"] == cluster
+        found[cluster] = [{name: entry[name] for name in ("digest", "settings")} for entry in result["cells"]]
+        for entry, told in zip(result["cells"], found[cluster], strict=True):
+            told["bodies"] = [(row["name"], _acted(row["results"]["2"])) for row in entry["bodies"]]
+    assert found["ray"] == found["none"] and len(found["ray"][0]["bodies"]) == 2
+    # Rows came back from Ray's workers, and are kept as others are.
+    assert len(list((tmp_path / "ray" / "bodies").glob("*/*.json"))) == 4
+
+
+def _acted(result: dict) -> tuple:
+    """What does not depend on the machine's speed."""
+    success = result["success"]
+    return success["successes"], success["mean_progress"], result.get("verdict"), result["bytes_stored"]
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):

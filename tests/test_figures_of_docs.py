@@ -107,7 +107,7 @@ def test_recipes_are_compared_to_the_first_on_the_same_bodies(tmp_path: Path):
 def test_trainings_with_other_seeds_stand_beside_the_shipped_one(tmp_path: Path):
     results, shipped = script("results_page"), matrix_result()
     for entry in shipped["cells"]:
-        entry["settings"] |= {"bodies": 2, "episodes": 10}
+        entry["settings"] |= {"bodies": 2, "episodes": 10, "play": [20]}
     again = [
         {**entry, "label": f"all/{seed}", "fingerprint": str(seed), "bodies": _with_successes(entry, 4 + seed)}
         for seed in (1, 2)

@@ -22,18 +22,17 @@ the others with probability 2 / (N + 1): some room is fair."""
 
 @dataclass(frozen=True)
 class Expected:
-    """Success to expect of a body, as a mean over bodies with such a play loss."""
+    """Success at one task to expect of a body, as a mean over bodies with such a play loss."""
 
     success: float
     low: float
     """95 % interval of that mean. Single bodies scatter more."""
     high: float
+    task: str = ""
+    """At which success was measured: of others it says little."""
 
     def __str__(self) -> str:
-        return f"expected success {self.low:.2f}-{self.high:.2f}"
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
+        return f"expected success {self.low:.2f}-{self.high:.2f}" + (f" ({self.task})" if self.task else "")
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class Calibration:
     action_loss: tuple[float | None, ...]
     """Mean action loss of each group on demonstrations, where it was measured."""
     seen: tuple[float, float]
-    """Least and greatest held-out play loss at which alignment ended on validation bodies, with much play and little.
-    """
+    """Least and greatest held-out play loss at which alignment ended on validation bodies, with much play and little,
+    that then acted better than before."""
     before: Expected
     """Success of the same bodies before aligning."""
     bodies: int
@@ -74,13 +73,14 @@ class Calibration:
             raise ValueError(f"success must lie within its interval, and that within 0 to 1, got {triples}")
 
     def covers(self, loss: float) -> bool:
-        """Whether validation bodies ended at such a play loss, give or take `MARGIN`."""
+        """Whether validation bodies that then acted better ended at such a play loss, give or take `MARGIN`."""
         least, greatest = self.seen
         return least * (1 - MARGIN) <= loss <= greatest * (1 + MARGIN)
 
     def expect(self, loss: float) -> Expected:
         """Success to expect at a play loss; beyond the curve's ends, that of its ends (see `covers`)."""
-        return Expected(*(float(np.interp(loss, self.loss, y)) for y in (self.success, self.low, self.high)))
+        success, low, high = (float(np.interp(loss, self.loss, y)) for y in (self.success, self.low, self.high))
+        return Expected(success, low, high, self.task)
 
     def expect_action_loss(self, loss: float) -> float | None:
         """Action loss to expect at a play loss; None where none was measured."""

@@ -147,6 +147,15 @@ def test_summary_of_known_numbers():
 
 
 def test_summary_without_an_oracle_that_succeeds_has_no_ratio():
-    summary = summarise([row("heldout", 0.1, 0.2), row("source", aligned=0.0)], ("before", "aligned"))
+    summary = summarise([row("heldout", 0.1, 0.2, drop=0.1), row("source", aligned=0.0)], ("before", "aligned"))
     assert summary["aligned_over_oracle"] is None
     assert summary["play_loss_drop_vs_action_loss_gain"]["rank_correlation"] is None
+
+
+def test_a_fit_that_was_rejected_says_nothing_of_the_transfer():
+    rejected = row("heldout", 0.1, 0.1, drop=-0.5, gain=0.0)  # the body kept the prior
+    rows = [row("heldout", 0.1, 0.9, drop=0.5, gain=0.3), rejected, row("source", aligned=1.0)]
+    transfer = summarise(rows, ("before", "aligned"))["play_loss_drop_vs_action_loss_gain"]
+    assert (transfer["mean_play_loss_drop"], transfer["mean_action_loss_gain"]) == (0.5, 0.3)
+    only = [rejected, row("source", aligned=1.0)]
+    assert summarise(only, ("before", "aligned"))["play_loss_drop_vs_action_loss_gain"] is None

@@ -39,6 +39,14 @@ def test_curve_is_the_isotonic_regression_of_groups_of_like_losses():
     assert calibration.before.success == 0 and calibration.before.high == pytest.approx(wilson(0, 200).high, abs=1e-5)
 
 
+def test_what_was_seen_is_where_bodies_acted_better():
+    attempts = drawn_attempts(np.random.default_rng(0))
+    late = attempt(3.3, 5, kind="late")  # no proper alignment
+    failed, no_better = attempt(3.1, 0, kind="short"), attempt(2.8, 4, kind="short", before=0.4)
+    assert fitted([*attempts, failed, no_better, late]).seen == fitted(attempts).seen
+    assert fitted([*attempts, attempt(2.25, 4, kind="short")]).seen[1] == 2.25
+
+
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     inside = []
     for seed in range(12):
@@ -69,7 +77,7 @@ def test_success_everywhere_still_leaves_an_interval():
 def test_what_is_not_finite_is_left_out_and_too_little_is_refused():
     attempts = drawn_attempts(np.random.default_rng(1))
     assert fitted([*attempts, attempt(float("nan"), 0, kind="late")]) == fitted(attempts)
-    with pytest.raises(ValueError, match="20 of 20 bodies, 0 aligned and 20 before"):
+    with pytest.raises(ValueError, match="20 of 20 bodies, 20 before and 0 better"):
         fitted([a for a in attempts if a.kind == "before"])
     with pytest.raises(ValueError, match="a calibration needs 12 attempts"):
         fitted(attempts[:5])

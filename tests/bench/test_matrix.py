@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from calibrations import make_calibration
 from selfalign.bench import adapt, matrix, methods, workshop
 from selfalign.bench import cell as cells
 from selfalign.bench.cell import BodyJob, Group, bodies_of, measure, measure_body
@@ -114,9 +115,12 @@ def test_how_a_checkpoint_is_aligned_is_part_of_a_cell(curve: Cell, tmp_path: Pa
     Measured(monkeypatch)
     plan, before = Plan("p", (curve,)), matrix.policy_of(curve.checkpoint)
     first = run_plan(plan, tmp_path, workers=1, show=False)
-    changed = replace(before, settings=AlignSettings(steps=3, batch_size=4))
-    monkeypatch.setattr(matrix, "policy_of", lambda path: changed)
-    assert run_plan(plan, tmp_path, workers=1, show=False)["cells"][0]["digest"] != first["cells"][0]["digest"]
+    found = {first["cells"][0]["digest"]}
+    settings, strict = AlignSettings(steps=3, batch_size=4), make_calibration(seen=(0.1, 0.2))
+    for changes in ({"settings": settings}, {"calibration": make_calibration()}, {"calibration": strict}):
+        monkeypatch.setattr(matrix, "policy_of", lambda path, changes=changes: replace(before, **changes))
+        found.add(run_plan(plan, tmp_path, workers=1, show=False)["cells"][0]["digest"])
+    assert len(found) == 4
 
 
 def test_a_cell_that_fails_stops_no_other(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -138,6 +142,16 @@ def test_a_cell_that_fails_stops_no_other(curve: Cell, tmp_path: Path, monkeypat
     assert again == [("broken", "heldout", 1)]
 
 
+def test_the_bodies_and_tasks_of_a_plan_by_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(REACHED, 20, 0.9)
+    Measured(monkeypatch)
+    run(MatrixConfig("headline", tmp_path, str(checkpoint), seed=77, tasks=("push",), bodies=1), show=False)
+    told = [entry["settings"] for entry in read_json(tmp_path / "matrix.json")["cells"]]
+    assert len(told) == 20 and {(of["seed"], of["task"]) for of in told} == {(77, "push")}
+    with pytest.raises(ValueError, match="the plan 'smoke' has no cell"):
+        run(MatrixConfig("smoke", tmp_path, str(checkpoint), tasks=("lift",)), show=False)
+
+
 def test_a_plan_by_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setitem(REACHED, 2, 0.1)
     monkeypatch.setitem(REACHED, 4, 0.9)
@@ -150,6 +164,50 @@ def test_a_plan_by_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     told = capsys.readouterr().out
     assert "Plan smoke" in told and "4 play" in told and "90 % [90, 90]" in told
     assert "4 [4, 4] trajectories of play (10 s) to 90 % of the oracle's 100 %" in " ".join(told.split())
+
+
+def test_a_row_that_cannot_be_kept_stops_no_other(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Measured(monkeypatch)
+    write = cells.write_json
+
+    def full(path: Path, data: dict) -> Path:
+        if data["index"] == 1:
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(cells, "write_json", full)
+    told = run_plan(Plan("p", (curve, replace(curve, bodies=1))), tmp_path, workers=1, show=False)["cells"]
+    assert told[0]["error"] == "body 1: OSError: [Errno 28] No space left on device" and "error" not in told[1]
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"method": "selfaling"}, "no method 'selfaling'; there are: frozen, selfalign, random, pad"),
+        ({"method": "lora", "demonstrations": (2,), "play": (), "settings": {"rnk": 3}}, "has no setting 'rnk'"),
+        ({"method": "lora"}, "lora learns from demonstrations of the body"),
+        ({"method": "pad", "demonstrations": (2,), "play": ()}, "pad learns from play of the body"),
+        ({"method": "frozen", "settings": {"steps": 3}}, "frozen has no settings"),
+        ({"method": "random", "settings": {"stepps": 3}}, "selfalign takes the settings of AlignConfig"),
+        ({"settings": "steps"}, "the settings of selfalign are an object"),
+    ],
+)
+def test_a_method_that_cannot_run_is_found_before_anything_is_measured(
+    curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, told: str
+):
+    done = Measured(monkeypatch)
+    (entry,) = run_plan(Plan("p", (replace(curve, **changes),)), tmp_path, workers=1, show=False)["cells"]
+    assert told in entry["error"] and done == []
+
+
+def test_what_was_chosen_for_a_method_is_part_of_a_cell(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Measured(monkeypatch)
+    plan, found = Plan("p", (replace(curve, method="pad"),)), []
+    for rate in (1e-4, 1e-5, 1e-4):
+        monkeypatch.setattr(methods, "chosen", lambda name, rate=rate: {"learning_rate": rate})
+        found.append(run_plan(plan, tmp_path, workers=1, show=False)["cells"][0])
+    assert found[0]["digest"] == found[2]["digest"] != found[1]["digest"]
+    assert found[0]["method"]["learning_rate"] == 1e-4 and found[0]["method"].keys() > {"steps", "head"}
 
 
 def test_what_a_method_reads_is_part_of_a_cell(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -228,7 +286,9 @@ def test_methods_of_the_baselines_are_plugged_in(checkpoint: Path, monkeypatch: 
     def fit(name, policy, play, demonstrations, *, seed, config):
         asked.append((name, play, [episode.task.split()[0] for episode in demonstrations], config))
         context = policy.model.prior().with_info(norm_stats=demonstrations_stats(demonstrations))
-        return SimpleNamespace(policy=policy, context=context, bytes_stored=77, seconds=0.5)
+        history = {"train": [2.0, 1.0], "best_step": 2, "stopped": "all 2 steps taken"}
+        told = {"config": {"rank": 2, "steps": 2}, "history": history}
+        return SimpleNamespace(policy=policy, context=context, bytes_stored=77, seconds=0.5, **told)
 
     def demonstrations_stats(episodes):
         from selfalign.data.play import Play
@@ -241,6 +301,8 @@ def test_methods_of_the_baselines_are_plugged_in(checkpoint: Path, monkeypatch: 
     row = measured(cell)
     assert asked == [("lora", None, ["lift"], {"rank": 2}), ("lora", None, ["lift", "lift"], {"rank": 2})]
     assert row["results"]["2"]["bytes_stored"] == 77 and row["results"]["1"]["fit_seconds"] == 0.5
+    told = {name: row["results"]["2"][name] for name in ("config", "best_step", "stopped")}
+    assert told == {"config": {"rank": 2, "steps": 2}, "best_step": 2, "stopped": "all 2 steps taken"}
     measured(replace(cell, task="reach", shown="lift", demonstrations=(1,)))
     assert asked[2] == ("lora", None, ["lift"], {"rank": 2}), "what it acts on is not what it was shown"
 

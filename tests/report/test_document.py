@@ -119,6 +119,18 @@ def test_methods_of_a_matrix_are_conditions_of_one_cell(results):
     assert read_failures(results) == [("tiny: action, reach, seed 0, prompt", "it broke")]
 
 
+def test_seen_bodies_may_act_before_aligning_too(tmp_path: Path):
+    matrix = matrix_result()
+    (oracle,) = [entry for entry in matrix["cells"] if entry["settings"]["region"] == "source"]
+    prior = {**oracle, "settings": {**oracle["settings"], "method": "frozen"}, "bodies": matrix["cells"][0]["bodies"]}
+    (cell,) = read_cells([write(tmp_path / "a.json", {**matrix, "cells": [*matrix["cells"], prior]})])
+    (alone,) = read_cells([write(tmp_path / "b.json", {**matrix, "cells": [matrix["cells"][1], prior]})])
+    assert cell.seen == ["oracle", "seen_before"] and alone.seen == ["seen_before"]
+    assert [cell.success(name).value for name in cell.seen] == pytest.approx([0.8, 0.1])
+    assert "before" not in alone.conditions, "that is of unseen bodies"
+    run(ReportConfig((tmp_path / "b.json",), out=tmp_path / "r.html"), show=False)
+
+
 def test_the_matrix_of_an_ablation_is_read(results, tmp_path: Path):
     ablation = {"format": "selfalign-ablation-1", "trainings": [], "matrix": matrix_result()}
     (own,), (cell,) = read_cells(results[1:]), read_cells((write(tmp_path / "ablation.json", ablation),))
@@ -147,14 +159,14 @@ def test_false_accepts_are_named(results):
     cell.rows[1]["success"]["aligned"]["successes"] = 1  # as before aligning
     section = verdicts(cell.attempts())
     counts, named = section.tables
-    assert counts.rows[0][2] == "1"
+    assert counts.rows[-1][:3] == ["all", "8", "1"], "of aligned and after two numbers of steps, on three bodies"
     assert [row[1:3] for row in named.rows] == [[cell.rows[1]["name"], "aligned (what align returns)"]]
 
 
 def test_a_calibration_judges_anew(results):
     (cell,) = read_cells(results[:1])
     section = verdicts(cell.attempts(make_calibration("0123", seen=(1.0, 1.05))))
-    assert int(section.tables[0].rows[1][1]) > 0, "some that gained are rejected now"
+    assert int(section.tables[0].rows[-1][3]) > 0, "some that gained are rejected now"
     assert all(a.verdict.expected is None for a in cell.attempts(make_calibration("another model")))
 
 

@@ -15,7 +15,7 @@ from selfalign.report import films
 from selfalign.report.document import ReportConfig
 from selfalign.report.document import run as run_report
 from selfalign.report.failures import body_rows, cell_rows, failing_bodies, worst
-from selfalign.report.films import FilmsConfig, read_films, run
+from selfalign.report.films import FilmsConfig, read_films, run, to_film
 from selfalign.report.reading import read_cells
 
 # Play as short as in these tests may leave the gripper alone.
@@ -44,6 +44,18 @@ def test_the_worst_of_each_cell_and_of_all(tmp_path: Path):
     assert len(worst(cells, of_each=2)) == 4 and len(worst(cells, most=5)) == 5
     cells[1].rows[2]["success"]["aligned"] = outcome(0)
     assert worst(cells, of_each=1)[0].row is cells[1].rows[2]
+
+
+def test_a_body_of_several_results_is_filmed_once(tmp_path: Path):
+    cells = read_cells([write(tmp_path / f"{name}.json", adapt_result("camera")) for name in ("a", "b")])
+    others = read_cells([write(tmp_path / "push.json", adapt_result("camera", settings=_push(adapt_result())))])
+    found = to_film([*cells, *others], of_each=2)
+    assert len(worst(cells, 2)) == 4 and len(found) == 4
+    assert len({(one.name, one.cell.settings["task"]) for one in found}) == 4
+
+
+def _push(result: dict) -> dict:
+    return {**result["settings"], "task": "push"}
 
 
 def test_rows_have_the_seeds_of_their_bodies(tmp_path: Path):

@@ -7,9 +7,19 @@ from scipy.integrate import trapezoid
 from bench.attempting import adapt_row, attempt, drawn_attempts
 from calibrations import make_calibration
 from selfalign.align.verdict import judge
-from selfalign.bench.attempts import read_attempts
+from selfalign.bench.attempts import RETURNED_PRIOR, read_attempts
 from selfalign.bench.expectation import fit_calibration
-from selfalign.report.quality import area, confusion, expected_success, gained, loss_drop, reliability, roc
+from selfalign.report.quality import (
+    area,
+    by_kind,
+    confusion,
+    expected_success,
+    fitted,
+    gained,
+    loss_drop,
+    reliability,
+    roc,
+)
 
 
 def test_attempts_are_sorted_by_verdict_and_gain():
@@ -26,6 +36,17 @@ def test_attempts_are_sorted_by_verdict_and_gain():
     assert found.true_rejects == (poor,)
     assert found.operating_point == (0.5, 0.5)
     assert confusion([good]).operating_point is None
+
+
+def test_random_updates_are_counted_apart():
+    drawn = [
+        *drawn_attempts(np.random.default_rng(0)),
+        *(attempt(4.1, 0, kind="random", body=str(i)) for i in range(9)),
+    ]
+    counts = {kind: found.counts for kind, found in by_kind(drawn).items()}
+    assert list(counts) == ["aligned", "after_1", "random"] and counts["random"] == (0, 0, 0, 9)
+    assert tuple(map(sum, zip(*counts.values(), strict=True))) == confusion(drawn).counts
+    assert {a.kind for a in fitted(drawn)} == {"before", "aligned", "after_1"}
 
 
 def test_area_is_the_share_of_pairs_in_the_right_order():
@@ -74,7 +95,10 @@ def test_expected_success_is_measured_where_the_calibration_is_right():
     for point in points:
         assert point.expected == pytest.approx(point.measured.value, abs=0.12)
     assert reliability(others) == [], "without a calibration nothing is expected"
-    assert expected_success(others[0]) == 0
+    assert np.isnan(expected_success(others[0])) and roc(others, expected_success) is None
+    # Attempts without a calibration, among others with one, have no place on its curve.
+    alone, among = roc(judged, expected_success), roc([*others, *judged], expected_success)
+    assert alone is not None and among is not None and alone.area == among.area
     beyond = attempt(9.0, 0, calibration=calibration)
     assert expected_success(beyond) == calibration.success[-1] and not beyond.verdict.accepted
 
@@ -95,3 +119,14 @@ def test_rows_of_adapt_hold_attempts_with_verdicts():
         ].verdict.reason
     )
     assert list(read_attempts(adapt_row(0, "source"), "cell")) == []
+
+
+def test_where_a_fit_was_rejected_the_body_acted_under_the_prior():
+    row = adapt_row(1)
+    row["verdict"] |= {"accepted": False, "reason": "outside what this checkpoint has seen"}
+    assert {a.kind for a in read_attempts(row, "")} == {"after_10", "after_30", "random"}
+    rejected, accepted = judge(3.0, 5.0, 4.0).to_dict(), judge(3.0, 1.0, 4.0).to_dict()
+    named = {"name": "a", "success": adapt_row(0)["success"]}
+    told = {**named, "verdicts": {"aligned": rejected, "after_10": accepted}}
+    assert {a.kind for a in read_attempts(told, "")} == {"aligned", "after_10"}, "as bench calibrate acts"
+    assert {a.kind for a in read_attempts({**told, RETURNED_PRIOR: ["aligned"]}, "")} == {"after_10"}

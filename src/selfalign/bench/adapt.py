@@ -29,6 +29,7 @@ from selfalign.bench.subject import (
     action_losses,
     after,
     body_seed,
+    calibrated,
     collect_play,
     fit,
     fit_summary,
@@ -178,7 +179,13 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
     """
     console, watch = Console(quiet=not show), Stopwatch()
     policy = policy_of(config.checkpoint)
-    identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint()}
+    identity = {
+        "format": FORMAT,
+        "settings": config.settings(),
+        "fingerprint": policy.fingerprint(),
+        "align": policy.settings.to_dict(),
+        **calibrated(policy),
+    }
     identity = json.loads(json.dumps(identity))
     finished = None if config.json is None else read_kept(config.json, identity)
     if finished is not None:
@@ -272,9 +279,9 @@ def summarise(rows: list[dict[str, Any]], conditions: tuple[str, ...]) -> dict[s
 
 
 def _transfer(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Does what alignment lowers (play loss) go with what it is for (action loss)? Over bodies."""
-    finite = [row for row in rows if None not in (row["verdict"]["before"], row["verdict"]["after"])]
-    with_loss = [row for row in finite if row.get("action_loss")]
+    """Does what alignment lowers (play loss) go with what it is for (action loss)? Over bodies whose fit was accepted:
+    the others have the prior."""
+    with_loss = [row for row in rows if row["verdict"]["accepted"] and row.get("action_loss")]
     if not with_loss:
         return None
     drops = [row["verdict"]["before"] - row["verdict"]["after"] for row in with_loss]

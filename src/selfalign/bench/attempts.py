@@ -14,6 +14,9 @@ from selfalign.calibration import Calibration
 SHORT, LATE = "short", "late"
 """Contexts fitted to two trajectories only, and to play whose actions were recorded late."""
 
+RETURNED_PRIOR = "returned_prior"
+"""In a row of a matrix: the conditions of which the prior came back."""
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -50,6 +53,8 @@ class Attempt:
 def read_attempts(row: Mapping[str, Any], cell: str, calibration: Calibration | None = None) -> Iterator[Attempt]:
     """The attempts of a body's row, those whose play loss is known; the prior is one where the row holds its verdict.
 
+    Where `align` has rejected a fit, the body acted under the prior, not under what was fitted: that is no attempt.
+
     Args:
         row: of `bench calibrate`, `bench adapt` or `bench matrix`.
         cell: what it belongs to.
@@ -59,7 +64,7 @@ def read_attempts(row: Mapping[str, Any], cell: str, calibration: Calibration | 
     if BEFORE not in success:
         return
     for kind, verdict in _verdicts(row):
-        if kind not in success:
+        if kind not in success or kind in row.get(RETURNED_PRIOR, ()):
             continue
         if calibration is not None:
             verdict = judge(verdict.before, verdict.after, verdict.null, note=verdict.note, calibration=calibration)
@@ -81,7 +86,8 @@ def _verdicts(row: Mapping[str, Any]) -> Iterator[tuple[str, Verdict]]:
         return
     # A row of `bench adapt`: the verdict on what `align` returned, and the play loss after other numbers of steps.
     own = Verdict.from_dict(row["verdict"])
-    yield ALIGNED, own
+    if own.accepted:
+        yield ALIGNED, own
     for step, loss in row["held_out_play_loss"].items():
         if int(step) and loss is not None:
             yield after(int(step)), judge(own.before, loss, own.null)

@@ -13,7 +13,7 @@ from selfalign.bench.rollout import RolloutConfig, rollout
 from selfalign.bench.stats import over_bodies
 from selfalign.bench.subject import body_seed
 from selfalign.bench.workshop import Workshop
-from selfalign.provenance import write_json
+from selfalign.provenance import commit, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.regions import Region
 from selfalign.sim.tasks import offered
@@ -80,11 +80,12 @@ def measure(group: Group) -> list[dict[str, Any]]:
     workshop = Workshop(policy_of(first.cell.checkpoint), first.body, first.seed)
     for job in group.jobs:
         try:
-            rows.append(measure_body(job, workshop))
+            row = measure_body(job, workshop)
             if group.folder is not None:
-                write_json(row_path(group.folder, job), rows[-1])
+                write_json(row_path(group.folder, job), row)
         except Exception as error:
-            rows.append({"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
+            row = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        rows.append(row)
     return rows
 
 
@@ -106,6 +107,7 @@ def measure_body(job: BodyJob, workshop: Workshop) -> dict[str, Any]:
         "name": job.body.name,
         "body": job.body.to_dict(),
         "results": results,
+        "commit": commit(),
         "seconds": {"record": round(recorded, 2), "all": round(time.perf_counter() - began, 2)},
     }
 

@@ -41,16 +41,16 @@ def fit_calibration(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: too few attempts, or none by proper alignment or under the prior.
+        ValueError: too few attempts, none under the prior, or none by proper alignment that made the body act better.
     """
     finite = sorted((a for a in attempts if np.isfinite(a.loss)), key=lambda a: a.loss)
-    seen = [a.loss for a in finite if a.kind in (ALIGNED, SHORT)]
+    seen = [a.loss for a in finite if a.kind in (ALIGNED, SHORT) and a.gain > 0]
     prior = [a for a in attempts if a.kind == BEFORE]
     bodies = sorted({a.body for a in finite})
     if len(finite) < 2 * GROUP or not seen or not prior or len(bodies) < 2:
         raise ValueError(
-            f"a calibration needs {2 * GROUP} attempts of two bodies, some aligned and some before aligning; there are "
-            f"{len(finite)} of {len(bodies)} bodies, {len(seen)} aligned and {len(prior)} before"
+            f"a calibration needs {2 * GROUP} attempts of two bodies, some before aligning and some that act better "
+            f"once aligned; there are {len(finite)} of {len(bodies)} bodies, {len(prior)} before and {len(seen)} better"
         )
     groups = np.array_split(np.arange(len(finite)), min(GROUPS, len(finite) // GROUP))
     table = _Table.of(finite, bodies, groups)
@@ -78,7 +78,7 @@ def fit_calibration(
         high=_rounded(np.maximum(high, fitted)),
         action_loss=tuple(_mean([finite[i].action_loss for i in group]) for group in groups),
         seen=(round(min(seen), 5), round(max(seen), 5)),
-        before=Expected(*_rounded([before.value, before.low, before.high])),
+        before=Expected(*_rounded([before.value, before.low, before.high]), task=task),
         bodies=len(bodies),
         attempts=len(finite),
         episodes=sum(a.episodes for a in finite),

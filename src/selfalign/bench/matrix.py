@@ -6,9 +6,9 @@
     CACHE/cells/CELL.json        a finished cell
 
 CACHE is OUT where no other folder is named. CELL is a digest of the cell's settings and files, of its checkpoint's
-weights and of how that wants to be aligned; ROW is the same but for how many bodies there are. So an interrupted run
-goes on where it stopped, plans that share a cache measure what they have in common (the oracle, most of all) once, and
-a cell of more bodies begins with those that a cell of fewer has measured.
+weights, of how that wants to be aligned and of its calibration; ROW is the same but for how many bodies there are. So
+an interrupted run goes on where it stopped, plans that share a cache measure what they have in common (the oracle, most
+of all) once, and a cell of more bodies begins with those that a cell of fewer has measured.
 """
 
 import hashlib
@@ -22,14 +22,17 @@ from rich.console import Console
 
 from selfalign.bench import cell as cells
 from selfalign.bench.matrix_table import print_matrix
+from selfalign.bench.methods import complete
 from selfalign.bench.plan import Cell, Plan
 from selfalign.bench.resident import close_arenas, policy_of
 from selfalign.bench.stats import amount_to_reach
+from selfalign.bench.subject import calibrated
 from selfalign.cluster import Cluster, run_on
 from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
 from selfalign.ranges import below, refuse
 from selfalign.sim.prepare import prepare
-from selfalign.sim.seeds import Split, split_of
+from selfalign.sim.seeds import Split, seeds_of, split_of
+from selfalign.sim.tasks import KINDS, Kind
 from selfalign.workers import progress_bar
 
 FORMAT, CELL_FORMAT = "selfalign-matrix-1", "selfalign-cell-1"
@@ -48,7 +51,11 @@ class MatrixConfig:
     checkpoint: str = "checkpoints/tiny"
     """That a named plan measures."""
     split: Split = "test"
-    """Whose bodies a named plan measures; choices are made on those of validation."""
+    """Whose bodies a named plan measures: choices are made on those of validation."""
+    seed: int | None = None
+    """Of the bodies that a named plan measures, in place of the first one of `split` (`sim/seeds.py`)."""
+    tasks: tuple[Kind, ...] = KINDS
+    """Cells of other tasks are left out."""
     bodies: int | None = None
     """Of each cell; None: as many as the plan says."""
     cache: Path | None = None
@@ -59,7 +66,7 @@ class MatrixConfig:
     """"ray": on Ray, local or (RAY_ADDRESS) a cluster's (extra `cluster`)."""
 
     def __post_init__(self) -> None:
-        refuse("bench matrix", below(self, workers=1, bodies=1))
+        refuse("bench matrix", below(self, workers=1, bodies=1, seed=0))
 
 
 @dataclass
@@ -84,7 +91,8 @@ class CellState:
 
 def run(config: MatrixConfig, *, show: bool = True) -> dict[str, Any]:
     """Measures the plan that a config names; see `run_plan`."""
-    plan = Plan.open(config.plan, config.checkpoint, config.split)
+    seed = seeds_of(config.split)[0] if config.seed is None else config.seed
+    plan = Plan.open(config.plan, config.checkpoint, seed).of_tasks(config.tasks)
     plan = plan if config.bodies is None else plan.of_bodies(config.bodies)
     return run_plan(plan, config.out, cache=config.cache, workers=config.workers, cluster=config.cluster, show=show)
 
@@ -146,7 +154,8 @@ def _open(cell: Cell, cache: Path) -> CellState:
             "settings": cell.measured(),
             "fingerprint": policy.fingerprint(),
             "align": json.loads(json.dumps(policy.settings.to_dict())),
-            **_files(cell),
+            **calibrated(policy),
+            **_method(cell),
         }
         state.digest, state.rows = digest(state.identity), _digest_of_a_body(state.identity)
         bodies = cells.bodies_of(cell)
@@ -164,18 +173,22 @@ def _digest_of_a_body(identity: Mapping[str, Any]) -> str:
     return digest({**identity, "settings": settings})
 
 
-def _files(cell: Cell) -> dict[str, str]:
-    """The sum of the file that a method reads (the encoder's), where it reads one: a path says little.
+def _method(cell: Cell) -> dict[str, Any]:
+    """What a baseline's numbers depend on beside the settings of its cell: all of its settings, and the sum of the file
+    that it reads (the encoder's), where it reads one: a path says little.
 
     Raises:
-        FileNotFoundError: it is not there.
+        ValueError: no such method or setting, or not what the method learns from.
+        FileNotFoundError: the file is not there.
     """
-    path = cell.settings.get("path")
+    settings = complete(cell.method, cell.settings, bool(cell.play), bool(cell.demonstrations))
+    told: dict[str, Any] = {"method": settings} if settings else {}
+    path = settings.get("path")
     if path is None:
-        return {}
+        return told
     if not Path(path).is_file():
         raise FileNotFoundError(f"{cell.method} reads {path}, which is not there; `selfalign bench encoder` writes one")
-    return {"file": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+    return {**told, "file": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
 def _measure(states: Sequence[CellState], folder: Path, workers: int, cluster: Cluster, show: bool) -> None:

@@ -33,7 +33,9 @@ def print_matrix(result: Mapping[str, Any], console: Console) -> None:
 
 def _rows(entry: Mapping[str, Any]) -> list[list[str]]:
     settings = entry["settings"]
-    method = "oracle" if settings["region"] == "source" else settings["method"]
+    method = settings["method"]
+    if settings["region"] == "source":
+        method = "oracle" if method == "selfalign" else f"{method}, seen bodies"
     told = [f"{entry['label']} {method}", f"{settings['scenario']} {settings['task']}"]
     if "error" in entry:
         return [[*told, "", "failed", "", "", ""]]

@@ -3,13 +3,16 @@
 Aligning and its two controls are here; whatever else there is comes from `selfalign.baselines`.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from selfalign.align.offline import AlignConfig, align
 from selfalign.baselines import fit as fit_baseline
+from selfalign.baselines.choices import chosen
+from selfalign.baselines.methods import METHODS, configured
 from selfalign.bench.subject import null_update
 from selfalign.data.episodes import Episode
 from selfalign.data.play import Play
@@ -18,6 +21,8 @@ from selfalign.model.losses import LossWeights
 from selfalign.policy import Policy
 
 OWN = ("frozen", "selfalign", "random")
+TOLD = ("best_step", "stopped")
+"""Of a baseline's history."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,20 +62,46 @@ def fit(
     Raises:
         ValueError: no such method or setting, or not what the method learns from.
     """
+    complete(name, settings or {}, play is not None, bool(demonstrations))
     if name not in OWN:
         adapted = fit_baseline(name, policy, play, demonstrations, seed=seed, config=settings or {})
-        return Fitted(adapted.policy, adapted.context, adapted.bytes_stored, adapted.seconds)
-    if play is None or demonstrations:
-        raise ValueError(f"{name} learns from play of the body, and from nothing else")
+        details = {"config": adapted.config, **{key: adapted.history[key] for key in TOLD if key in adapted.history}}
+        return Fitted(adapted.policy, adapted.context, adapted.bytes_stored, adapted.seconds, details)
+    assert play is not None  # as was checked
     if name == "random":
         return random(policy, play, seed, aligned or fit("selfalign", policy, play, (), seed, settings))
     began = time.perf_counter()
     if name == "selfalign":
         context, details = selfalign(policy, play, settings or {})
         return Fitted(policy, context, context.num_bytes, time.perf_counter() - began, details)
-    if settings:
-        raise ValueError(f"frozen has no settings, got {dict(settings)}")
     return Fitted(policy, frozen(policy, play), 0, time.perf_counter() - began)
+
+
+def complete(name: str, settings: Mapping[str, Any], play: bool, demonstrations: bool) -> dict[str, Any]:
+    """All settings with which a baseline will run, as JSON values; none of aligning and its controls, whose settings
+    are those that are given and the checkpoint's.
+
+    Args:
+        play: whether it will be given some.
+        demonstrations: likewise.
+
+    Raises:
+        ValueError: no such method or setting, or not what the method learns from.
+    """
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"the settings of {name} are an object, got {settings!r}")
+    if name not in (*OWN, *METHODS):
+        raise ValueError(f"no method {name!r}; there are: {', '.join(dict.fromkeys((*OWN, *METHODS)))}")
+    from_demonstrations = name not in OWN and METHODS[name].uses_demonstrations
+    if from_demonstrations != demonstrations or not (play or from_demonstrations):
+        wanted = "demonstrations of the body" if from_demonstrations else "play of the body, and from nothing else"
+        raise ValueError(f"{name} learns from {wanted}")
+    if name not in OWN:
+        return json.loads(json.dumps(asdict(configured(METHODS[name], settings, chosen(name)))))
+    if name == "frozen" and settings:
+        raise ValueError(f"frozen has no settings, got {dict(settings)}")
+    _config(settings)
+    return {}
 
 
 def frozen(policy: Policy, play: Play) -> EmbodimentContext:

@@ -15,7 +15,7 @@ from selfalign.baselines.choices import check_fair, chosen
 from selfalign.provenance import write_json
 from selfalign.ranges import below, refuse
 from selfalign.sim.regions import REGIONS, SCENARIOS, Region, Scenario
-from selfalign.sim.seeds import Split, seeds_of
+from selfalign.sim.seeds import TEST
 from selfalign.sim.tasks import KINDS, Kind
 
 FORMAT = "selfalign-plan-1"
@@ -159,25 +159,33 @@ class Plan:
         """The same cells with so many bodies each, the first of those that they have anyway."""
         return dataclasses.replace(self, cells=tuple(dataclasses.replace(cell, bodies=count) for cell in self.cells))
 
+    def of_tasks(self, tasks: Sequence[Kind]) -> Self:
+        """Its cells of those tasks.
+
+        Raises:
+            ValueError: there are none.
+        """
+        return dataclasses.replace(self, cells=tuple(cell for cell in self.cells if cell.task in tasks))
+
     def save(self, path: Path) -> Path:
         """Writes it as JSON, atomically."""
         cells = [json.loads(json.dumps(dataclasses.asdict(cell))) for cell in self.cells]
         return write_json(path, {"format": FORMAT, "name": self.name, "cells": cells})
 
     @classmethod
-    def open(cls, source: str | Path, checkpoint: str = "checkpoints/tiny", split: Split = "test") -> Self:
+    def open(cls, source: str | Path, checkpoint: str = "checkpoints/tiny", seed: int = TEST[0]) -> Self:
         """A plan from its JSON file, or by name.
 
         Args:
             source: the file, or one of `PLANS`.
             checkpoint: that a named plan measures.
-            split: whose bodies a named plan measures.
+            seed: of the bodies that a named plan measures.
 
         Raises:
             ValueError: neither a file nor a name, or a damaged file.
         """
         if str(source) in PLANS:
-            return cls(str(source), tuple(PLANS[str(source)](checkpoint, split)))
+            return cls(str(source), tuple(PLANS[str(source)](checkpoint, seed)))
         path = Path(source)
         if not path.is_file():
             raise ValueError(f"no plan {str(source)!r}: neither a file nor one of {', '.join(PLANS)}")
@@ -201,51 +209,53 @@ def with_oracle(cell: Cell) -> list[Cell]:
     return [cell, oracle]
 
 
-def smoke(checkpoint: str, split: Split) -> list[Cell]:
+def smoke(checkpoint: str, seed: int) -> list[Cell]:
     """Does it run? Two bodies, two episodes; the numbers mean nothing."""
-    cell = Cell(checkpoint, seed=seeds_of(split)[0], bodies=2, episodes=2, play=(2, 4))
+    cell = Cell(checkpoint, seed=seed, bodies=2, episodes=2, play=(2, 4))
     return [*with_oracle(cell), dataclasses.replace(cell, method="frozen", play=(4,))]
 
 
-def headline(checkpoint: str, split: Split) -> list[Cell]:
-    """Every scenario and task before and after aligning, beside the null and the oracle."""
+def headline(checkpoint: str, seed: int) -> list[Cell]:
+    """Every scenario and task before and after aligning, on unseen bodies and on bodies of seen kinds, and the null."""
     cells = []
-    for scenario, task, seed in product(HEADLINE, KINDS, seeds_of(split)[:1]):
+    for scenario, task in product(HEADLINE, KINDS):
         cell = Cell(checkpoint, scenario=scenario, task=task, seed=seed)
-        cells += with_oracle(cell)
+        measured, oracle = with_oracle(cell)
+        cells += [measured, oracle]
         cells += [dataclasses.replace(cell, method=method) for method in ("frozen", "random")]
+        cells.append(dataclasses.replace(oracle, method="frozen"))
     return cells
 
 
-def curve(checkpoint: str, split: Split) -> list[Cell]:
+def curve(checkpoint: str, seed: int) -> list[Cell]:
     """Success over the amount of play, and how much of it gets to 90 % of the oracle."""
     cells = []
     for scenario in HEADLINE:
-        cell = Cell(checkpoint, scenario=scenario, seed=seeds_of(split)[0], play=PLAY_CURVE)
+        cell = Cell(checkpoint, scenario=scenario, seed=seed, play=PLAY_CURVE)
         cells += [*with_oracle(cell), dataclasses.replace(cell, method="frozen", play=PLAY_CURVE[-1:])]
     return cells
 
 
-def few_shot(checkpoint: str, split: Split, demonstrations: tuple[int, ...] = FEW_SHOT) -> list[Cell]:
+def few_shot(checkpoint: str, seed: int, demonstrations: tuple[int, ...] = FEW_SHOT) -> list[Cell]:
     """Fine-tuning on demonstrations of the new body, beside aligning to its play.
 
     Its play gives the statistics here, too: a few demonstrations of one task know little of what the body can do.
     """
     settings, cells = _tuned(FROM_DEMONSTRATIONS), []
     for scenario in HEADLINE:
-        cell = Cell(checkpoint, scenario=scenario, seed=seeds_of(split)[0])
+        cell = Cell(checkpoint, scenario=scenario, seed=seed)
         learned = dataclasses.replace(cell, demonstrations=demonstrations)
         cells += with_oracle(cell)
         cells += [dataclasses.replace(learned, method=name, settings=settings[name]) for name in FROM_DEMONSTRATIONS]
     return cells
 
 
-def baselines(checkpoint: str, split: Split) -> list[Cell]:
+def baselines(checkpoint: str, seed: int) -> list[Cell]:
     """What else can be made of the same play, and of the most demonstrations of `few-shot`."""
-    settings, cells = _tuned((*FROM_PLAY, *FROM_DEMONSTRATIONS)), few_shot(checkpoint, split, FEW_SHOT[-1:])
+    settings, cells = _tuned((*FROM_PLAY, *FROM_DEMONSTRATIONS)), few_shot(checkpoint, seed, FEW_SHOT[-1:])
     settings["encoder"] = {"path": ENCODER}  # which was trained with what was chosen
     for scenario in HEADLINE:
-        cell = Cell(checkpoint, scenario=scenario, seed=seeds_of(split)[0])
+        cell = Cell(checkpoint, scenario=scenario, seed=seed)
         cells.append(dataclasses.replace(cell, method="frozen"))
         cells += [dataclasses.replace(cell, method=name, settings=settings[name]) for name in FROM_PLAY]
     return cells
@@ -261,24 +271,24 @@ def _tuned(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: chosen(name) for name in names}
 
 
-def other_tasks(checkpoint: str, split: Split) -> list[Cell]:
+def other_tasks(checkpoint: str, seed: int) -> list[Cell]:
     """What fine-tuning on one task leaves of the others, beside a context, which serves all."""
     settings, cells = _tuned(FROM_DEMONSTRATIONS), []
     for scenario, task in product(HEADLINE, KINDS[1:]):
-        cell = Cell(checkpoint, scenario=scenario, task=task, seed=seeds_of(split)[0])
+        cell = Cell(checkpoint, scenario=scenario, task=task, seed=seed)
         learned = dataclasses.replace(cell, demonstrations=FEW_SHOT[-1:], shown=KINDS[0])
         cells += [*with_oracle(cell), dataclasses.replace(cell, method="frozen")]
         cells += [dataclasses.replace(learned, method=name, settings=settings[name]) for name in FROM_DEMONSTRATIONS]
     return cells
 
 
-def play_quality(checkpoint: str, split: Split) -> list[Cell]:
+def play_quality(checkpoint: str, seed: int) -> list[Cell]:
     """Does it matter what the body does as it plays?"""
-    cell = Cell(checkpoint, scenario="action", seed=seeds_of(split)[0], play=(3, 10))
+    cell = Cell(checkpoint, scenario="action", seed=seed, play=(3, 10))
     return [dataclasses.replace(cell, motion=motion, label=motion) for motion in get_args(Motion)]
 
 
-PLANS: dict[str, Callable[[str, Split], list[Cell]]] = {
+PLANS: dict[str, Callable[[str, int], list[Cell]]] = {
     "smoke": smoke,
     "headline": headline,
     "curve": curve,

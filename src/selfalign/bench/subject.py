@@ -18,6 +18,7 @@ from selfalign.model import flow
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.losses import ACTION
 from selfalign.policy import Policy
+from selfalign.provenance import digest
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.engine import Simulation
 from selfalign.sim.record import record_play
@@ -35,6 +36,11 @@ def after(steps: int) -> str:
 def body_seed(seed: int, *where: int) -> int:
     """A seed of a body's own, so that bodies neither share their play nor their scenes."""
     return int(np.random.SeedSequence([seed, *where]).generate_state(1)[0])
+
+
+def calibrated(policy: Policy) -> dict[str, str]:
+    """The digest of a policy's calibration, where it has one: `align` returns the prior where that objects."""
+    return {} if policy.calibration is None else {"calibration": digest(policy.calibration.to_dict())}
 
 
 def collect_play(

@@ -22,6 +22,7 @@ LABELS = {
     "short": "fitted to two trajectories",
     "late": "fitted to late actions",
     "oracle": "oracle (seen bodies, aligned)",
+    "seen_before": "seen bodies, before",
 }
 
 
@@ -37,6 +38,12 @@ def label(condition: str) -> str:
 def percent(result: Mapping[str, Any]) -> str:
     """A success rate with its interval."""
     return Interval.from_dict(result).percent()
+
+
+def drop(verdict: Mapping[str, Any]) -> str:
+    """Held-out play loss before and after, of a verdict as JSON values, in which None was not finite."""
+    told = ["nan" if verdict[when] is None else f"{verdict[when]:.2f}" for when in ("before", "after")]
+    return " -> ".join(told)
 
 
 def print_adapt(result: Mapping[str, Any], console: Console) -> None:
@@ -98,7 +105,7 @@ def print_demo(result: Mapping[str, Any], console: Console) -> None:
             row["body"]["arm"],
             percent(row["success"]["before"]),
             percent(row["success"]["aligned"]),
-            f"{verdict['before']:.2f} -> {verdict['after']:.2f}",
+            drop(verdict),
             f"{row['seconds']['align']:.0f} s",
             "accept" if verdict["accepted"] else "reject",
         )

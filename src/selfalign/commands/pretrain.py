@@ -147,14 +147,13 @@ class TrainingConfig:
             features: name of the stored features by which it knows next observations; None: the tower's own.
         """
         rehearsal = self.pretraining().rehearsal
-        if rehearsal.scheme != "rehearsal":
-            return AlignSettings(weights=rehearsal.weights, rehearsed=False, features=features)
         return AlignSettings(
             learning_rate=rehearsal.learning_rate,
             betas=rehearsal.betas,
             clip_norm=rehearsal.clip_norm,
             decay_steps=rehearsal.decay_steps,
             weights=rehearsal.weights,
+            rehearsed=rehearsal.scheme == "rehearsal",
             features=features,
         )
 

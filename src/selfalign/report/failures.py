@@ -64,7 +64,7 @@ def cell_rows(cells: Sequence[Cell]) -> list[list[str]]:
     rows = []
     for cell in ranked:
         bad = [f for f in failing[id(cell)] if f.missed >= 0.5]
-        oracle = _missed(cell.sources, "oracle") if cell.sources else "-"
+        oracle = _missed(cell.sources, "oracle") if "oracle" in cell.seen else "-"
         told = f"{len(bad)} of {len(cell.rows)}"
         rows.append([cell.name, _missed(cell.rows, ALIGNED), oracle, told, str(sum(f.accepted for f in bad))])
     return rows

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac")
+MORE = ("#000000", "#8cd17d", "#d4a6c8", "#499894", "#79706e")
+"""For an overview of many methods."""
 SHOWN = {"before": 3, "aligned": 2, "oracle": 0, "swap": 1, "random": 7}
 """Contexts of the overview, and their colours."""
 PANELS = 6
@@ -61,13 +63,13 @@ def overview(cells: Sequence[Cell]) -> "Figure":
     """Success of each cell under the main contexts, with intervals."""
     figure, (axis,) = new_figure(1, 1, 9, 1.3 + 0.62 * len(cells))
     names = shown(cells)
-    free = [i for i in range(len(COLOURS)) if i not in SHOWN.values()]
+    free = [colour for i, colour in enumerate(COLOURS + MORE) if i not in SHOWN.values()]
     for index, name in enumerate(names):
-        colour = SHOWN.get(name, free[index % len(free)])
+        colour = COLOURS[SHOWN[name]] if name in SHOWN else free[(index - len(SHOWN)) % len(free)]
         found = [(i, cell.success(name)) for i, cell in enumerate(cells) if name in [*cell.conditions, *_oracle(cell)]]
         if found:
             offset = 0.65 / max(5, len(names)) * (index - (len(names) - 1) / 2)
-            _whiskers(axis, [v for _, v in found], [i + offset for i, _ in found], COLOURS[colour], label(name))
+            _whiskers(axis, [v for _, v in found], [i + offset for i, _ in found], colour, label(name))
     axis.set_yticks(range(len(cells)), [cell.name for cell in cells])
     axis.set_ylim(len(cells) - 0.5, -0.5)
     axis.set_xlim(-2, 102)
@@ -138,7 +140,7 @@ def over_amounts(cells: Sequence[Cell]) -> "Figure":
 
 
 def _oracle(cell: Cell) -> list[str]:
-    return ["oracle"] if any("oracle" in row["success"] for row in cell.sources) else []
+    return [name for name in cell.seen if name == "oracle"]
 
 
 def _whiskers(axis: "Axes", values: list[Interval], at: list[float], colour: str, name: str) -> None:

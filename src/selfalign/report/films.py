@@ -8,7 +8,7 @@ results no longer hold are removed.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from rich.console import Console
 from selfalign.bench import plan
 from selfalign.bench.resident import arena_of, close_arenas
 from selfalign.bench.rollout import RolloutConfig, RolloutResult, rollout
-from selfalign.bench.subject import ALIGNED, BEFORE
+from selfalign.bench.subject import ALIGNED, BEFORE, calibrated
 from selfalign.bench.workshop import Workshop
 from selfalign.checkpoint import load
 from selfalign.policy import Policy
@@ -27,6 +27,7 @@ from selfalign.provenance import Stopwatch, digest, provenance, write_json
 from selfalign.ranges import below, refuse
 from selfalign.report.failures import Failing, worst
 from selfalign.report.reading import read_cells
+from selfalign.report.results import Cell
 from selfalign.report.video import beside, panel, save_film
 from selfalign.sim.bodies import BodySpec
 
@@ -72,13 +73,13 @@ def run(config: FilmsConfig, *, show: bool = True) -> dict[str, Any]:
     console, watch = Console(quiet=not show), Stopwatch()
     policy = load(config.checkpoint)
     own = [cell for cell in read_cells(config.results) if cell.fingerprint == policy.fingerprint()]
-    failing = [f for f in worst(own, config.of_each) if f.row.get("seed") is not None][: config.bodies]
+    failing = to_film(own, config.of_each)[: config.bodies]
     if not failing:
         raise ValueError(
             f"nothing to film: in these results no body fails with the model of {config.checkpoint}, which is "
             f"{policy.fingerprint()}"
         )
-    keys = [_key(config, one) for one in failing]
+    keys = [_key(config, policy, one) for one in failing]
     there = read_films(config.out)
     films = {film["key"]: film for film in there if film["key"] in keys}
     try:
@@ -95,6 +96,15 @@ def run(config: FilmsConfig, *, show: bool = True) -> dict[str, Any]:
         (config.out / name).unlink()  # of other results
     console.print(f"Films of {len(films)} bodies in {config.out}")
     return result
+
+
+def to_film(cells: Sequence[Cell], of_each: int) -> list[Failing]:
+    """Bodies that fail and can be met again, the worst first; one that several results have is in it once."""
+    found: dict[str, Failing] = {}
+    for failing in worst(cells, of_each):
+        if failing.row.get("seed") is not None:
+            found.setdefault(_file(failing), failing)
+    return list(found.values())
 
 
 def read_films(folder: Path) -> list[dict[str, Any]]:
@@ -122,11 +132,23 @@ def caption(film: Mapping[str, Any]) -> str:
     return f"{film['cell']}: {film['body']}. Before {counts[BEFORE]}, after {counts[ALIGNED]}. Shown: {shown}."
 
 
-def _key(config: FilmsConfig, failing: Failing) -> str:
+def _key(config: FilmsConfig, policy: Policy, failing: Failing) -> str:
     """Of everything that a film depends on."""
     looks = {name: getattr(config, name) for name in ("episodes", "size", "kilobytes")}
-    told = [failing.cell.fingerprint, dict(failing.cell.settings), failing.row["body"], failing.row["seed"], looks]
+    told = [
+        failing.cell.fingerprint,
+        calibrated(policy),
+        dict(failing.cell.settings),
+        failing.row["body"],
+        failing.row["seed"],
+        looks,
+    ]
     return digest(told)
+
+
+def _file(failing: Failing) -> str:
+    settings = failing.cell.settings
+    return f"{settings['scenario']}-{settings['task']}-{failing.name}.gif"
 
 
 def _film(config: FilmsConfig, policy: Policy, failing: Failing) -> dict[str, Any]:
@@ -139,8 +161,7 @@ def _film(config: FilmsConfig, policy: Policy, failing: Failing) -> dict[str, An
         [picture for i in chosen for picture in panel(results[name].outcomes[i], header)]
         for name, header in ((BEFORE, "before"), (ALIGNED, "after"))
     ]
-    settings, row = failing.cell.settings, failing.row
-    file = f"{settings['scenario']}-{settings['task']}-{row['name']}.gif"
+    row, file = failing.row, _file(failing)
     save_film(beside(sides), config.out / file, max_bytes=1000 * config.kilobytes)
     return {
         "file": file,

@@ -11,7 +11,7 @@ import numpy as np
 
 from selfalign.bench.attempts import Attempt
 from selfalign.bench.stats import Interval, bootstrap_mean
-from selfalign.bench.subject import BEFORE
+from selfalign.bench.subject import BEFORE, RANDOM
 
 Score = Callable[[Attempt], float]
 
@@ -27,8 +27,8 @@ def loss_drop(attempt: Attempt) -> float:
 
 
 def expected_success(attempt: Attempt) -> float:
-    """By the calibration; 0 without one."""
-    return 0.0 if attempt.verdict.expected is None else attempt.verdict.expected.success
+    """By the calibration; not a number without one."""
+    return np.nan if attempt.verdict.expected is None else attempt.verdict.expected.success
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Confusion:
     false_rejects: tuple[Attempt, ...]
     """Rejected although they gained."""
     true_rejects: tuple[Attempt, ...]
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """Of the four, in this order."""
+        return len(self.true_accepts), len(self.false_accepts), len(self.false_rejects), len(self.true_rejects)
 
     @property
     def operating_point(self) -> tuple[float, float] | None:
@@ -57,6 +62,17 @@ def confusion(attempts: Sequence[Attempt]) -> Confusion:
         return tuple(a for a in attempts if a.kind != BEFORE and a.verdict.accepted == accepted and gained(a) == gain)
 
     return Confusion(those(True, True), those(True, False), those(False, True), those(False, False))
+
+
+def by_kind(attempts: Sequence[Attempt]) -> dict[str, Confusion]:
+    """The same for attempts of each kind."""
+    kinds = dict.fromkeys(a.kind for a in attempts if a.kind != BEFORE)
+    return {kind: confusion([a for a in attempts if a.kind == kind]) for kind in kinds}
+
+
+def fitted(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """All but random updates: a verdict's null is such an update, so that rejecting those is no achievement."""
+    return [a for a in attempts if a.kind != RANDOM]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from selfalign.bench.attempts import RETURNED_PRIOR
 from selfalign.bench.cell import ROLES
 from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, body_seed
-from selfalign.report.results import AT, Cell
+from selfalign.report.results import AT, ORACLE, SEEN_BEFORE, Cell
 from selfalign.sim.regions import SCENARIOS
 
 READ = ("bench adapt", "bench matrix", "bench ablate", "bench calibrate", "demo")
@@ -111,7 +112,7 @@ def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[Cell]:
         digests = {entry.get("digest") for entry in held_out}
         speeds = [speed for speed in data.get("speed", ()) if speed["digest"] in digests]
         rows = _merged(held_out)
-        yield Cell(name, rows, _oracles(sources), settings, fingerprint, path, data["provenance"], speeds)
+        yield Cell(name, rows, _seen(sources), settings, fingerprint, path, data["provenance"], speeds)
 
 
 def _name(entry: Mapping[str, Any]) -> str:
@@ -139,18 +140,20 @@ def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 # The largest amount is the condition itself: one attempt, not two.
                 if "verdict" in result and name != f"{method}{AT}{amounts[-1]}":
                     row["verdicts"][name] = result["verdict"]
+                    if not result["verdict"]["accepted"]:
+                        row.setdefault(RETURNED_PRIOR, []).append(name)
     return list(rows.values())
 
 
 COSTS = ("robot_seconds", "fit_seconds", "peak_megabytes", "bytes_stored")
 
 
-def _oracles(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Source bodies, each with the most play that it was given."""
-    return [
-        {"name": body["name"], "body": body["body"], "success": {"oracle": body["results"][most]["success"]}}
-        for entry in entries
-        if entry["settings"]["method"] == "selfalign"
-        for body in entry["bodies"]
-        for most in [max(body["results"], key=int)]
-    ]
+def _seen(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each source body, with the most play that it was given."""
+    rows: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        condition = {"selfalign": ORACLE, "frozen": SEEN_BEFORE}.get(entry["settings"]["method"])
+        for body in entry["bodies"] if condition else ():
+            row = rows.setdefault(body["name"], {"name": body["name"], "body": body["body"], "success": {}})
+            row["success"][condition] = body["results"][max(body["results"], key=int)]["success"]
+    return list(rows.values())

@@ -9,6 +9,8 @@ from selfalign.bench.attempts import Attempt, read_attempts
 from selfalign.bench.stats import Interval, bootstrap_mean
 from selfalign.calibration import Calibration
 
+ORACLE, SEEN_BEFORE = "oracle", "seen_before"
+"""Of bodies of the kinds that the checkpoint was trained on: aligned, and under the prior."""
 STEPS = "after_"
 AT = "@"
 """Between a method and the amount of play or of demonstrations that it was given, in the name of a condition."""
@@ -22,7 +24,7 @@ class Cell:
     rows: Sequence[Mapping[str, Any]]
     """One for each held-out body."""
     sources: Sequence[Mapping[str, Any]]
-    """Of seen bodies: the oracle."""
+    """One for each seen body."""
     settings: Mapping[str, Any]
     fingerprint: str
     path: Path
@@ -35,9 +37,14 @@ class Cell:
         """Contexts under which held-out bodies acted, in the order of the file."""
         return list(dict.fromkeys(name for row in self.rows for name in row["success"]))
 
+    @property
+    def seen(self) -> list[str]:
+        """Contexts under which seen bodies acted: `oracle`, `seen_before`."""
+        return [name for name in (ORACLE, SEEN_BEFORE) if any(name in row["success"] for row in self.sources)]
+
     def success(self, condition: str) -> Interval:
-        """Mean over bodies, with a bootstrap over bodies; `oracle` is of the seen ones."""
-        rows = self.sources if condition == "oracle" else self.rows
+        """Mean over bodies, with a bootstrap over bodies; `oracle` and `seen_before` are of the seen ones."""
+        rows = self.sources if condition in (ORACLE, SEEN_BEFORE) else self.rows
         return bootstrap_mean([row["success"][condition]["value"] for row in rows if condition in row["success"]])
 
     def gain(self, condition: str, over: str) -> Interval:

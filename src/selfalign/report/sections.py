@@ -14,7 +14,16 @@ from selfalign.calibration import Calibration
 from selfalign.model.context import EmbodimentContext
 from selfalign.report import figures
 from selfalign.report.failures import BODY_COLUMNS, CELL_COLUMNS, LISTED, OF_EACH, TEXT, body_rows, cell_rows, worst
-from selfalign.report.quality import confusion, expected_success, loss_drop, reliability, roc
+from selfalign.report.quality import (
+    Roc,
+    by_kind,
+    confusion,
+    expected_success,
+    fitted,
+    loss_drop,
+    reliability,
+    roc,
+)
 from selfalign.report.results import AT, Cell
 from selfalign.sim.bodies import BodySpec
 
@@ -110,7 +119,7 @@ def success(cells: Sequence[Cell]) -> Section:
     main = [name for name in figures.shown(cells) if name != "oracle"]
     rows = []
     for cell in cells:
-        oracle = percent(cell.success("oracle").to_dict()) if cell.sources else "-"
+        oracle = percent(cell.success("oracle").to_dict()) if "oracle" in cell.seen else "-"
         values = [percent(cell.success(name).to_dict()) if name in cell.conditions else "-" for name in main]
         accepted = sum(bool(_accepted(row)) for row in cell.rows)
         rows.append([cell.name, str(len(cell.rows)), *values, oracle, f"{accepted} of {len(cell.rows)}"])
@@ -149,23 +158,14 @@ def verdicts(attempts: Sequence[Attempt]) -> Section:
         "An attempt is a context of a body: after some number of alignment steps, as align returned it, a random "
         "update, another body's. It gained if success after - success before > 0 in the same scenes. An attempt that "
         "was accepted without gain is a false accept. The areas under the curves are the chance that an attempt with "
-        "gain scores higher than one without, with a bootstrap over bodies. For results that do not hold the play "
-        "loss of the random update, its loss is the verdict's null: the mean over a few such updates."
+        "gain scores higher than one without, with a bootstrap over bodies. A random update is what a verdict's null "
+        "is, so none of them is accepted; one curve leaves them out. Where align has rejected a fit, the body acted "
+        "under the prior, and there is no attempt."
     )
-    found = confusion(attempts)
-    scores = {"drop of play loss": loss_drop}
-    if any(a.verdict.expected is not None for a in attempts):
-        scores["expected success"] = expected_success
-    curves = {name: curve for name, score in scores.items() if (curve := roc(attempts, score)) is not None}
+    found, curves = confusion(attempts), verdict_curves(attempts)
     if not curves:
         text += " Here every attempt gained or none did, so there is no curve."
-    counts = Table(
-        ("", "gained", "did not gain"),
-        [
-            ["accepted", str(len(found.true_accepts)), str(len(found.false_accepts))],
-            ["rejected", str(len(found.false_rejects)), str(len(found.true_rejects))],
-        ],
-    )
+    counts = Table(VERDICT_COLUMNS, verdict_rows(attempts))
     wrong = sorted(found.false_accepts, key=lambda a: a.gain)
     named = [
         [a.cell, a.body, label(a.kind), f"{a.loss:.3g}", f"{100 * a.before:.0f} %", f"{100 * a.success:.0f} %"]
@@ -179,6 +179,25 @@ def verdicts(attempts: Sequence[Attempt]) -> Section:
     reliable = reliability(attempts)
     drawn = [figures.verdict_quality(curves, found, reliable)] if curves or reliable else []
     return Section("Verdicts", text, drawn, tables)
+
+
+VERDICT_COLUMNS = ("context", "accepted, gained", "accepted, no gain", "rejected, gained", "rejected, no gain")
+
+
+def verdict_rows(attempts: Sequence[Attempt]) -> list[list[str]]:
+    """Rows of `VERDICT_COLUMNS`: for each kind of context, and for all together."""
+    found = {**{label(kind): own for kind, own in by_kind(attempts).items()}, "all": confusion(attempts)}
+    return [[name, *map(str, of.counts)] for name, of in found.items()]
+
+
+def verdict_curves(attempts: Sequence[Attempt]) -> dict[str, Roc]:
+    """What can be drawn of: any attempt by its play loss, the same without random updates, and expected success."""
+    scored = {
+        "drop of play loss": roc(attempts, loss_drop),
+        "the same, without random updates": roc(fitted(attempts), loss_drop),
+        "expected success": roc(attempts, expected_success),
+    }
+    return {name: curve for name, curve in scored.items() if curve is not None}
 
 
 def calibrated(calibration: Calibration, attempts: Sequence[Attempt]) -> Section:
