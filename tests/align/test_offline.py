@@ -49,6 +49,14 @@ def test_alignment_moves_the_context_and_nothing_else():
     assert not any(t.requires_grad for t in result.context.tensors)
 
 
+def test_a_model_that_has_not_rehearsed_is_named(tmp_path):
+    policy, play = small_policy(), make_play()
+    settings = dataclasses.replace(policy.settings, rehearsed=False)
+    plain, told = (align_quietly(p, play).verdict for p in (policy, dataclasses.replace(policy, settings=settings)))
+    assert plain.note == "" and told == dataclasses.replace(plain, note=offline.UNREHEARSED)
+    assert str(told).endswith("; " + offline.UNREHEARSED)
+
+
 def test_a_rejected_alignment_leaves_the_start_context():
     policy, play = small_policy(), make_play()
     start = align_quietly(policy, play).context

@@ -32,6 +32,8 @@ from selfalign.model.policy import VLA
 from selfalign.policy import Policy
 from selfalign.settings import AlignSettings
 
+UNREHEARSED = "this checkpoint has not rehearsed alignment: a lower play loss need not make it act better"
+
 
 @dataclass(frozen=True)
 class AlignConfig:
@@ -300,13 +302,14 @@ class _Fit:
         return ""
 
     def verdict(self, null: float, calibration: Calibration | None) -> Verdict:
+        notes = (self.note, "" if self.plan.rehearsed else UNREHEARSED)
         return judge(
             self.held_out[0][1].total,
             self.best_loss,
             null,
             min_improvement=self.config.min_improvement,
             problem=self.problem,
-            note=self.note,
+            note="; ".join(note for note in notes if note),
             calibration=calibration,
         )
 
