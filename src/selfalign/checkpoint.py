@@ -17,8 +17,9 @@ from selfalign import embodiments
 from selfalign.calibration import Calibration
 from selfalign.data.normalize import NormStats
 from selfalign.data.pretrained import kind_of, load_pretrained
+from selfalign.data.transforms import Tokenizer
 from selfalign.embodiments import Embodiment
-from selfalign.model.policy import VLA
+from selfalign.model.config import VLAConfig
 from selfalign.model.tokenizer import ByteTokenizer, MissingTokenizer, PaliGemmaTokenizer, find_paligemma
 from selfalign.model.weights import load_model, read_json, save_model, write_json
 from selfalign.policy import Policy
@@ -205,7 +206,7 @@ def _open(
     """`load`, without the robot."""
     if kind_of(directory) != "selfalign":
         model, stats = load_pretrained(directory, asset_id, **settings)
-        words = _paligemma(model, directory, tokenizer)
+        words = _words("paligemma", model.config, directory, tokenizer)
         return Policy(model.to(device), words, AlignSettings.unrehearsed(), stats)
     if settings or asset_id is not None:
         given = [*settings, *(["asset_id"] if asset_id is not None else [])]
@@ -217,14 +218,27 @@ def _open(
             f"the files in {directory} do not belong together: the weights and config.json are of model "
             f"{model.fingerprint()}, settings.json of {info.fingerprint}; copy the whole checkpoint again"
         )
-    if info.tokenizer == "paligemma":
-        policy = Policy(model.to(device), _paligemma(model, directory, tokenizer), info.align)
-    elif tokenizer is not None:
-        raise ValueError(f"the model in {directory} reads bytes and takes no tokenizer")
-    else:
-        policy = Policy.from_model(model.to(device), info.align)
+    words = _words(info.tokenizer, model.config, directory, tokenizer)
+    policy = Policy(model.to(device), words, info.align)
     return replace(policy, stats=info.stats, calibration=info.calibration)
 
 
-def _paligemma(model: VLA, directory: Path, path: str | Path | None) -> PaliGemmaTokenizer | MissingTokenizer:
-    return find_paligemma(directory, path, model.config.max_token_len, reads_state=model.config.reads_state)
+def tokenizer_of(directory: str | Path, config: VLAConfig, path: str | Path | None = None) -> Tokenizer:
+    """What prompts are read with by a checkpoint of Selfalign's, for a model of that config with its words.
+
+    Args:
+        path: as `tokenizer` of `load`.
+
+    Raises:
+        FileNotFoundError: the checkpoint, or what is at `path`, is missing.
+        ValueError: the checkpoint is damaged, or reads bytes and takes no tokenizer.
+    """
+    return _words(CheckpointInfo.read(Path(directory)).tokenizer, config, Path(directory), path)
+
+
+def _words(name: TokenizerName, config: VLAConfig, directory: Path, path: str | Path | None) -> Tokenizer:
+    if name == "paligemma":
+        return find_paligemma(directory, path, config.max_token_len, reads_state=config.reads_state)
+    if path is not None:
+        raise ValueError(f"the model in {directory} reads bytes and takes no tokenizer")
+    return ByteTokenizer(config.max_token_len, config.prompt_merges)

@@ -8,14 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import tyro
 
 import selfalign as sa
+from checkpoints import small_sentencepiece
+from selfalign import presets
 from selfalign.align.pretrain import PretrainConfig
 from selfalign.align.rehearsal import RehearsalConfig
+from selfalign.checkpoint import save_checkpoint
 from selfalign.cli import main
 from selfalign.commands.pretrain import TrainingConfig
+from selfalign.data.cache import EpisodeCache
+from selfalign.data.fake import write_fake
+from selfalign.data.sources import SourceData
 from selfalign.model.losses import LossWeights
+from selfalign.model.policy import VLA
+from selfalign.model.tokenizer import ByteTokenizer, PaliGemmaTokenizer
+from selfalign.policy import Policy
+from selfalign.settings import AlignSettings
 from selfalign.train.loop import LoopConfig
 from selfalign.train.pointing import PointingConfig
 from selfalign.train.step import OptimConfig
@@ -69,6 +80,48 @@ def test_the_debugging_preset_needs_no_data(tmp_path):
     play = sa.Play.open(out / "fake_data", embodiment_index=0)
     result = sa.align(policy, play, config=sa.AlignConfig(steps=2, batch_size=4))
     assert policy.act(observation, context=result.context).shape == (8, 4)
+
+
+@pytest.fixture
+def reader(tmp_path) -> Path:
+    """A checkpoint that reads by a sentencepiece model, as pi0 does."""
+    (tmp_path / "words.model").write_bytes(small_sentencepiece())
+    torch.manual_seed(0)
+    model = VLA(presets.get("pi05_alignment_debug"))
+    words = PaliGemmaTokenizer(tmp_path / "words.model", model.config.max_token_len)
+    return save_checkpoint(Policy(model, words, AlignSettings.unrehearsed()), tmp_path / "reader")
+
+
+def train_on_fake(tmp_path, *flags: str) -> int:
+    data = tmp_path / "data"
+    if not data.is_dir():
+        write_fake(data, rigs=2, episodes=2, image_size=32)
+    size = "--steps 1 --slots 2 --play-per-slot 4 --demonstrations-per-slot 64 --weight-decay 0 --warmup-steps 1"
+    out = ["--out", str(tmp_path / "out"), "--data", str(data), "--threads", "1", "--no-tensorboard"]
+    return main(["pretrain", *out, *size.split(), *flags])
+
+
+def test_a_model_keeps_the_words_that_it_starts_with(reader, tmp_path):
+    (reader / "tokenizer.model").write_bytes((tmp_path / "words.model").read_bytes())
+    assert train_on_fake(tmp_path, "--start", str(reader)) == 0
+    trained, start = sa.load(tmp_path / "out" / "policy", tokenizer=reader), sa.load(reader)
+    assert isinstance(trained.tokenizer, PaliGemmaTokenizer) and trained.settings.rehearsed
+    assert trained.model.config == start.model.config, "without --preset, the architecture is that of the start"
+    # Only tokens that were read have moved: those of the instructions, as the sentencepiece model cuts them.
+    moved = (trained.model.embed_tokens.weight - start.model.embed_tokens.weight).abs().sum(1).nonzero()[:, 0].tolist()
+    tasks = ["", *EpisodeCache.build(SourceData.open([tmp_path / "data"]), image_size=32, progress=False).tasks]
+    tokens, mask = start.tokenizer.encode(tasks)
+    assert set(moved) <= set(tokens[mask].tolist()) and len(moved) > 5
+    assert set(moved) != set(ByteTokenizer(48).encode(tasks)[0].flatten().tolist())
+
+
+def test_words_that_are_not_there_are_missed_at_once(reader, tmp_path, capsys):
+    assert train_on_fake(tmp_path, "--start", str(reader)) != 0
+    assert "selfalign pretrain --tokenizer PATH" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out" / "policy").exists()
+    assert train_on_fake(tmp_path, "--preset", "pi05_alignment_debug", "--tokenizer", "x") != 0
+    assert "give --start too" in " ".join(capsys.readouterr().err.split())
+    assert train_on_fake(tmp_path, "--start", str(reader), "--tokenizer", str(tmp_path / "words.model")) == 0
 
 
 def test_every_flag_is_explained(capsys, monkeypatch):

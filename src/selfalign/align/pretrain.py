@@ -22,7 +22,7 @@ from selfalign.data.features import check_size, stored_features
 from selfalign.data.mixture import embodiment_odds
 from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import SourceData
-from selfalign.data.transforms import pixels_to_model
+from selfalign.data.transforms import Tokenizer, pixels_to_model
 from selfalign.data.virtual import DrawPerturbation, FrameFeatures, ModelShape, PlayUse, VirtualSources
 from selfalign.model.config import VLAConfig
 from selfalign.model.files import map_array, write_atomically
@@ -122,6 +122,7 @@ def pretrain(
     config: PretrainConfig,
     draw: DrawPerturbation,
     *,
+    tokenizer: Tokenizer | None = None,
     on_save: Callable[[VLA, TrainState], None] | None = None,
     world: World = ALONE,
 ) -> VLA | None:
@@ -131,6 +132,7 @@ def pretrain(
         data: data sets with play and demonstrations of many rigs, or their names (see `SourceData.open`).
         out: receives checkpoints, logs, the tower and the features.
         draw: the bodies that rehearsal may make of a rig.
+        tokenizer: what instructions are read with, where the model has words of its own; None: bytes.
         on_save: called with every checkpoint, in the main process.
         world: the processes that share the training (`train.world.open_world`); each of them calls this.
 
@@ -163,7 +165,8 @@ def pretrain(
         looks = (RECOLOURED,) if config.rehearsal.contrastive.weight > 0 else turned_looks(config.turned_cameras)
         features = frame_features(model, cache, store, looks=looks)
     rigs, held_out = hold_out(np.unique(cache.embodiment_index), config.held_out.rigs, config.seed)
-    sources = partial(_sources, cache, features, model_config, draw, config, odds)
+    words = ByteTokenizer(model_config.max_token_len, model_config.prompt_merges) if tokenizer is None else tokenizer
+    sources = partial(_sources, cache, features, model_config, words, draw, config, odds)
     checkpoint.seed_everything(config.seed)  # the same start whether the tower was trained just now or before
     rehearsal = dataclasses.replace(config.rehearsal, seed=config.seed)
     objective = make_objective(model, sources(rigs), rehearsal, world, config.workers)
@@ -193,6 +196,7 @@ def _sources(
     cache: EpisodeCache,
     features: FrameFeatures,
     model: VLAConfig,
+    tokenizer: Tokenizer,
     draw: DrawPerturbation,
     config: PretrainConfig,
     odds: np.ndarray | None,
@@ -202,7 +206,7 @@ def _sources(
     return VirtualSources(
         cache,
         features,
-        ByteTokenizer(model.max_token_len, model.prompt_merges),
+        tokenizer,
         ModelShape(model.action_horizon, model.action_dim, model.state_dim, model.next_offset),
         draw,
         rigs=rigs,

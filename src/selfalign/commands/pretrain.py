@@ -11,7 +11,7 @@ from selfalign import presets
 from selfalign.align.heldout import HeldOutConfig
 from selfalign.align.pretrain import PretrainConfig, pretrain
 from selfalign.align.settings import RehearsalConfig
-from selfalign.checkpoint import save_checkpoint
+from selfalign.checkpoint import save_checkpoint, tokenizer_of
 from selfalign.commands.pretrain_flags import (
     BodyFlags,
     LogFlags,
@@ -25,9 +25,12 @@ from selfalign.data.bodies import RecordedBodies
 from selfalign.data.fake import write_fake
 from selfalign.data.schema import ACTION, STATE
 from selfalign.data.sources import SourceData
+from selfalign.data.transforms import Tokenizer
 from selfalign.data.virtual import DrawPerturbation, PlayUse
 from selfalign.model.config import VLAConfig
 from selfalign.model.policy import VLA
+from selfalign.model.tokenizer import ByteTokenizer, MissingTokenizer
+from selfalign.model.weights import load_config
 from selfalign.policy import Policy
 from selfalign.settings import AlignSettings
 from selfalign.train.loop import LoopConfig
@@ -49,10 +52,14 @@ class TrainingConfig:
 
     out: Path = Path("runs/tiny")
     """Training checkpoints and logs; the finished policy is in its folder `policy`. Goes on where it stopped."""
-    preset: str = "tiny"
-    """The model's architecture: tiny, small, pi05_alignment_debug, pi0_aligned or pi05_aligned."""
+    preset: str | None = None
+    """The model's architecture: tiny, small, pi05_alignment_debug, pi0_aligned or pi05_aligned; None: that of `start`,
+    or tiny."""
     start: Path | None = None
-    """Checkpoint to start from, trained vision tower included; None: from nothing."""
+    """Checkpoint to start from, trained vision tower and words included; None: from nothing, and instructions are read
+    byte by byte."""
+    tokenizer: Path | None = None
+    """PaliGemma's sentencepiece model, for a `start` that reads by it and does not have it in its folder."""
     tower: Path | None = None
     """Checkpoint whose vision tower is taken, and nothing else of it; None: that of `start`, or one that learns."""
     shared: Path | None = None
@@ -72,9 +79,15 @@ class TrainingConfig:
     machine: MachineFlags = field(default_factory=MachineFlags)
     log: LogFlags = field(default_factory=LogFlags)
 
+    def architecture(self) -> VLAConfig:
+        """What the model is made from."""
+        if self.preset is None and self.start is not None:
+            return load_config(self.start)
+        return presets.get(self.preset or "tiny")
+
     def vla(self) -> VLAConfig:
         """The model that is trained."""
-        config = self.model.applied(presets.get(self.preset))
+        config = self.model.applied(self.architecture())
         return replace(config, ttt=replace(config.ttt, span=self.bodies.span))
 
     def pretraining(self) -> PretrainConfig:
@@ -83,7 +96,7 @@ class TrainingConfig:
 
         bodies, optimiser, machine, log = self.bodies, self.optimiser, self.machine, self.log
         return PretrainConfig(
-            steps=DEBUG_STEPS.get(self.preset, 6000) if self.steps is None else self.steps,
+            steps=DEBUG_STEPS.get(self.preset or "", 6000) if self.steps is None else self.steps,
             seed=self.seed,
             optim=OptimConfig(
                 learning_rate=optimiser.learning_rate,
@@ -170,8 +183,9 @@ def run(config: TrainingConfig) -> None:
     with open_world(config.machine.device) as world:
         settings.check(world)
         source = _source(config, world)
-        draw, export = _draw(config, source), _exporter(config, source)
-        model = pretrain(model_config, source, config.out, settings, draw, on_save=export, world=world)
+        draw, words = _draw(config, source), _words(config, model_config)
+        export = _exporter(config, source, words)
+        model = pretrain(model_config, source, config.out, settings, draw, tokenizer=words, on_save=export, world=world)
         if model is not None:
             export(model)
 
@@ -188,7 +202,7 @@ def _source(config: TrainingConfig, world: World) -> SourceData:
         if recordings.data is None and config.preset in DEBUG_STEPS:
             fake = config.out / "fake_data"
             if not fake.is_dir():
-                write_fake(fake, image_size=presets.get(config.preset).image_size, seed=config.seed)
+                write_fake(fake, image_size=config.architecture().image_size, seed=config.seed)
             data = (fake,)
         return SourceData.open(data, cameras=recordings.cameras or None, features=recordings.features)
 
@@ -216,10 +230,27 @@ def _draw(config: TrainingConfig, source: SourceData) -> DrawPerturbation:
     return RecordedBodies.of(source, bodies, config.recordings.changes, horizon=model.action_horizon, room=room)
 
 
-def _exporter(config: TrainingConfig, source: SourceData) -> Callable[..., None]:
+def _words(config: TrainingConfig, model: VLAConfig) -> Tokenizer:
+    """What instructions are read with, in training and by the policy that comes of it."""
+    if config.start is None:
+        if config.tokenizer is not None:
+            raise ValueError("--tokenizer is that of a checkpoint to start from: give --start too, or leave it out")
+        return ByteTokenizer(model.max_token_len, model.prompt_merges)
+    words = tokenizer_of(config.start, model, config.tokenizer)
+    if isinstance(words, MissingTokenizer):
+        raise FileNotFoundError(f"{words.reason} Then: selfalign pretrain --tokenizer PATH")
+    if words.reads_state:
+        raise ValueError(
+            f"{config.start} is told the state in its prompt, and perception has to predict the state: convert it with "
+            "a state token (`selfalign convert --to pi05_aligned`)"
+        )
+    return words
+
+
+def _exporter(config: TrainingConfig, source: SourceData, words: Tokenizer) -> Callable[..., None]:
     settings = config.settings(None if source.features is None else source.features.name)
 
     def export(model: VLA, state: TrainState | None = None) -> None:
-        save_checkpoint(Policy.from_model(model, settings), config.out / "policy")
+        save_checkpoint(Policy(model, words, settings), config.out / "policy")
 
     return export
