@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from selfalign.ablation.recipes import changed
 from selfalign.ablation.run import AblateConfig, bench_cells, plan_trainings, run
 from selfalign.ablation.table import tabulate
 from selfalign.data.fake import write_fake
+from selfalign.data.snapshots import Snapshots
 from selfalign.model.weights import load_model
 from selfalign.sim.seeds import split_of
 
@@ -74,6 +76,15 @@ def test_recipes_take_the_tower_of_a_checkpoint(config: AblateConfig, monkeypatc
     (elsewhere,) = plan_trainings(replace(given, tower=shutil.copytree(policy, config.out.parent / "copy")))
     (own,) = plan_trainings(replace(given, tower=None))
     assert elsewhere.digest == training.digest != own.digest
+
+
+def test_other_snapshots_are_another_tower(tmp_path: Path):
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    digests = []
+    for place, folder in ((0.1, "a"), (0.1, "elsewhere"), (0.2, "a")):
+        Snapshots(images, np.full((2, 3, 4), place, np.float32)).save(tmp_path / folder)
+        digests.append(ablation.tower_digest(recipes.base("ablation", (), tmp_path / folder), "the data"))
+    assert digests[0] == digests[1] != digests[2], "what is in them counts, not where they are"
 
 
 def test_a_training_that_fails_stops_no_other(config: AblateConfig, monkeypatch: pytest.MonkeyPatch):

@@ -109,6 +109,8 @@ def test_an_interrupted_run_goes_on(mine: Path, tmp_path: Path, monkeypatch: pyt
     assert [row["index"] for row in result["bodies"]] == [0, 1, 2, 3] * 2
     monkeypatch.setattr(calibrate, "measure_pair", None)
     assert run(config, show=False) == result, "finished work is not repeated"
+    with pytest.raises(ValueError, match=r"c\.json holds these measurements already, but their contexts were not kept"):
+        run(replace(config, contexts=tmp_path / "contexts"), show=False)
 
 
 def test_checking_changes_nothing(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

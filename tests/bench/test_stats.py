@@ -111,6 +111,11 @@ def test_its_interval_is_that_of_a_plain_bootstrap():
     assert found.share == pytest.approx(sum(n is not None for n in draws) / len(draws), abs=0.04)
 
 
+def test_nothing_gets_to_a_share_of_a_ceiling_of_zero():
+    found = amount_to_reach({1: [0.0, 0.0], 3: [0.1, 0.2]}, [0.0, 0.0])
+    assert (found.value, found.low, found.high, found.share) == (None, None, None, 0.0)
+
+
 def test_one_body_says_nothing_of_the_spread_and_a_curve_needs_the_same_bodies():
     found = amount_to_reach({1: [0.0], 3: [1.0]}, [1.0])
     assert (found.value, found.low, found.high) == (3, None, None)

@@ -28,6 +28,7 @@ from selfalign.bench.plan import Cell, Plan, with_oracle
 from selfalign.cluster import Cluster, run_on
 from selfalign.commands import pretrain
 from selfalign.commands.pretrain import TrainingConfig
+from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import SourceData
 from selfalign.model.weights import load_model
 from selfalign.provenance import Stopwatch, digest, provenance, write_json
@@ -37,8 +38,8 @@ from selfalign.train import checkpoint
 from selfalign.workers import progress_bar
 
 FORMAT = "selfalign-ablation-1"
-NOT_RESULTS = ("out", "shared", "tower", "machine", "log")
-"""Flags of a training that its result does not depend on."""
+NOT_RESULTS = ("out", "shared", "tower", "snapshots", "machine", "log")
+"""Flags of a training that its result does not depend on, or only by what is in `tower_digest`."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def tower_digest(config: TrainingConfig, data: str) -> str:
     """Of what a tower and its features depend on, but for the training's seed: it is the policy that is repeated."""
     if config.tower is not None:
         return digest({"tower": load_model(config.tower).fingerprint(), "data": data})
-    tower = {"preset": config.preset, "snapshots": config.snapshots, "steps": config.optimiser.pointing_steps}
+    pictures = None if config.snapshots is None else Snapshots.open(config.snapshots).fingerprint
+    tower = {"preset": config.preset, "snapshots": pictures, "steps": config.optimiser.pointing_steps}
     return digest({"tower": tower, "data": data})
 
 

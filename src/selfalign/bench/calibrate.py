@@ -232,7 +232,8 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no checkpoint.
-        ValueError: a damaged checkpoint, one without a calibration to check, or a task that a robot is not offered.
+        ValueError: a damaged checkpoint, one without a calibration to check, a task that a robot is not offered, or
+            contexts that are asked for after the measurements.
         RuntimeError: a worker died.
         OSError: the output or the checkpoint cannot be written.
     """
@@ -243,6 +244,11 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
     identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint()}
     identity = json.loads(json.dumps(identity))
     result = read_kept(config.out, identity)
+    if result is not None and config.contexts is not None and not any(config.contexts.glob("*.safetensors")):
+        raise ValueError(
+            f"{config.out} holds these measurements already, but their contexts were not kept; leave out --contexts, "
+            "or name another --out to measure again"
+        )
     if result is None:
         rows = _measure(config, identity, console, show)
         result = {**identity, "provenance": {**provenance(watch.seconds), "workers": config.workers}, "bodies": rows}

@@ -146,7 +146,8 @@ def amount_to_reach(
     draws: int = 10_000,
     level: float = 0.95,
 ) -> Reached:
-    """The least amount whose mean success is at least `share` of the ceiling's, with a bootstrap over bodies.
+    """The least amount whose mean success is at least `share` of the ceiling's, with a bootstrap over bodies; none gets
+    to a share of nothing.
 
     Args:
         curve: success of the same bodies, in the same order, at each amount.
@@ -165,11 +166,12 @@ def amount_to_reach(
     rng, bodies = np.random.default_rng(seed), table.shape[1]
     means = table[:, rng.integers(bodies, size=(draws, bodies))].mean(axis=2)
     tops = top[rng.integers(len(top), size=(draws, len(top)))].mean(axis=1)
-    ends = np.quantile(_first(means >= share * tops), [(1 - level) / 2, (1 + level) / 2], method="nearest")
-    (value,) = _first((table.mean(axis=1) >= share * top.mean())[:, None])
+    reached = _first((means >= share * tops) & (tops > 0))
+    ends = np.quantile(reached, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    (value,) = _first(((table.mean(axis=1) >= share * top.mean()) & (top.mean() > 0))[:, None])
     named = [*amounts, None]
     low, high = (named[int(end)] if bodies > 1 else None for end in ends)
-    return Reached(named[int(value)], low, high, float((_first(means >= share * tops) < len(amounts)).mean()))
+    return Reached(named[int(value)], low, high, float((reached < len(amounts)).mean()))
 
 
 def _first(reached: np.ndarray) -> np.ndarray:

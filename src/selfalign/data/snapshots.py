@@ -4,6 +4,7 @@ On disk a folder with `images.npy` [N, S, S, 3] uint8, `points.npy` [N, K, 3 or 
 what they are.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -43,6 +44,12 @@ class Snapshots:
         if image_size is not None and images.shape[1] != image_size:
             raise ValueError(f"{path} has pictures of {images.shape[1]} px, the model reads {image_size}; record again")
         return cls(images, points)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what is where in how many pictures: other recordings have another."""
+        told = str(self.images.shape).encode() + np.ascontiguousarray(self.points).tobytes()
+        return hashlib.sha256(told).hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
         """Writes them to a folder; `open` sees all or nothing."""

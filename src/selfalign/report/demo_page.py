@@ -161,14 +161,14 @@ _PAGE = """<!doctype html>
 <title>Selfalign: before and after</title><style>{style}</style></head><body>
 <h1>A frozen policy on bodies that it has never had</h1>
 <p>A policy was trained on simulated robots and then frozen. Below it meets bodies that were not among them. Each body
-first acts with what the policy knows (<b>before</b>). Then it moves about on its own for under a minute, without a task
+first acts with what the policy knows (<b>before</b>). Then it moves about on its own for {play}, without a task
 and without labels. A small <em>embodiment context</em> is fitted to that play, and the same policy acts again, reading
 the context (<b>after</b>).</p>
 <p class="facts">{facts}</p>
 {cards}
 <h2>How to read this</h2>
-<ol><li><b>Success</b>, for reach: the gripper is within 2.5 cm of the point above the named cube when the episode ends.
-</li>
+<ol><li><b>Success</b> of reaching: the gripper is within 2.5 cm of the point above the named cube when the episode
+ends. (Other tasks: where the named cube is to be.)</li>
 <li><b>The curve</b> is the loss on play that the context was not fitted to: does the context explain this body? The
 dashed line is a random change of the context of the same size, which should not help.</li>
 <li><b>The verdict</b> is what <code>selfalign align</code> says of the fit, from play alone, before any task is tried.

@@ -127,6 +127,7 @@ class Reliability:
     """Attempts with like expectations."""
 
     expected: float
+    """Mean over bodies, each of which counts once, as in `measured`."""
     measured: Interval
     """Mean success with a bootstrap over bodies."""
     attempts: int
@@ -139,10 +140,9 @@ def reliability(attempts: Sequence[Attempt], groups: int = 8) -> list[Reliabilit
     result = []
     for part in parts:
         chosen = [known[i] for i in part]
-        bodies: dict[str, list[float]] = {}
+        bodies: dict[str, list[tuple[float, float]]] = {}
         for attempt in chosen:
-            bodies.setdefault(attempt.body, []).append(attempt.success)
-        mean = float(np.mean([expected_success(a) for a in chosen]))
-        measured = bootstrap_mean([float(np.mean(values)) for values in bodies.values()], draws=2000)
-        result.append(Reliability(mean, measured, len(chosen)))
+            bodies.setdefault(attempt.body, []).append((expected_success(attempt), attempt.success))
+        expected, measured = np.array([np.mean(values, axis=0) for values in bodies.values()]).T
+        result.append(Reliability(float(expected.mean()), bootstrap_mean(measured, draws=2000), len(chosen)))
     return result
