@@ -53,7 +53,10 @@ def figure(config: VLAConfig) -> str:
     ]
     for depth in range(config.vlm.depth):
         readers = [name for name, expert in experts.items() if depth in expert.vlm_layers()]
-        parts += [_arrow(_x("vlm") + WIDE, _x(name), _y(depth) + 10, "keys and values") for name in reversed(readers)]
+        if "action" in readers:
+            parts.append(_arrow(_x("vlm") + WIDE, _x("action"), _y(depth) + 10, "keys and values"))
+        if "alignment" in readers:
+            parts.append(_over(_x("vlm") + WIDE - 16, _x("alignment") + 16, _y(depth)))
         parts.append(_box("vlm", depth, f"layer {depth + 1}"))
         parts += [_box(name, depth, f"layer {experts[name].vlm_layers().index(depth) + 1}") for name in readers]
         if depth in config.ttt.depths(config.vlm.depth):
@@ -100,6 +103,12 @@ def _box(column: str, depth: int, text: str) -> str:
 def _arrow(start: int, end: int, y: int, title: str = "W") -> str:
     line = f'<line x1="{start}" y1="{y}" x2="{end}" y2="{y}" stroke="#777" marker-end="url(#a)">'
     return f"{line}<title>{title}</title></line>"
+
+
+def _over(start: int, end: int, y: int) -> str:
+    """An arrow from the top of one box to that of another, over what is between them."""
+    path = f"M{start},{y}V{y - GAP // 2}H{end}V{y}"
+    return f'<path d="{path}" fill="none" stroke="#777" marker-end="url(#a)"><title>keys and values</title></path>'
 
 
 def _below(column: str, y: int, text: str) -> str:

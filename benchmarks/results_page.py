@@ -25,6 +25,7 @@ from selfalign.report.quality import confusion, reliability
 from selfalign.report.reading import MATRIX, read_cells
 from selfalign.report.results import AT, Cell
 from selfalign.report.sections import VERDICT_COLUMNS, costs, verdict_curves, verdict_rows
+from selfalign.sim.seeds import split_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -503,8 +504,9 @@ def main(config: Config) -> None:
     drawn = figures.svg(verdicts_figure(judged([*shipped, *ablated])))
     config.figure.with_name(VERDICTS).write_text(drawn, encoding="utf-8")
     cells = plain(shipped)
-    config.figure.write_text(figures.svg(figures.overview(cells[:12])), encoding="utf-8")
-    curves = [cell for cell in cells if cell.success_by_steps()][: figures.TOGETHER]
+    tested = [cell for cell in cells if split_of(cell.settings["seed"]) == "test"]
+    config.figure.write_text(figures.svg(figures.overview(tested)), encoding="utf-8")
+    curves = [cell for cell in cells if 10 in cell.success_by_steps()][: figures.TOGETHER]
     config.curves.write_text(figures.svg(figures.over_steps(curves)), encoding="utf-8")
     for path in config.results.glob("*.json"):
         result = json.loads(path.read_text())

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -168,6 +169,11 @@ def test_a_calibration_judges_anew(results):
     section = verdicts(cell.attempts(make_calibration("0123", seen=(1.0, 1.05))))
     assert int(section.tables[0].rows[-1][3]) > 0, "some that gained are rejected now"
     assert all(a.verdict.expected is None for a in cell.attempts(make_calibration("another model")))
+    assert all(a.verdict.expected is not None for a in cell.attempts(make_calibration("0123")))
+    pushing = replace(cell, settings={**cell.settings, "task": "push"})
+    judged = pushing.attempts(make_calibration("0123", seen=(1.0, 1.05)))
+    assert all(a.verdict.expected is None for a in judged), "a calibration of reaching expects nothing of pushing"
+    assert sum(a.verdict.accepted for a in judged) < sum(a.verdict.accepted for a in pushing.attempts())
 
 
 def test_components_keep_the_distances_of_points_in_a_plane():

@@ -205,8 +205,9 @@ def verdict_quality(curves: Mapping[str, Roc], found: Confusion, reliable: Seque
                 axes[1].plot([x, x], [value.low, value.high], color=COLOURS[0], alpha=0.6, linewidth=2)
         axes[1].plot(expected, [v.value for v in measured], "o", color=COLOURS[0], clip_on=False)
         _diagonal(axes[1], "expected success", "measured success")
-    if axes[0].get_legend_handles_labels()[0]:
-        axes[0].legend(frameon=False, fontsize=9, loc="lower right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower left", ncols=2 if reliable else 1, frameon=False, fontsize=9)
     return figure
 
 

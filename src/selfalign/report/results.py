@@ -1,7 +1,7 @@
 """Cells: what a benchmark measured together under one setting, whichever benchmark it was."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,16 @@ class Cell:
         }
 
     def attempts(self, calibration: Calibration | None = None) -> list[Attempt]:
-        """Contexts with their verdicts, judged anew by a calibration of the same model where one is given."""
+        """Contexts with their verdicts, judged anew by a calibration of the same model where one is given. What success
+        to expect is left out where it is of another task than theirs, or does not say of which."""
         fitting = calibration if calibration is not None and calibration.fingerprint == self.fingerprint else None
-        return [attempt for row in self.rows for attempt in read_attempts(row, self.name, fitting)]
+        found = [attempt for row in self.rows for attempt in read_attempts(row, self.name, fitting)]
+        return [attempt if self._expects(attempt) else _without_expectation(attempt) for attempt in found]
+
+    def _expects(self, attempt: Attempt) -> bool:
+        expected = attempt.verdict.expected
+        return expected is not None and expected.task == self.settings["task"]
+
+
+def _without_expectation(attempt: Attempt) -> Attempt:
+    return replace(attempt, verdict=replace(attempt.verdict, expected=None))
