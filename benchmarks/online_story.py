@@ -42,6 +42,8 @@ NAME = "robot"
 PHASES = ("before", "moved", "learned")
 TOLD = {"before": "before", "moved": "cameras moved, old context", "learned": "after the server has learned"}
 Phase = Literal["before", "moved", "learned"]
+TICK = 60
+"""Seconds between the numbers below the figure."""
 PLACES = 16
 """Places of cameras that no training has seen, of which the farthest from the first one is where they are put."""
 
@@ -244,6 +246,8 @@ def figure(report: dict[str, Any], width: int = 860) -> str:
         _panel(20, 160, "success, mean of 10 episodes", 1.0, [shares(phase) for phase in PHASES]),
         _panel(220, 160, "play loss of the context in use", top, [[(x(at), value) for at, value in losses]]),
     ]
+    for at in range(0, int(end) + 1, TICK):
+        parts.append(f'<text x="{x(at)}" y="394" text-anchor="middle">{at}</text>')
     words = {"moved": "the cameras are moved", "drift": "a drift is seen", "accepted": "a new context"}
     for row, (name, at) in enumerate(marks):
         parts.append(f'<line x1="{x(at)}" x2="{x(at)}" y1="12" y2="380" stroke="#d33" stroke-dasharray="3 4"/>')
@@ -252,7 +256,7 @@ def figure(report: dict[str, Any], width: int = 860) -> str:
         parts.append(f'<text {place} fill="#d33">{words[name]}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} 410" font-family="sans-serif" font-size="12" '
-        f'fill="#666">{"".join(parts)}<text x="{width / 2}" y="402">seconds: 0 to {end:.0f}</text></svg>'
+        f'fill="#666">{"".join(parts)}<text x="{width / 2}" y="408" text-anchor="middle">seconds</text></svg>'
     )
 
 

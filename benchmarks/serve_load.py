@@ -74,6 +74,8 @@ class Answers:
     """Until each answer."""
     batches: list[int] = field(default_factory=list)
     """How many requests each answer was computed with."""
+    late: int = 0
+    """Answers that came after the time was over: they are not counted per second."""
     errors: list[str] = field(default_factory=list)
 
 
@@ -117,6 +119,7 @@ async def ask_for(address: str, embodiment: str, seed: int, until: float, rate: 
             except (RuntimeError, OSError) as error:
                 answers.errors.append(str(error))
                 continue
+            answers.late += time.monotonic() > until
             answers.seconds.append(time.perf_counter() - began)
             answers.batches.append(answer["policy_timing"]["batch"])
     return answers
@@ -142,7 +145,7 @@ def summary(clients: list[Answers], duration: float) -> dict[str, Any]:
         "requests": len(seconds),
         "errors": len(errors),
         "first_errors": errors[:3],
-        "per_second": round(len(seconds) / duration, 2),
+        "per_second": round((len(seconds) - sum(answers.late for answers in clients)) / duration, 2),
         "milliseconds": {"p50": p50, "p90": p90, "p99": p99, "max": round(1000 * max(seconds), 2)},
         "mean_batch": round(float(np.mean(batches)), 2),
     }
