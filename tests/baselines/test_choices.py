@@ -52,6 +52,9 @@ def test_unequal_tuning_is_refused():
     check_fair(["pad", "lora"], {})
     with pytest.raises(ValueError, match=r"has: pad 16, lora 2; .*the same N"):
         check_fair(["pad", "lora"], {"pad": many, "lora": few})
+    for told, (one, other) in {"fingerprint": ("a", "b"), "bodies": (["x"], ["y"])}.items():
+        with pytest.raises(ValueError, match=f"has other {told} for pad, lora"):
+            check_fair(["pad", "lora"], {"pad": {**many, told: one}, "lora": {**many, told: other}})
     with pytest.raises(ValueError, match="pad 16, lora 0"):
         check_fair(["pad", "lora"], {"pad": many})
 

@@ -77,7 +77,7 @@ def chosen(name: str) -> dict[str, Any]:
 
 def check_fair(names: Sequence[str], choices: Mapping[str, Mapping[str, Any]] | None = None) -> None:
     """Raises `ValueError` where methods that are to be compared were tuned with different numbers of trials, some of
-    them with none."""
+    them with none, or for another model or on other bodies."""
     known = _committed() if choices is None else choices
     trials = {name: known[name]["trials"] if name in known else 0 for name in names}
     if len(set(trials.values())) > 1:
@@ -86,3 +86,10 @@ def check_fair(names: Sequence[str], choices: Mapping[str, Mapping[str, Any]] | 
             f"methods are compared after equally many trials on validation bodies, and {CHOICES.name} has: {told}; "
             "run `selfalign bench tune --method NAME --trials N` for each with the same N, and --choose"
         )
+    for told in ("fingerprint", "bodies"):
+        found = {name: known[name].get(told) for name in names if name in known}
+        if len({str(value) for value in found.values()}) > 1:
+            raise ValueError(
+                f"methods are compared after tuning with one model on the same bodies, and {CHOICES.name} has other "
+                f"{told} for {', '.join(found)}: {list(found.values())}; tune them anew"
+            )
