@@ -52,8 +52,8 @@ def test_unequal_tuning_is_refused():
     check_fair(["pad", "lora"], {})
     with pytest.raises(ValueError, match=r"has: pad 16, lora 2; .*the same N"):
         check_fair(["pad", "lora"], {"pad": many, "lora": few})
-    for told, (one, other) in {"fingerprint": ("a", "b"), "bodies": (["x"], ["y"])}.items():
-        with pytest.raises(ValueError, match=f"has other {told} for pad, lora"):
+    for told, (one, other) in {"fingerprint": ("a", "b"), "seed": (1_000_000, 1_000_001)}.items():
+        with pytest.raises(ValueError, match=f"has another {told} for each of pad, lora"):
             check_fair(["pad", "lora"], {"pad": {**many, told: one}, "lora": {**many, told: other}})
     with pytest.raises(ValueError, match="pad 16, lora 0"):
         check_fair(["pad", "lora"], {"pad": many})

@@ -43,6 +43,22 @@ def test_bodies_survive_json(scenario):
         assert again.name == body.name
 
 
+def test_a_name_does_not_hang_on_a_numbers_last_bits():
+    """Sines differ in them from one processor to the next."""
+    body = heldout("action", 1, 0)[0]
+    data = body.to_dict()
+
+    def nudged(value, by: float):
+        if isinstance(value, dict):
+            return {name: nudged(part, by) for name, part in value.items()}
+        if isinstance(value, list):
+            return [nudged(part, by) for part in value]
+        return value * (1 + by) if isinstance(value, float) else value
+
+    assert BodySpec.from_dict(nudged(data, 1e-15)).name == body.name
+    assert BodySpec.from_dict({**data, "camera": nudged(data["camera"], 1e-6)}).name != body.name
+
+
 def test_a_broken_description_is_named():
     with pytest.raises(ValueError, match=r"not a body specification.*camera"):
         BodySpec.from_dict({"arm": "panda", "gripper": "panda"})

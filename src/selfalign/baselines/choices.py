@@ -86,10 +86,10 @@ def check_fair(names: Sequence[str], choices: Mapping[str, Mapping[str, Any]] | 
             f"methods are compared after equally many trials on validation bodies, and {CHOICES.name} has: {told}; "
             "run `selfalign bench tune --method NAME --trials N` for each with the same N, and --choose"
         )
-    for told in ("fingerprint", "bodies"):
+    for told in ("fingerprint", "seed"):
         found = {name: known[name].get(told) for name in names if name in known}
         if len({str(value) for value in found.values()}) > 1:
             raise ValueError(
-                f"methods are compared after tuning with one model on the same bodies, and {CHOICES.name} has other "
-                f"{told} for {', '.join(found)}: {list(found.values())}; tune them anew"
+                f"methods are compared after tuning with one model on the same bodies, and {CHOICES.name} has another "
+                f"{told} for each of {', '.join(found)}: {list(found.values())}; tune them anew"
             )

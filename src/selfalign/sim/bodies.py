@@ -208,8 +208,8 @@ class BodySpec:
 
     @property
     def name(self) -> str:
-        """Readable, safe as a file name, and distinct for distinct bodies."""
-        digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:6]
+        """Readable, safe as a file name, and distinct for distinct bodies; the same on every machine."""
+        digest = hashlib.sha256(json.dumps(_rounded(self.to_dict()), sort_keys=True).encode()).hexdigest()[:6]
         camera = f"az{self.camera.azimuth:+.0f}-el{self.camera.elevation:.0f}"
         return f"{self.robot.name}-{self.action_space.kind}-{camera}-{digest}"
 
@@ -256,6 +256,15 @@ class BodySpec:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a body specification: {type(error).__name__} {error}") from error
+
+
+def _rounded(value: Any) -> Any:
+    """JSON values without the last bits of their numbers, in which machines differ."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(part) for part in value]
+    return round(value, 9) + 0.0 if isinstance(value, float) else value  # + 0.0: there is no minus zero
 
 
 def sample_camera(rng: np.random.Generator, region: Region) -> CameraPose:
