@@ -25,7 +25,6 @@ from selfalign.report.quality import confusion, reliability
 from selfalign.report.reading import MATRIX, read_cells
 from selfalign.report.results import AT, Cell
 from selfalign.report.sections import VERDICT_COLUMNS, costs, verdict_curves, verdict_rows
-from selfalign.sim.seeds import split_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +38,8 @@ ABLATION = "ablation_"
 """How the names of files begin that are of other trainings than the shipped one."""
 ABLATIONS = "selfalign-ablation-1"
 """The format of `bench ablate`."""
+CHECKS = "selfalign-bench-calibrate-1"
+"""The format of `bench calibrate`: bodies act under contexts that were fitted badly on purpose, too."""
 TUNING = "selfalign-tune-1"
 """The format of `bench tune`."""
 CALIBRATION = ROOT / "checkpoints/tiny/calibration.json"
@@ -72,6 +73,7 @@ def page(results: Path, figure: str, films: Path) -> str:
     files = sorted(results.glob("*.json"))
     data = {path: json.loads(path.read_text()) for path in files}
     shipped, ablated = read_both([path for path in files if is_bench(data[path])])
+    checked = read_cells([path for path in files if _format(data[path]) == CHECKS])
     demos = [path for path in files if _format(data[path]) == "selfalign-demo-1"]
     recipes = [path for path in files if _format(data[path]) == ABLATIONS]
     return (
@@ -87,7 +89,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *ablation(ablated),
                 *ablations({path: data[path] for path in recipes if not repeats(data[path])}, Path(figure).parent),
                 *fails(plain(shipped), films, Path(figure).parent / films.name),
-                *verdicts(judged([*shipped, *ablated]), (Path(figure).parent / VERDICTS).as_posix()),
+                *verdicts(judged([*shipped, *ablated, *checked]), (Path(figure).parent / VERDICTS).as_posix()),
                 *(part for path in demos for part in demo(data[path])),
                 *experts(data.get(results / "experts.json")),
                 *leak(data.get(results / "attention_leak.json")),
@@ -370,7 +372,7 @@ def _costs(cell: Cell) -> list[str]:
 def judged(cells: Sequence[Cell]) -> list[Attempt]:
     """Attempts on bodies that the shipped calibration was not fitted to, judged by it where they are its model's; each
     once, however many results have it."""
-    calibration = Calibration.from_dict(json.loads(CALIBRATION.read_text(encoding="utf-8")))
+    calibration = _calibration()
     fitted_to = calibration.source["settings"]["seed"]
     found: dict[Any, Attempt] = {}
     for cell in cells:
@@ -380,6 +382,11 @@ def judged(cells: Sequence[Cell]) -> list[Attempt]:
             own = cell.fingerprint, cell.settings["task"], cell.settings["seed"], attempt.body, attempt.kind
             found.setdefault(own, attempt)
     return list(found.values())
+
+
+def _calibration() -> Calibration:
+    """Of the shipped checkpoint."""
+    return Calibration.from_dict(json.loads(CALIBRATION.read_text(encoding="utf-8")))
 
 
 def verdicts(attempts: Sequence[Attempt], picture: str) -> Iterator[str]:
@@ -478,7 +485,8 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def is_bench(data: Any) -> bool:
     """Whether these are cells of a benchmark of adaptation."""
-    return _format(data) == MATRIX or (_format(data).startswith("selfalign-bench-") and "bodies" in data)
+    told = _format(data)
+    return told == MATRIX or (told.startswith("selfalign-bench-") and told != CHECKS and "bodies" in data)
 
 
 def _format(data: Any) -> str:
@@ -499,20 +507,22 @@ def _short(value: Interval) -> str:
 def main(config: Config) -> None:
     where = config.figure.relative_to(config.page.parent).as_posix()
     config.page.write_text(page(config.results, where, config.films), encoding="utf-8")
-    files = [path for path in sorted(config.results.glob("*.json")) if is_bench(json.loads(path.read_text()))]
-    shipped, ablated = read_both(files)
-    drawn = figures.svg(verdicts_figure(judged([*shipped, *ablated])))
-    config.figure.with_name(VERDICTS).write_text(drawn, encoding="utf-8")
+    data = {path: json.loads(path.read_text()) for path in sorted(config.results.glob("*.json"))}
+    shipped, ablated = read_both([path for path in data if is_bench(data[path])])
+    checked = read_cells([path for path in data if _format(data[path]) == CHECKS])
+    attempts = judged([*shipped, *ablated, *checked])
+    drawn = {config.figure.with_name(VERDICTS): verdicts_figure(attempts)}
+    expecting = [attempt for attempt in attempts if attempt.verdict.expected is not None]
+    drawn[config.figure.with_name("calibration.svg")] = figures.calibration_curve(_calibration(), expecting)
     cells = plain(shipped)
-    tested = [cell for cell in cells if split_of(cell.settings["seed"]) == "test"]
-    config.figure.write_text(figures.svg(figures.overview(tested)), encoding="utf-8")
+    drawn[config.figure] = figures.overview(cells)
     curves = [cell for cell in cells if 10 in cell.success_by_steps()][: figures.TOGETHER]
-    config.curves.write_text(figures.svg(figures.over_steps(curves)), encoding="utf-8")
-    for path in config.results.glob("*.json"):
-        result = json.loads(path.read_text())
+    drawn[config.curves] = figures.over_steps(curves)
+    for path, result in data.items():
         if _format(result) == ABLATIONS and not repeats(result) and "matrix" in result:
-            drawn = config.figure.with_name(f"{path.stem}.svg")
-            drawn.write_text(figures.svg(recipes_figure(path)), encoding="utf-8")
+            drawn[config.figure.with_name(f"{path.stem}.svg")] = recipes_figure(path)
+    for path, picture in drawn.items():
+        path.write_text(figures.svg(picture), encoding="utf-8")
     print(f"{config.page}, {config.figure} and {config.curves}")
 
 
