@@ -495,8 +495,11 @@ def _format(data: Any) -> str:
 
 def _origin(path: Path, data: Any) -> list[str]:
     told = data.get("provenance", data) if isinstance(data, dict) else {}
-    commit = told.get("commit") or "unknown"
-    return [path.name, f"`{told.get('command', 'unknown')}`", commit, str(told.get("finished", "unknown"))[:10]]
+    rows = [row for cell in data.get("matrix", data).get("cells", ()) for row in cell.get("bodies", ())] if told else []
+    # Rows of a cache may be older than the file that they are put together in; those from before do not say.
+    commits = sorted({str(row["commit"]) for row in rows if row.get("commit")}) or [told.get("commit") or "unknown"]
+    finished = str(told.get("finished", "unknown"))[:10]
+    return [path.name, f"`{told.get('command', 'unknown')}`", ", ".join(commits), finished]
 
 
 def _short(value: Interval) -> str:
