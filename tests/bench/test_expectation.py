@@ -45,6 +45,9 @@ def test_what_was_seen_is_where_bodies_acted_better():
     failed, no_better = attempt(3.1, 0, kind="short"), attempt(2.8, 4, kind="short", before=0.4)
     assert fitted([*attempts, failed, no_better, late]).seen == fitted(attempts).seen
     assert fitted([*attempts, attempt(2.25, 4, kind="short")]).seen[1] == 2.25
+    hopeless = [attempt(1.0 + 0.1 * i, 0, body=str(i % 5)) for i in range(10)]
+    hopeless += [attempt(4.0, 0, kind="before", body=str(i)) for i in range(5)]
+    assert fitted(hopeless).seen == (1.0, 1.9), "where nobody acts better, it is where alignment ended"
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
@@ -77,7 +80,7 @@ def test_success_everywhere_still_leaves_an_interval():
 def test_what_is_not_finite_is_left_out_and_too_little_is_refused():
     attempts = drawn_attempts(np.random.default_rng(1))
     assert fitted([*attempts, attempt(float("nan"), 0, kind="late")]) == fitted(attempts)
-    with pytest.raises(ValueError, match="20 of 20 bodies, 20 before and 0 better"):
+    with pytest.raises(ValueError, match="20 of 20 bodies, 0 aligned and 20 before"):
         fitted([a for a in attempts if a.kind == "before"])
     with pytest.raises(ValueError, match="a calibration needs 12 attempts"):
         fitted(attempts[:5])

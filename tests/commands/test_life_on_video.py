@@ -16,6 +16,7 @@ from selfalign.cli import Command, main
 from selfalign.data.lerobot import LeRobotReader
 from selfalign.model.config import VLAConfig
 from selfalign.model.policy import VLA
+from selfalign.model.tokenizer import ByteTokenizer
 from selfalign.model.vision import KeypointTowerConfig
 from selfalign.policy import Policy
 from small_model import small_config
@@ -45,7 +46,8 @@ def test_recorded_videos_are_pretrained_on_aligned_to_and_acted_upon(tmp_path, m
     assert all(body.keys() == {"name"} for body in reader.embodiments)
 
     training = ("--steps", 2, "--slots", 2, "--play-per-slot", 2, "--demonstrations-per-slot", 2, "--threads", 1)
-    places = ("--start", tmp_path / "start", "--out", tmp_path / "run")
+    monkeypatch.setattr("selfalign.commands.pretrain._words", lambda *_: ByteTokenizer(48))
+    places = ("--preset", "tiny", "--start", tmp_path / "start", "--out", tmp_path / "run")
     named = ("--changes", "frames", "rate", "targets", "joints", "--widen-steps", 0, "--workers", 1)
     assert run("pretrain", "--data", f"lerobot:{tmp_path / 'data'}", *places, *training, *named) == 0
 
@@ -75,7 +77,7 @@ def test_dimensions_without_a_name_are_asked_for(tmp_path, monkeypatch, capsys):
     from test_cli import write_play
 
     monkeypatch.setattr(presets, "get", lambda name: config())
-    start = ("--start", tmp_path / "start")
+    start = ("--preset", "tiny", "--start", tmp_path / "start")
     assert run("pretrain", "--data", write_play(tmp_path / "play"), "--out", tmp_path / "run", *start) == 2
     assert "say --bodies xyz" in capsys.readouterr().err
     assert run("pretrain", "--data", tmp_path / "play", "--out", tmp_path / "run", "--bodies", "xyz") == 2
@@ -95,6 +97,7 @@ def test_the_data_may_be_overruled(args, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(presets, "get", lambda name: config())
     monkeypatch.setattr("selfalign.commands.pretrain.pretrain", lambda *a, **k: seen.append(a[4]) or VLA(config()))
-    places = ("--start", tmp_path / "start", "--out", tmp_path / "run")
+    monkeypatch.setattr("selfalign.commands.pretrain._words", lambda *_: ByteTokenizer(48))
+    places = ("--preset", "tiny", "--start", tmp_path / "start", "--out", tmp_path / "run")
     assert run("pretrain", "--data", write_play(tmp_path / "play"), *places, *args) == 0
     assert ("source_perturbation" in repr(seen[0])) == (args[1] == "sim")

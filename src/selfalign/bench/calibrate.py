@@ -252,6 +252,7 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
     if result is None:
         rows = _measure(config, identity, console, show)
         result = {**identity, "provenance": {**provenance(watch.seconds), "workers": config.workers}, "bodies": rows}
+        write_json(config.out, result)  # whatever becomes of the calibration
     else:
         result = {name: result[name] for name in (*identity, "provenance", "bodies")}
         console.print(f"{config.out} holds these measurements already; remove it to measure again.")

@@ -41,16 +41,17 @@ def fit_calibration(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: too few attempts, none under the prior, or none by proper alignment that made the body act better.
+        ValueError: too few attempts, or none by proper alignment or under the prior.
     """
     finite = sorted((a for a in attempts if np.isfinite(a.loss)), key=lambda a: a.loss)
-    seen = [a.loss for a in finite if a.kind in (ALIGNED, SHORT) and a.gain > 0]
+    ended = [a for a in finite if a.kind in (ALIGNED, SHORT)]
+    seen = [a.loss for a in ended if a.gain > 0] or [a.loss for a in ended]  # a checkpoint may be of no use to any body
     prior = [a for a in attempts if a.kind == BEFORE]
     bodies = sorted({a.body for a in finite})
     if len(finite) < 2 * GROUP or not seen or not prior or len(bodies) < 2:
         raise ValueError(
-            f"a calibration needs {2 * GROUP} attempts of two bodies, some before aligning and some that act better "
-            f"once aligned; there are {len(finite)} of {len(bodies)} bodies, {len(prior)} before and {len(seen)} better"
+            f"a calibration needs {2 * GROUP} attempts of two bodies, some aligned and some before aligning; there are "
+            f"{len(finite)} of {len(bodies)} bodies, {len(seen)} aligned and {len(prior)} before"
         )
     groups = np.array_split(np.arange(len(finite)), min(GROUPS, len(finite) // GROUP))
     table = _Table.of(finite, bodies, groups)
