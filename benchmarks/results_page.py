@@ -3,46 +3,37 @@
 python benchmarks/results_page.py
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import tyro
+from result_files import ABLATION, ROOT, TUNING, Results, play_of, shipped_calibration
 
 from selfalign.baselines.choices import setting
 from selfalign.bench.attempts import Attempt
 from selfalign.bench.matrix_table import speed_line
-from selfalign.bench.stats import Interval, bootstrap_mean
+from selfalign.bench.stats import bootstrap_mean
 from selfalign.bench.tables import drop, label, percent
-from selfalign.calibration import Calibration
 from selfalign.report import figures
 from selfalign.report.failures import BODY_COLUMNS, CELL_COLUMNS, LISTED, OF_EACH, TEXT, body_rows, cell_rows, worst
 from selfalign.report.films import caption, read_films
 from selfalign.report.quality import confusion, reliability
-from selfalign.report.reading import MATRIX, read_cells
+from selfalign.report.reading import read_cells
 from selfalign.report.results import AT, Cell
 from selfalign.report.sections import VERDICT_COLUMNS, costs, verdict_curves, verdict_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROOT = Path(__file__).parents[1]
 WRITTEN = (
     "Written by `python benchmarks/results_page.py` from the files in [`benchmarks/results/`](../benchmarks/results/): "
     "no number is typed by hand. How each is measured is in [benchmarks/README.md](../benchmarks/README.md)."
 )
-ABLATION = "ablation_"
-"""How the names of files begin that are of other trainings than the shipped one."""
-ABLATIONS = "selfalign-ablation-1"
-"""The format of `bench ablate`."""
-CHECKS = "selfalign-bench-calibrate-1"
-"""The format of `bench calibrate`: bodies act under contexts that were fitted badly on purpose, too."""
-TUNING = "selfalign-tune-1"
-"""The format of `bench tune`."""
-CALIBRATION = ROOT / "checkpoints/tiny/calibration.json"
+DEMO = "selfalign-demo-1"
+"""The format of the demo's report."""
 VERDICTS = "verdicts.svg"
 """The figure of verdicts, beside that of success."""
 STEPS = ("after_10", "after_30", "after_100", "after_300")
@@ -70,12 +61,8 @@ def page(results: Path, figure: str, films: Path) -> str:
         figure: the picture's path as the page sees it.
         films: folder of `bench films`, beside the picture.
     """
-    files = sorted(results.glob("*.json"))
-    data = {path: json.loads(path.read_text()) for path in files}
-    shipped, ablated = read_both([path for path in files if is_bench(data[path])])
-    checked = read_cells([path for path in files if _format(data[path]) == CHECKS])
-    demos = [path for path in files if _format(data[path]) == "selfalign-demo-1"]
-    recipes = [path for path in files if _format(data[path]) == ABLATIONS]
+    found = Results.open(results)
+    data, shipped, assets = found.data, found.shipped, Path(figure).parent
     return (
         "\n\n".join(
             [
@@ -83,18 +70,18 @@ def page(results: Path, figure: str, films: Path) -> str:
                 WRITTEN,
                 *adaptation(plain(shipped), figure),
                 *methods(shipped),
-                *tunings([data[path] for path in files if _format(data[path]) == TUNING]),
+                *tunings(list(found.of_format(TUNING).values())),
                 *over_play(shipped),
-                *seeds(plain(shipped), read_cells([path for path in recipes if repeats(data[path])])),
-                *ablation(ablated),
-                *ablations({path: data[path] for path in recipes if not repeats(data[path])}, Path(figure).parent),
-                *fails(plain(shipped), films, Path(figure).parent / films.name),
-                *verdicts(judged([*shipped, *ablated, *checked]), (Path(figure).parent / VERDICTS).as_posix()),
-                *(part for path in demos for part in demo(data[path])),
+                *seeds(plain(shipped), found.repeated),
+                *ablation(found.ablated),
+                *ablations(found.recipes, assets),
+                *fails(plain(shipped), films, assets / films.name),
+                *verdicts(found.attempts, (assets / VERDICTS).as_posix()),
+                *(part for told in found.of_format(DEMO).values() for part in demo(told)),
                 *experts(data.get(results / "experts.json")),
                 *leak(data.get(results / "attention_leak.json")),
                 "## Where the numbers come from",
-                markdown(("file", "command", "commit", "finished"), [_origin(path, data[path]) for path in files]),
+                markdown(("file", "command", "commit", "finished"), [_origin(path, data[path]) for path in data]),
             ]
         )
         + "\n"
@@ -257,13 +244,7 @@ def _same_test(cell: Cell, other: Cell) -> bool:
     """Whether two checkpoints were measured alike."""
     same = ("scenario", "task", "seed", "bodies", "episodes")
     alike = all(cell.settings[name] == other.settings.get(name) for name in same)
-    return "oracle" in other.seen and alike and _play(cell) == _play(other)
-
-
-def repeats(result: dict[str, Any]) -> bool:
-    """Whether an ablation is trainings of the shipped recipe alone, at its own scale."""
-    names = {training["label"].split("/")[0] for training in result["trainings"]}
-    return names == {"all"} and result["scale"]["name"] == "shipped" and "matrix" in result
+    return "oracle" in other.seen and alike and play_of(cell) == play_of(other)
 
 
 def ablations(results: Mapping[Path, dict[str, Any]], pictures: Path) -> Iterator[str]:
@@ -329,35 +310,6 @@ def fails(cells: Sequence[Cell], films: Path, seen: Path) -> Iterator[str]:
         yield f"*{caption(film)}*"
 
 
-def read_both(paths: Sequence[Path]) -> tuple[list[Cell], list[Cell]]:
-    """Cells of the shipped checkpoint, and of other trainings by the names of their files."""
-    others = [path for path in paths if path.stem.startswith(ABLATION)]
-    named = [replace(cell, name=cell.path.stem.replace("_", " ")) for cell in read_cells(others)]
-    return without_repeats(read_cells([path for path in paths if path not in others])), named
-
-
-def without_repeats(cells: Sequence[Cell]) -> list[Cell]:
-    """What two benchmarks measured, once: cells whose bodies another cell has under as many conditions are left out."""
-    kept: list[Cell] = []
-    for cell in cells:
-        if not any(_identity(other) == _identity(cell) and {*cell.conditions} <= {*other.conditions} for other in kept):
-            kept.append(cell)
-    return kept
-
-
-def _identity(cell: Cell) -> tuple[Any, ...]:
-    bodies = tuple(sorted(row["name"] for row in cell.rows))
-    alike = ("task", "seed", "episodes", "play_length", "execute", "num_steps")
-    told = [cell.settings.get(name) for name in alike]
-    return cell.fingerprint, *told, cell.settings.get("motion", "free"), _play(cell), bodies
-
-
-def _play(cell: Cell) -> int:
-    """The most trajectories that bodies were given."""
-    play = cell.settings["play"]
-    return max(play, default=0) if isinstance(play, list) else play
-
-
 def _conditions(cell: Cell) -> list[str]:
     return [*cell.conditions, *cell.seen]
 
@@ -367,26 +319,6 @@ def _costs(cell: Cell) -> list[str]:
     times = [f"{sum(row['seconds'][name] for row in cell.rows) / count:.0f}" for name in ("play", "align")]
     robot = sum(row["play"]["robot_seconds"] for row in cell.rows) / count
     return [*times, f"{robot:.0f}", f"{1000 * cell.rows[0]['context_megabytes']:.0f} kB"]
-
-
-def judged(cells: Sequence[Cell]) -> list[Attempt]:
-    """Attempts on bodies that the shipped calibration was not fitted to, judged by it where they are its model's; each
-    once, however many results have it."""
-    calibration = _calibration()
-    fitted_to = calibration.source["settings"]["seed"]
-    found: dict[Any, Attempt] = {}
-    for cell in cells:
-        if cell.fingerprint == calibration.fingerprint and cell.settings["seed"] == fitted_to:
-            continue
-        for attempt in cell.attempts(calibration):
-            own = cell.fingerprint, cell.settings["task"], cell.settings["seed"], attempt.body, attempt.kind
-            found.setdefault(own, attempt)
-    return list(found.values())
-
-
-def _calibration() -> Calibration:
-    """Of the shipped checkpoint."""
-    return Calibration.from_dict(json.loads(CALIBRATION.read_text(encoding="utf-8")))
 
 
 def verdicts(attempts: Sequence[Attempt], picture: str) -> Iterator[str]:
@@ -407,7 +339,7 @@ def verdicts(attempts: Sequence[Attempt], picture: str) -> Iterator[str]:
     curves = verdict_curves(attempts)
     if curves:
         yield f"![ROC of verdicts, expected against measured success]({picture})"
-        areas = [f"{name} {_short(curve.area)}" for name, curve in curves.items()]
+        areas = [f"{name} {curve.area.short()}" for name, curve in curves.items()]
         yield f"Areas under the ROC curves, with a bootstrap over bodies: {'; '.join(areas)}."
     if found.false_accepts:
         named = [[a.cell, a.body, label(a.kind), f"{100 * a.gain:+.0f} %"] for a in found.false_accepts]
@@ -483,16 +415,6 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(value.replace("|", "\\|") for value in line) + " |" for line in lines)
 
 
-def is_bench(data: Any) -> bool:
-    """Whether these are cells of a benchmark of adaptation."""
-    told = _format(data)
-    return told == MATRIX or (told.startswith("selfalign-bench-") and told != CHECKS and "bodies" in data)
-
-
-def _format(data: Any) -> str:
-    return str(data.get("format", "")) if isinstance(data, dict) else ""
-
-
 def _origin(path: Path, data: Any) -> list[str]:
     told = data.get("provenance", data) if isinstance(data, dict) else {}
     rows = [row for cell in data.get("matrix", data).get("cells", ()) for row in cell.get("bodies", ())] if told else []
@@ -502,27 +424,19 @@ def _origin(path: Path, data: Any) -> list[str]:
     return [path.name, f"`{told.get('command', 'unknown')}`", ", ".join(commits), finished]
 
 
-def _short(value: Interval) -> str:
-    ends = "" if value.low is None or value.high is None else f" [{value.low:.2f}, {value.high:.2f}]"
-    return f"{value.value:.2f}{ends}"
-
-
 def main(config: Config) -> None:
     where = config.figure.relative_to(config.page.parent).as_posix()
     config.page.write_text(page(config.results, where, config.films), encoding="utf-8")
-    data = {path: json.loads(path.read_text()) for path in sorted(config.results.glob("*.json"))}
-    shipped, ablated = read_both([path for path in data if is_bench(data[path])])
-    checked = read_cells([path for path in data if _format(data[path]) == CHECKS])
-    attempts = judged([*shipped, *ablated, *checked])
+    found = Results.open(config.results)
+    attempts, cells = found.attempts, plain(found.shipped)
     drawn = {config.figure.with_name(VERDICTS): verdicts_figure(attempts)}
     expecting = [attempt for attempt in attempts if attempt.verdict.expected is not None]
-    drawn[config.figure.with_name("calibration.svg")] = figures.calibration_curve(_calibration(), expecting)
-    cells = plain(shipped)
+    drawn[config.figure.with_name("calibration.svg")] = figures.calibration_curve(shipped_calibration(), expecting)
     drawn[config.figure] = figures.overview(cells)
     curves = [cell for cell in cells if 10 in cell.success_by_steps()][: figures.TOGETHER]
     drawn[config.curves] = figures.over_steps(curves)
-    for path, result in data.items():
-        if _format(result) == ABLATIONS and not repeats(result) and "matrix" in result:
+    for path, result in found.recipes.items():
+        if "matrix" in result:
             drawn[config.figure.with_name(f"{path.stem}.svg")] = recipes_figure(path)
     for path, picture in drawn.items():
         path.write_text(figures.svg(picture), encoding="utf-8")

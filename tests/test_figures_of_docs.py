@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
+import result_files
 
 from bench.attempting import matrix_result, outcome, write
 from selfalign import presets
@@ -41,7 +42,7 @@ def test_films_of_what_fails_are_on_the_page(tmp_path: Path):
     film = {"key": "k", "file": "a.gif", "cell": "action, lift, seed 0", "body": "b", "success": counts, "shown": shown}
     (tmp_path / "films.json").write_text(json.dumps({"format": "selfalign-films-1", "films": [film]}))
     results = script("results_page")
-    cells, _ = results.read_both([ROOT / "benchmarks/results/adapt_tiny_action_lift.json"])
+    cells, _ = result_files.read_both([ROOT / "benchmarks/results/adapt_tiny_action_lift.json"])
     assert not any("a.gif" in part for part in results.fails(cells, tmp_path, Path("assets/failures"))), (
         "it is not there"
     )
@@ -125,8 +126,8 @@ def test_trainings_with_other_seeds_stand_beside_the_shipped_one(tmp_path: Path)
     assert f"| action, reach | aligned (what align returns) | {values} |" in table
     other = replace(first, settings={**first.settings, "bodies": 3})
     assert len(list(results.seeds([other], cells))[-1].splitlines()) == 2, "other bodies: no row"
-    assert results.repeats(ablation) and not results.repeats({**ablation, "scale": {"name": "ablation"}})
-    assert not results.repeats({**ablation, "trainings": [*trainings, {"label": "closed"}]})
+    assert result_files.repeats(ablation) and not result_files.repeats({**ablation, "scale": {"name": "ablation"}})
+    assert not result_files.repeats({**ablation, "trainings": [*trainings, {"label": "closed"}]})
 
 
 def _with_successes(entry: dict, successes: int) -> list[dict]:
@@ -137,10 +138,10 @@ def _with_successes(entry: dict, successes: int) -> list[dict]:
 
 
 def test_what_two_benchmarks_measured_counts_once():
-    results, folder = script("results_page"), ROOT / "benchmarks/results"
-    once = results.read_cells([folder / "adapt_tiny_action_push.json"])
-    both = results.read_cells([folder / "adapt_tiny_action_push.json", folder / "matrix_headline.json"])
-    kept = results.without_repeats(both)
+    folder = ROOT / "benchmarks/results"
+    once = read_cells([folder / "adapt_tiny_action_push.json"])
+    both = read_cells([folder / "adapt_tiny_action_push.json", folder / "matrix_headline.json"])
+    kept = result_files.without_repeats(both)
     assert len(both) == 13 and len(kept) == 12 and kept[0].path == once[0].path
     names = [(cell.settings["scenario"], cell.settings["task"]) for cell in kept]
     assert len(set(names)) == 12

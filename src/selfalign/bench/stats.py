@@ -35,6 +35,11 @@ class Interval:
         ends = "" if self.low is None or self.high is None else f" [{100 * self.low:.0f}, {100 * self.high:.0f}]"
         return f"{100 * self.value:.0f} %{ends}"
 
+    def short(self) -> str:
+        """A number as it is: `0.81 [0.69, 0.93]`."""
+        ends = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{ends}"
+
     def points(self) -> str:
         """A difference of shares in percentage points, for a table: `+12 [+3, +20]`."""
         ends = "" if self.low is None or self.high is None else f" [{100 * self.low:+.0f}, {100 * self.high:+.0f}]"

@@ -193,7 +193,7 @@ def verdict_quality(curves: Mapping[str, Roc], found: Confusion, reliable: Seque
     """ROC of accepting, and expected against measured success where there is a calibration."""
     figure, axes = new_figure(1, 2 if reliable else 1, 10 if reliable else 5, 4.4)
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
-        told = f"{name}: area {_short(curve.area)}"
+        told = f"{name}: area {curve.area.short()}"
         axes[0].plot(curve.false_accept_rate, curve.accept_rate, color=colour, drawstyle="steps-post", label=told)
     if found.operating_point is not None:
         axes[0].plot(*found.operating_point, "k*", markersize=12, label="the verdicts", clip_on=False, zorder=9)
@@ -215,11 +215,6 @@ def _diagonal(axis: "Axes", x: str, y: str) -> None:
     axis.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle="--")
     axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y, aspect="equal")
     axis.grid(alpha=0.3)
-
-
-def _short(value: Interval) -> str:
-    ends = "" if value.low is None or value.high is None else f" [{value.low:.2f}, {value.high:.2f}]"
-    return f"{value.value:.2f}{ends}"
 
 
 def calibration_curve(calibration: Calibration, attempts: Sequence[Attempt]) -> "Figure":

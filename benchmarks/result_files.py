@@ -1,0 +1,128 @@
+"""The files in benchmarks/results, told apart: what the page of results (`results_page.py`) is written from."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from selfalign.bench.attempts import Attempt
+from selfalign.calibration import Calibration
+from selfalign.report.reading import MATRIX, read_cells
+from selfalign.report.results import Cell
+
+ROOT = Path(__file__).parents[1]
+ABLATION = "ablation_"
+"""How the names of files begin that are of other trainings than the shipped one."""
+ABLATIONS = "selfalign-ablation-1"
+"""The format of `bench ablate`."""
+CHECKS = "selfalign-bench-calibrate-1"
+"""The format of `bench calibrate`: bodies act under contexts that were fitted badly on purpose, too."""
+TUNING = "selfalign-tune-1"
+"""The format of `bench tune`."""
+CALIBRATION = ROOT / "checkpoints/tiny/calibration.json"
+"""Of the shipped checkpoint."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A folder of result files."""
+
+    data: dict[Path, Any]
+    """What each file holds."""
+    shipped: list[Cell]
+    """Of the shipped checkpoint."""
+    ablated: list[Cell]
+    """Of other trainings, each a `bench adapt` of its own."""
+    checked: list[Cell]
+    """Of `bench calibrate`."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        data = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+        shipped, ablated = read_both([path for path in data if is_bench(data[path])])
+        return cls(data, shipped, ablated, read_cells([path for path in data if format_of(data[path]) == CHECKS]))
+
+    def of_format(self, name: str) -> dict[Path, Any]:
+        """The files of a format, by their paths."""
+        return {path: data for path, data in self.data.items() if format_of(data) == name}
+
+    @property
+    def recipes(self) -> dict[Path, Any]:
+        """Ablations: recipes that differ."""
+        return {path: data for path, data in self.of_format(ABLATIONS).items() if not repeats(data)}
+
+    @property
+    def repeated(self) -> list[Cell]:
+        """The shipped recipe, trained again."""
+        return read_cells([path for path, data in self.of_format(ABLATIONS).items() if repeats(data)])
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """See `judged`."""
+        return judged([*self.shipped, *self.ablated, *self.checked])
+
+
+def read_both(paths: Sequence[Path]) -> tuple[list[Cell], list[Cell]]:
+    """Cells of the shipped checkpoint, and of other trainings by the names of their files."""
+    others = [path for path in paths if path.stem.startswith(ABLATION)]
+    named = [replace(cell, name=cell.path.stem.replace("_", " ")) for cell in read_cells(others)]
+    return without_repeats(read_cells([path for path in paths if path not in others])), named
+
+
+def without_repeats(cells: Sequence[Cell]) -> list[Cell]:
+    """What two benchmarks measured, once: cells whose bodies another cell has under as many conditions are left out."""
+    kept: list[Cell] = []
+    for cell in cells:
+        if not any(_identity(other) == _identity(cell) and {*cell.conditions} <= {*other.conditions} for other in kept):
+            kept.append(cell)
+    return kept
+
+
+def _identity(cell: Cell) -> tuple[Any, ...]:
+    bodies = tuple(sorted(row["name"] for row in cell.rows))
+    alike = ("task", "seed", "episodes", "play_length", "execute", "num_steps")
+    told = [cell.settings.get(name) for name in alike]
+    return cell.fingerprint, *told, cell.settings.get("motion", "free"), play_of(cell), bodies
+
+
+def play_of(cell: Cell) -> int:
+    """The most trajectories that bodies were given."""
+    play = cell.settings["play"]
+    return max(play, default=0) if isinstance(play, list) else play
+
+
+def judged(cells: Sequence[Cell]) -> list[Attempt]:
+    """Attempts on bodies that the shipped calibration was not fitted to, judged by it where they are its model's; each
+    once, however many results have it."""
+    calibration = shipped_calibration()
+    fitted_to = calibration.source["settings"]["seed"]
+    found: dict[Any, Attempt] = {}
+    for cell in cells:
+        if cell.fingerprint == calibration.fingerprint and cell.settings["seed"] == fitted_to:
+            continue
+        for attempt in cell.attempts(calibration):
+            own = cell.fingerprint, cell.settings["task"], cell.settings["seed"], attempt.body, attempt.kind
+            found.setdefault(own, attempt)
+    return list(found.values())
+
+
+def shipped_calibration() -> Calibration:
+    """Of the shipped checkpoint."""
+    return Calibration.from_dict(json.loads(CALIBRATION.read_text(encoding="utf-8")))
+
+
+def repeats(result: dict[str, Any]) -> bool:
+    """Whether an ablation is trainings of the shipped recipe alone, at its own scale."""
+    names = {training["label"].split("/")[0] for training in result["trainings"]}
+    return names == {"all"} and result["scale"]["name"] == "shipped" and "matrix" in result
+
+
+def is_bench(data: Any) -> bool:
+    """Whether these are cells of a benchmark of adaptation."""
+    told = format_of(data)
+    return told == MATRIX or (told.startswith("selfalign-bench-") and told != CHECKS and "bodies" in data)
+
+
+def format_of(data: Any) -> str:
+    return str(data.get("format", "")) if isinstance(data, dict) else ""
