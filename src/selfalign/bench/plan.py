@@ -165,7 +165,11 @@ class Plan:
         Raises:
             ValueError: there are none.
         """
-        return dataclasses.replace(self, cells=tuple(cell for cell in self.cells if cell.task in tasks))
+        cells = tuple(cell for cell in self.cells if cell.task in tasks)
+        if not cells:
+            there = ", ".join(dict.fromkeys(cell.task for cell in self.cells))
+            raise ValueError(f"the plan {self.name!r} has no cell of {', '.join(tasks) or 'no task'}; it has {there}")
+        return dataclasses.replace(self, cells=cells)
 
     def save(self, path: Path) -> Path:
         """Writes it as JSON, atomically."""
