@@ -248,15 +248,21 @@ def test_sensors_that_slip_are_noticed_and_learned_by_what_the_losses_really_are
     plan = replace(PLAN, align_min=24, align_steps=60, align_improvement=0.05, probation=9, drift=drift)
     with serve(Honest(policy), plan) as server, Client(server.address) as client:
 
-        def moves(episodes: int, shift: float) -> list[str]:
-            for seed in range(episodes):
-                move(client, 1000 + seed, shift)
-                until(lambda: not status(server)["busy"])
+        def seen() -> list[str]:
             return [event["kind"] for event in status(server)["events"]]
 
-        assert moves(6, shift=0.0) == ["given", "calibrated"], "a robot that stays as it is is left alone"
-        seen = moves(10, shift=1.0)
-        assert seen[2:4] == ["drift began", "accepted"], status(server)["events"][-1]
+        def news() -> tuple[int, int]:
+            return len(status(server)["losses"]), len(seen())
+
+        for seed in range(6):  # each is a window: it is measured before the next begins
+            move(client, 1000 + seed, shift=0.0)
+            until(lambda done=seed + 1: news()[0] == done)
+        assert seen() == ["given", "calibrated"], "a robot that stays as it is is left alone"
+        for seed in range(10):
+            known = news()
+            move(client, 1000 + seed, shift=1.0)
+            until(lambda known=known: news() != known and not status(server)["busy"])
+        assert seen()[2:4] == ["drift began", "accepted"], status(server)["events"][-1]
         losses = [loss for _, loss in status(server)["losses"]]
         assert min(loss["live"] for loss in losses[6:8]) > 2 * max(loss["live"] for loss in losses[:6])
         both = [loss for loss in losses if "before" in loss]
