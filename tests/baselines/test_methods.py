@@ -18,6 +18,7 @@ from selfalign.baselines.methods import configured
 from selfalign.baselines.samples import action_loss
 from selfalign.data.episodes import Episode
 from selfalign.data.play import Play
+from selfalign.model.losses import LossWeights
 from selfalign.policy import Policy
 from selfalign.train.parts import part_of
 
@@ -230,3 +231,12 @@ def test_every_search_space_draws_settings_that_the_method_takes():
                 for part in name.split("."):
                     target = getattr(target, part)
                 assert target == value
+
+
+def test_settings_within_settings_may_be_read_from_json():
+    config = configured(METHODS["selfalign"], {"weights": {"perception": 0.0}, "betas": [0.9, 0.99]})
+    assert config == AlignConfig(weights=LossWeights(perception=0.0), betas=(0.9, 0.99))
+    assert configured(METHODS["selfalign"], {"weights": None}) == AlignConfig()
+    with pytest.raises(ValueError, match="LossWeights has no setting 'percepton'"):
+        configured(METHODS["selfalign"], {"weights": {"percepton": 0.0}})
+    assert configured(METHODS["encoder"], {"training": {"rank": 16}}).training.rank == 16

@@ -183,12 +183,12 @@ def test_a_row_that_cannot_be_kept_stops_no_other(curve: Cell, tmp_path: Path, m
 @pytest.mark.parametrize(
     "changes, told",
     [
-        ({"method": "selfaling"}, "no method 'selfaling'; there are: frozen, selfalign, random, pad"),
+        ({"method": "selfaling"}, "no method 'selfaling'; there are: frozen, selfalign, pad"),
         ({"method": "lora", "demonstrations": (2,), "play": (), "settings": {"rnk": 3}}, "has no setting 'rnk'"),
         ({"method": "lora"}, "lora learns from demonstrations of the body"),
         ({"method": "pad", "demonstrations": (2,), "play": ()}, "pad learns from play of the body"),
-        ({"method": "frozen", "settings": {"steps": 3}}, "frozen has no settings"),
-        ({"method": "random", "settings": {"stepps": 3}}, "selfalign takes the settings of AlignConfig"),
+        ({"method": "frozen", "settings": {"steps": 3}}, "FrozenConfig has no setting 'steps'; it has none"),
+        ({"method": "random", "settings": {"stepps": 3}}, "AlignConfig has no setting 'stepps'"),
         ({"settings": "steps"}, "the settings of selfalign are an object"),
     ],
 )
@@ -315,13 +315,13 @@ def test_a_model_without_alignment_losses_is_measured_too(checkpoint: Path):
     for method in ("selfalign", "random"):
         context = at.make(replace(cell, method=method), 2).fitted.context
         assert context.distance(policy.model.prior()) == 0
-    assert not at.make(cell, 2).fitted.details["verdict"]["accepted"]
+    assert not at.make(cell, 2).fitted.history["verdict"]["accepted"]
 
 
 def test_what_goes_wrong_in_a_worker_comes_back(checkpoint: Path):
     cell = replace(REAL, checkpoint=str(checkpoint), method="selfalign", settings={"stepps": 3})
     (row,) = measure(Group((BodyJob("x", cell, 0, bodies_of(cell)[0]),)))
-    assert row["error"].startswith("ValueError: selfalign takes the settings of AlignConfig")
+    assert row["error"].startswith("ValueError: AlignConfig has no setting 'stepps'")
     assert "measure_body" in row["traceback"]
 
 

@@ -16,26 +16,15 @@ def frozen(given: Given, config: FrozenConfig) -> Outcome:
     return Outcome(given.policy, given.context_of(given.policy), {}, 0)
 
 
-@dataclass(frozen=True)
-class SelfalignConfig:
-    """Fields of `AlignConfig`; what is None is as the checkpoint was rehearsed."""
-
-    steps: int | None = None
-    learning_rate: float | None = None
-    decay_steps: float | None = None
-    batch_size: int | None = None
-
-
-def selfalign(given: Given, config: SelfalignConfig) -> Outcome:
-    """`selfalign.align`: a context fitted to play. A rejected fit leaves the prior, as for a user."""
-    plan = AlignConfig(
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        decay_steps=config.decay_steps,
-        batch_size=config.batch_size,
-        seed=given.seed,
-    )
-    result = align(given.policy, given.own_play(), config=plan, progress=given.progress)
-    history = {**result.history.to_dict(), "verdict": result.verdict.to_dict()}
+def selfalign(given: Given, config: AlignConfig) -> Outcome:
+    """`selfalign.align`: a context fitted to play, drawn by the config's own seed. A rejected fit leaves the prior, as
+    for a user. The history says how far the fit has moved it, `update_norm`, accepted or not."""
+    result = align(given.policy, given.own_play(), config=config, progress=given.progress)
+    history = {
+        **result.history.to_dict(),
+        "steps": result.history.steps,
+        "verdict": result.verdict.to_dict(),
+        "update_norm": result.fitted.distance(given.policy.model.prior()),
+    }
     context = given.context_of(given.policy, like=result.context)
     return Outcome(given.policy, context, history, context.num_bytes)

@@ -9,13 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
+from selfalign.align.offline import AlignConfig
 from selfalign.baselines.amortised import EncoderConfig, encoder
 from selfalign.baselines.choices import chosen
-from selfalign.baselines.contexts import FrozenConfig, SelfalignConfig, frozen, selfalign
+from selfalign.baselines.contexts import FrozenConfig, frozen, selfalign
 from selfalign.baselines.demonstrated import FinetuneConfig, LoraConfig, finetune, lora
 from selfalign.baselines.method import Adapted, Choice, Given, LogUniform, Method
 from selfalign.baselines.pad import PadConfig, pad
@@ -28,7 +29,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "frozen": Method(FrozenConfig, frozen, {}),
         "selfalign": Method(
-            SelfalignConfig,
+            AlignConfig,
             selfalign,
             {
                 "steps": Choice((30, 100, 300)),
@@ -122,13 +123,18 @@ def fit(
         outcome = method.adapt(Given(policy, play, shown, seed, progress), settings)
     return Adapted(
         name,
-        json.loads(json.dumps(asdict(settings))),
+        told(settings),
         outcome.policy,
         outcome.context,
         outcome.history,
         outcome.bytes_stored,
         time.perf_counter() - began,
     )
+
+
+def told(config: Any) -> dict[str, Any]:
+    """A method's config as JSON values."""
+    return json.loads(json.dumps(asdict(config), default=str))
 
 
 def get(name: str) -> Method:
@@ -164,7 +170,13 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
             raise ValueError(f"{type(config).__name__} has no setting {name!r}; it has {', '.join(known) or 'none'}")
         if inner:
             value = changed(known[outer], {inner: value})
-        elif is_dataclass(known[outer]) and isinstance(value, Mapping):
-            value = changed(known[outer], value)
+        elif isinstance(value, Mapping) and (inside := _dataclass_of(config, outer)) is not None:
+            value = changed(known[outer] or inside(), value)
         known[outer] = tuple(value) if isinstance(value, list) else value
     return replace(config, **known)
+
+
+def _dataclass_of(config: Any, name: str) -> type[Any] | None:
+    """The dataclass whose instances a field holds, be it optional; None where it holds something else."""
+    hint = get_type_hints(type(config))[name]
+    return next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind) and isinstance(kind, type)), None)

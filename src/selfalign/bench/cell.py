@@ -21,6 +21,9 @@ from selfalign.sim.tasks import offered
 ROLES: tuple[Region, ...] = ("heldout", "source")
 """In the order by which seeds of bodies are told apart, here and in `bench adapt`: the same seed, the same play."""
 
+TOLD = ("verdict", "steps", "best_step", "stopped", "update_norm")
+"""What a row tells of a method's history, where the method says it."""
+
 
 @dataclass(frozen=True)
 class BodyJob:
@@ -123,7 +126,8 @@ def _measure_amount(job: BodyJob, workshop: Workshop, amount: int) -> dict[str, 
         "fit_seconds": round(fitted.seconds, 2),
         "peak_megabytes": made.peak_megabytes,
         "bytes_stored": fitted.bytes_stored,
-        **fitted.details,
+        **{name: fitted.history[name] for name in TOLD if name in fitted.history},
+        "config": fitted.config,
     }
 
 

@@ -8,9 +8,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from selfalign.baselines import Adapted
 from selfalign.bench.live_features import LiveFeatures
 from selfalign.bench.memory import PeakMemory
-from selfalign.bench.methods import Fitted, fit
+from selfalign.bench.methods import RANDOM, fit
 from selfalign.bench.plan import NARROW, Cell
 from selfalign.bench.resident import arena_of
 from selfalign.bench.subject import body_seed, collect_play
@@ -26,7 +27,7 @@ from selfalign.sim.tasks import Kind
 class Made:
     """What a method made of a body's play or demonstrations."""
 
-    fitted: Fitted
+    fitted: Adapted
     peak_megabytes: float
     """Of the process, while it did."""
     robot_seconds: float
@@ -68,7 +69,7 @@ class Workshop:
         if key not in self._made:
             play = self.play(cell)
             assert play is not None  # a cell without demonstrations has play
-            aligned = self.make(replace(cell, method="selfalign"), amount) if cell.method == "random" else None
+            aligned = self.make(replace(cell, method="selfalign"), amount) if cell.method == RANDOM else None
             self._made[key] = self._make(cell, play.take(amount), (), aligned)
         return self._made[key]
 
