@@ -17,6 +17,7 @@ from selfalign.ablation.run import AblateConfig
 from selfalign.align.rehearsal import Rehearsal, make_objective
 from selfalign.bench.plan import Cell
 from selfalign.commands.pretrain import TrainingConfig
+from selfalign.commands.pretrain_flags import ModelFlags
 from selfalign.data.virtual import FrameFeatures, ModelShape, VirtualSources
 from selfalign.model.config import VLAConfig
 from selfalign.model.cost import meta_model
@@ -124,6 +125,12 @@ CHANGES: dict[str, dict] = {
     "global-w": {"rehearsal.scheme": "global"},
     "per-sample-w": {"rehearsal.scheme": "global", "model.ttt.meta_learning": True, "compile": False},
     "inner-loop": {"model.ttt.meta_learning": True, "compile": False},
+    "latent-prompt": {
+        "rehearsal.scheme": "global",
+        "model.prompt_tokens": 16,
+        "model.ttt.alpha_init": 0.0,
+        "fixed_alpha": True,
+    },
     "attached": {"rehearsal.detach": False},
     "closed": {"model.ttt.alpha_init": 0.0, "fixed_alpha": True},
     **{f"span-{rank}": {"model.ttt.span": rank} for rank in (8, 32, 128)},
@@ -143,6 +150,7 @@ CHANGES: dict[str, dict] = {
 }
 """What each recipe changes of what is trained, `PretrainConfig` and (model) `VLAConfig`; what is not here stays."""
 MEASURED = {
+    "latent-prompt": {"method": "prompt", "settings": {"steps": 300, "learning_rate": 1e-2}},
     "new-narrow": {"motion": "narrow"},
     "new-demonstrations": {"motion": "demonstrations"},
     "new-little": {"play": (1, 3)},
@@ -188,6 +196,10 @@ def test_what_model_flags_make_of_the_preset():
     assert shallow.alignment.vlm_layers() == (4,) and shallow.ttt.positions == (4,)
     assert shallow.action == tiny.action and recipe("all").vla() == tiny
     assert recipe("span-8").vla().ttt.span == 8
+    asked = {"next_offset": 2, "next_pixels": 8, "prompt_tokens": 4, "open_perception": True}
+    other = replace(tiny, **asked, ttt=replace(tiny.ttt, meta_learning=True))
+    assert ModelFlags().applied(other) == other, "what is not asked for is as it was"
+    assert ModelFlags(prompt_tokens=0, next_pixels=0).applied(other) == replace(other, prompt_tokens=0, next_pixels=0)
     with pytest.raises(ValueError, match="an action expert of at least as many"):
         changed(recipe("all"), {"model": {"alignment_depth": 4}}).vla()
     with pytest.raises(ValueError, match="next_offset must be 1 to the horizon of 8, got 9"):

@@ -11,7 +11,7 @@ import torch
 
 from selfalign.ablation import recipes
 from selfalign.ablation import run as ablation
-from selfalign.ablation.recipes import changed
+from selfalign.ablation.recipes import RECIPES, changed
 from selfalign.ablation.run import AblateConfig, bench_cells, plan_trainings, run
 from selfalign.ablation.table import tabulate
 from selfalign.data.fake import write_fake
@@ -117,6 +117,13 @@ def test_what_is_measured(config: AblateConfig):
             ("frozen", "heldout", "narrow"),
         )
     ]
+
+
+def test_a_recipe_with_a_way_of_its_own_has_its_oracle_too(config: AblateConfig):
+    cells = bench_cells(config, plan_trainings(replace(config, cells=("latent-prompt",))))
+    told = [(c.method, c.region, c.settings) for c in cells if c.scenario == "camera"]
+    own = RECIPES["latent-prompt"].bench["settings"]
+    assert told == [("prompt", "heldout", own), ("prompt", "source", own), ("frozen", "heldout", {})]
 
 
 def test_data_that_are_not_there_and_features_that_are_not_given(config: AblateConfig):

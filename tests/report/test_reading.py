@@ -47,3 +47,18 @@ def test_the_table_of_a_matrix_says_what_was_shown():
     print_matrix(result, console)
     text = console.export_text()
     assert "20 shown push" in text and "5 shown push" in text and "20 play" in text
+
+
+def test_the_own_way_of_a_recipe_to_a_body_is_its_aligning(tmp_path):
+    matrix = matrix_result()
+    matrix["cells"] = [e for e in matrix["cells"] if e["settings"]["method"] in ("selfalign", "frozen")]
+    (plain,) = read_cells([write(tmp_path / "matrix.json", matrix)])
+    for entry in matrix["cells"]:
+        if entry["settings"]["method"] == "selfalign":
+            entry["settings"]["method"] = "prompt"
+    (alone,) = read_cells([write(tmp_path / "prompt.json", matrix)])
+    assert "prompt" in alone.conditions and "aligned" not in alone.conditions and "oracle" not in alone.seen
+    told = {"format": "selfalign-ablation-1", "trainings": [], "matrix": matrix}
+    (recipe,) = read_cells([write(tmp_path / "ablation.json", told)])
+    assert recipe.conditions == plain.conditions and recipe.seen == plain.seen and "oracle" in recipe.seen
+    assert [row["success"] for row in recipe.rows] == [row["success"] for row in plain.rows]

@@ -127,6 +127,12 @@ CONTEXTS = {
         "rehearsed, and each sample moves W within the forward",
         {"model": {"meta_learning": True}, "machine": {"compile": False}},
     ),
+    # As TTT-VLA does (arXiv 2606.03127): the prompt learns with the policy, by the losses that will fit it.
+    "latent-prompt": Recipe(
+        "W is not read; a latent prompt, one for all, is moved by every loss and fitted to play in its place",
+        {"bodies": {"scheme": "global"}, "model": {"prompt_tokens": 16, "alpha": 0.0, "fixed_alpha": True}},
+        {"method": "prompt", "settings": {"steps": 300, "learning_rate": 1e-2}},
+    ),
     "attached": Recipe("the action loss moves the contexts too", {"bodies": {"detach": False}}),
     "closed": Recipe("alpha = 0: W is not read", {"model": {"alpha": 0.0, "fixed_alpha": True}}),
     **{

@@ -276,5 +276,6 @@ def bench_cells(config: AblateConfig, trainings: Sequence[Training]) -> list[Cel
                 weights="" if config.weights is None else str(config.weights),
             )
             cell = changed(plain, job.recipe.bench)
-            cells += [*with_oracle(cell), dataclasses.replace(cell, method="frozen", play=(max(cell.play),))]
+            oracle = dataclasses.replace(with_oracle(cell)[1], method=cell.method, settings=cell.settings)
+            cells += [cell, oracle, dataclasses.replace(cell, method="frozen", settings={}, play=(max(cell.play),))]
     return list({json.dumps([c.checkpoint, c.label, c.measured()]): c for c in cells}.values())

@@ -76,7 +76,7 @@ class BodyFlags:
 
 @dataclass(frozen=True)
 class ModelFlags:
-    """What is otherwise than in the preset."""
+    """What is otherwise than in the preset, or in the checkpoint that is the start."""
 
     alignment_depth: int | None = None
     """Layers of the alignment expert: it reads the upper ones of what the action expert reads. TTT layers that it then
@@ -89,10 +89,12 @@ class ModelFlags:
     """tanh(alpha) is how far the TTT branches are open at first; None: the preset's."""
     fixed_alpha: bool = False
     """It stays so."""
+    prompt_tokens: int | None = None
+    """Tokens of a latent prompt, which both experts read beside the prefix and every loss moves; None: the preset's."""
     next_offset: int | None = None
-    """Steps after which the next observation is seen, at most the horizon; None: the horizon."""
-    next_pixels: int = 0
-    """Next observations are told by pictures shrunk to this side; 0: by the vision tower."""
+    """Steps after which the next observation is seen, at most the horizon; None: the preset's."""
+    next_pixels: int | None = None
+    """Next observations are told by pictures shrunk to this side; 0: by the vision tower; None: the preset's."""
     open_perception: bool = False
     """The perception token sees both dynamics, which leaks labels; to compare with."""
 
@@ -102,7 +104,8 @@ class ModelFlags:
         Raises:
             ValueError: what the preset cannot have.
         """
-        alignment, ttt = preset.alignment, replace(preset.ttt, meta_learning=self.meta_learning)
+        alignment, ttt = preset.alignment, preset.ttt
+        ttt = replace(ttt, meta_learning=self.meta_learning or ttt.meta_learning)
         if self.alpha is not None:
             ttt = replace(ttt, alpha_init=self.alpha)
         if self.ttt_positions is not None:
@@ -114,13 +117,13 @@ class ModelFlags:
             alignment = replace(alignment, depth=depth, reads=reads[-depth:])
             reached = tuple(i for i in ttt.depths(preset.vlm.depth) if i in reads[-depth:])
             ttt = replace(ttt, positions=reached)
+        given = {name: getattr(self, name) for name in ("prompt_tokens", "next_offset", "next_pixels")}
         return replace(
             preset,
             alignment=alignment,
             ttt=ttt,
-            next_offset=self.next_offset,
-            next_pixels=self.next_pixels,
-            open_perception=self.open_perception,
+            open_perception=self.open_perception or preset.open_perception,
+            **{name: value for name, value in given.items() if value is not None},
         )
 
 

@@ -15,7 +15,8 @@ from selfalign.sim.regions import SCENARIOS
 READ = ("bench adapt", "bench matrix", "bench ablate", "bench calibrate", "demo")
 MATRIX, ABLATION = "selfalign-matrix-1", "selfalign-ablation-1"
 NAMES = {"frozen": BEFORE, "selfalign": ALIGNED, "random": RANDOM}
-"""Conditions by the names that a matrix has for them; other methods keep theirs."""
+"""Conditions by the names that a matrix has for them; other methods keep theirs, but for those of an ablation, where a
+recipe has one way to a body: what it comes to is what is aligned."""
 
 
 def read_cells(paths: Sequence[Path]) -> list[Cell]:
@@ -38,7 +39,7 @@ def read_failures(paths: Sequence[Path]) -> list[tuple[str, str]]:
     """(what a cell of a matrix was to measure, why it failed)."""
     found = []
     for path in paths:
-        data = _json(path)
+        data = _measured(_json(path))
         if isinstance(data, dict) and data.get("format") == MATRIX:
             failed = [entry for entry in data["cells"] if "error" in entry]
             found += [(f"{_name(entry)}, {entry['settings']['method']}", entry["error"]) for entry in failed]
@@ -49,18 +50,26 @@ def _json(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no result file {path}")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    # An ablation is its trainings, and a matrix of them where they were measured.
-    return data.get("matrix") if isinstance(data, dict) and data.get("format") == ABLATION else data
+
+
+def _of_recipes(data: Any) -> bool:
+    """Whether it is an ablation: its trainings, and a matrix of them where they were measured."""
+    return isinstance(data, dict) and data.get("format") == ABLATION
+
+
+def _measured(data: Any) -> Any:
+    return data.get("matrix") if _of_recipes(data) else data
 
 
 def _read(path: Path) -> Iterator[Cell]:
-    data = _json(path)
+    told = _json(path)
+    data, recipes = _measured(told), _of_recipes(told)
     try:
         if isinstance(data, dict) and data.get("format") == MATRIX:
-            yield from _matrix(path, data)
+            yield from _matrix(path, _aligned(data) if recipes else data)
         else:
             yield from _bodies(path, data)
     except (KeyError, TypeError, AttributeError) as error:
@@ -113,6 +122,17 @@ def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[Cell]:
         speeds = [speed for speed in data.get("speed", ()) if speed["digest"] in digests]
         rows = _merged(held_out)
         yield Cell(name, rows, _seen(sources), settings, fingerprint, path, data["provenance"], speeds)
+
+
+def _aligned(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A matrix of recipes, with each recipe's own way to a body under the name of aligning."""
+
+    def renamed(entry: Mapping[str, Any]) -> dict[str, Any]:
+        settings = entry["settings"]
+        method = settings["method"] if settings["method"] in NAMES else "selfalign"
+        return {**entry, "settings": {**settings, "method": method}}
+
+    return {**data, "cells": [renamed(entry) for entry in data["cells"]]}
 
 
 def _name(entry: Mapping[str, Any]) -> str:
