@@ -9,6 +9,7 @@ import torch
 from scipy.spatial.distance import pdist
 
 from align.factory import make_episode
+from selfalign.align import pretrain
 from selfalign.align.pretrain import frame_features
 from selfalign.checkpoint import save_checkpoint
 from selfalign.commands.features import FeaturesConfig, compute, run
@@ -84,6 +85,38 @@ def test_pretraining_reads_stored_features(places, policy):
     np.testing.assert_array_equal(found.looks[0].next_features, found.next_features)
     assert not np.array_equal(found.looks[0].tokens["scene"], found.tokens["scene"])
     np.testing.assert_array_equal(frame_features(model, cache, places).tokens["scene"], found.tokens["scene"])
+
+
+@pytest.mark.parametrize("look", [None, "recoloured"])
+def test_what_the_tower_sees_goes_on_where_it_was_interrupted(places, policy, monkeypatch, look):
+    monkeypatch.setattr(pretrain, "KEEP_EVERY", 2)
+    model, cache = VLA(policy.model.config), EpisodeCache.build(SourceData.open(places / "data"), places / "cache")
+    looks = () if look is None else (look,)
+    straight = frame_features(model, cache, new_folder(places / "straight"), batch=4, looks=looks)
+    seen, forward = [], model.vision.forward
+
+    def interrupted(pixels):
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+        seen.append(pixels)
+        return forward(pixels)
+
+    monkeypatch.setattr(model.vision, "forward", interrupted)
+    folder, blocks = new_folder(places / "resumed"), -(-cache.num_frames // 4) * (1 + len(looks))
+    with pytest.raises(KeyboardInterrupt):
+        frame_features(model, cache, folder, batch=4, looks=looks)
+    monkeypatch.setattr(model.vision, "forward", lambda pixels: seen.append(pixels) or forward(pixels))
+    resumed = frame_features(model, cache, folder, batch=4, looks=looks)
+    assert len(seen) == blocks + 1, "six of the seven blocks were kept"
+    np.testing.assert_array_equal(resumed.tokens["scene"], straight.tokens["scene"])
+    for ours, theirs in zip(resumed.looks, straight.looks, strict=True):
+        np.testing.assert_array_equal(ours.tokens["scene"], theirs.tokens["scene"])
+    assert not list(folder.glob("*.rows")) and not list(folder.glob("*.partial.npy"))
+
+
+def new_folder(path):
+    path.mkdir()
+    return path
 
 
 def test_an_interrupted_computation_goes_on(places, policy):

@@ -32,16 +32,18 @@ def camera_turn(camera: str, rig: int, look: str) -> CameraTurn:
 
 
 def picture_blocks(
-    cache: EpisodeCache, camera: str, look: str | None = None, batch: int = 256
+    cache: EpisodeCache, camera: str, look: str | None = None, batch: int = 256, begin: int = 0
 ) -> Iterator[Float[Tensor, "B 3 H W"]]:
-    """All frames of a camera as the model reads them, in [-1, 1], block by block; `look` None: as recorded."""
-    images, generator = cache.images(camera), torch.Generator().manual_seed(0)
+    """The frames of a camera from `begin` on as the model reads them, in [-1, 1], block by block; `look` None: as
+    recorded."""
+    images = cache.images(camera)
     rigs = cache.embodiment_index[cache.episode_of_frame]
-    for start in range(0, len(images), batch):
+    for start in range(begin, len(images), batch):
         frames = np.array(images[start : start + batch])  # torch warns of arrays that cannot be written to
         if look is not None and look.startswith(_TURNED):
             frames = _turned(frames, rigs[start : start + batch], camera, look)
         pixels = pixels_to_model(frames)
+        generator = torch.Generator().manual_seed(start)  # so that a block does not depend on those before it
         yield colour_jitter(pixels, generator=generator) if look == RECOLOURED else pixels
 
 

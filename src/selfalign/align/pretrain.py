@@ -47,6 +47,8 @@ from selfalign.workers import track
 POINTS = "privileged.points"
 """Column of image points that a simulator writes into source data: (u, v, visible) of each named keypoint."""
 
+KEEP_EVERY = 50
+"""Blocks of frames after which what the tower has told of them is kept, should it be interrupted."""
 MACHINE = ("loop", "start", "tower", "snapshots", "shared", "compile", "recompute", "strategy", "workers")
 """Fields of `PretrainConfig` that may be others when a training goes on."""
 
@@ -393,19 +395,34 @@ def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batc
         found = _mapped(path)
         if len(found) == cache.num_frames:
             return found
-    partial, values, done = path.with_suffix(".partial.npy"), None, 0
-    blocks = picture_blocks(cache, camera, look, batch)
-    for pixels in track(blocks, description=f"features of {camera}", total=-(-cache.num_frames // batch)):
+    partial, count = path.with_suffix(".partial.npy"), path.with_suffix(".rows")
+    values, done = _begun(partial, count, cache.num_frames)
+    blocks, left = picture_blocks(cache, camera, look, batch, done), -(-(cache.num_frames - done) // batch)
+    for number, pixels in enumerate(track(blocks, description=f"features of {camera}", total=left), 1):
         block = model.vision(pixels.to(model.feature_mean.device)).half().cpu().numpy()
         if values is None:
             shape = (cache.num_frames, *block.shape[1:])
             values = map_array(partial, np.float16, shape)
         values[done : done + len(block)] = block
         done += len(block)
+        if number % KEEP_EVERY == 0:
+            values.flush()
+            count.write_text(str(done))
     assert values is not None
     values.flush()
     partial.replace(path)
+    count.unlink(missing_ok=True)
     return _mapped(path)
+
+
+def _begun(partial: Path, count: Path, frames: int) -> tuple[np.memmap | None, int]:
+    """What an interrupted run has left, and how many of its rows are whole."""
+    if partial.is_file() and count.is_file():
+        values = np.load(partial, mmap_mode="r+")
+        if len(values) == frames:
+            return values, int(count.read_text() or 0)
+    count.unlink(missing_ok=True)  # it is not of the file that is begun now
+    return None, 0
 
 
 def _mapped(path: Path) -> np.ndarray:
