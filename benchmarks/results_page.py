@@ -34,8 +34,8 @@ WRITTEN = (
 )
 DEMO = "selfalign-demo-1"
 """The format of the demo's report."""
-VERDICTS = "verdicts.svg"
-"""The figure of verdicts, beside that of success."""
+VERDICTS, AMOUNTS = "verdicts.svg", "over_play.svg"
+"""The figures of verdicts and of amounts of play, beside that of success."""
 STEPS = ("after_10", "after_30", "after_100", "after_300")
 MAIN = ("before", *STEPS, "aligned", "random", "swap", "oracle", "seen_before")
 
@@ -71,7 +71,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *adaptation(plain(shipped), figure),
                 *methods(shipped),
                 *tunings(list(found.of_format(TUNING).values())),
-                *over_play(shipped),
+                *over_play(shipped, (assets / AMOUNTS).as_posix()),
                 *seeds(plain(shipped), found.repeated),
                 *ablation(found.ablated),
                 *ablations(found.recipes, assets),
@@ -186,13 +186,14 @@ def tunings(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield markdown(("method", "trials", "bodies", "loss with the defaults", "with the best", "the best"), rows)
 
 
-def over_play(cells: Sequence[Cell]) -> Iterator[str]:
-    """Success by the amount that was given, and how much is needed."""
-    found = [cell for cell in cells if cell.success_by_amount()]
+def over_play(cells: Sequence[Cell], picture: str) -> Iterator[str]:
+    """Success by the amount that was given, and how much is needed; `picture` is theirs, as the page sees it."""
+    found = varied(cells)
     if not found:
         return
     yield "## How much does it take?"
     yield "Success after so many trajectories of play or, for methods that learn from them, demonstrations."
+    yield f"![Success by the amount that was given]({picture})"
     curves = [(cell.name, method, curve) for cell in found for method, curve in cell.success_by_amount().items()]
     amounts = sorted({amount for _, _, curve in curves for amount in curve})
     rows = [
@@ -397,13 +398,18 @@ def other_methods(cell: Cell) -> list[str]:
 
 def at_one_amount(cell: Cell) -> list[str]:
     """Those of them that were given one amount; the others are a curve."""
-    varied = cell.success_by_amount()
-    return [name for name in other_methods(cell) if name not in varied]
+    amounts = cell.success_by_amount()
+    return [name for name in other_methods(cell) if name not in amounts]
 
 
 def plain(cells: Sequence[Cell]) -> list[Cell]:
-    """Those of aligning and its controls alone."""
-    return [cell for cell in cells if not other_methods(cell)]
+    """Those of aligning and its controls alone, at one amount of play."""
+    return [cell for cell in cells if not other_methods(cell) and not cell.success_by_amount()]
+
+
+def varied(cells: Sequence[Cell]) -> list[Cell]:
+    """Those in which something was given in several amounts."""
+    return [cell for cell in cells if cell.success_by_amount()]
 
 
 # ---- helpers -------------------------------------------------------------------------------------------------------
@@ -433,6 +439,8 @@ def main(config: Config) -> None:
     expecting = [attempt for attempt in attempts if attempt.verdict.expected is not None]
     drawn[config.figure.with_name("calibration.svg")] = figures.calibration_curve(shipped_calibration(), expecting)
     drawn[config.figure] = figures.overview(cells)
+    if amounts := varied(found.shipped):
+        drawn[config.figure.with_name(AMOUNTS)] = figures.over_amounts(amounts)
     curves = [cell for cell in cells if 10 in cell.success_by_steps()][: figures.TOGETHER]
     drawn[config.curves] = figures.over_steps(curves)
     for path, result in found.recipes.items():

@@ -65,7 +65,7 @@ def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):
     tuned = {"method": "m", "best": 1, "bodies": ["b"], "search": ["rank", "training.steps"], "trials": trials}
     table = list(results.tunings([tuned, {**tuned, "best": None}]))[-1]
     assert table.splitlines()[2:] == ["| m | 2 | 1 | 0.500 | 0.250 | rank 4, training.steps 30 |"]
-    curve = "\n".join(results.over_play(cells))
+    curve = "\n".join(results.over_play(cells, "assets/over_play.svg"))
     assert "- tiny selfalign, action, reach: 20 [20, more] trajectories of play (50 s)" in curve
     assert "| unseen | method | 1 | 20 |" in curve and "| selfalign | 40 % [40, 40] | 90 % [90, 90] |" in curve
     page = results.page(tmp_path, "assets/x.svg", tmp_path / "films")

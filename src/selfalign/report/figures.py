@@ -129,7 +129,8 @@ def over_amounts(cells: Sequence[Cell]) -> "Figure":
         axis.set_xticks(amounts, [str(amount) for amount in amounts])
         axis.minorticks_off()
         axis.set_ylim(-2, 102)
-        axis.set_title(cell.name, fontsize=9)
+        axis.set_xlabel("trajectories of play, or demonstrations", fontsize=8)
+        axis.set_title(cell.name.replace(" (", "\n("), fontsize=9)
         axis.grid(alpha=0.3)
     for axis in axes[len(cells) :]:
         axis.set_axis_off()
