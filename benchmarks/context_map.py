@@ -7,9 +7,8 @@ the same command goes on where it stopped. Each property of a body is then predi
 the other bodies, whose leave-one-out errors choose the ridge.
 """
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from selfalign.align.offline import align
+from selfalign.align.offline import AlignConfig, align
+from selfalign.align.store import ContextStore
 from selfalign.bench.resident import policy_of
 from selfalign.bench.subject import body_seed, collect_play
 from selfalign.data.perturb import JointFrame, LinearFrame
@@ -62,30 +62,32 @@ class Job:
     body: BodySpec
     seed: int
     play: int
-    path: Path
-    """Of its context."""
+    store: Path
+    """Of contexts."""
 
 
 def fit(job: Job) -> None:
     """A body plays, and its context is kept."""
     policy = policy_of(job.checkpoint)
     play = collect_play(policy, job.body, job.play, 50, job.seed)
-    align(policy, play, progress=False).context.save(job.path)
+    result = align(policy, play, config=AlignConfig(interruptible=False), progress=False)
+    ContextStore(job.store).save(result.fitted)
 
 
 def contexts(config: Config, bodies: list[BodySpec]) -> list[EmbodimentContext]:
     """Those of the bodies, fitted where they are not there yet."""
-    told = digest([str(policy_of(config.checkpoint).fingerprint()), config.seed, config.play], 10)
-    paths = [config.contexts / told / f"{index:03}.safetensors" for index in range(len(bodies))]
+    policy = policy_of(config.checkpoint)
+    told = digest([policy.fingerprint(), asdict(policy.settings), config.seed, config.play], 10)
+    store = ContextStore(config.contexts / told)
     seeds = [body_seed(config.seed, index) for index in range(len(bodies))]
-    jobs = [Job(config.checkpoint, *one) for one in zip(bodies, seeds, [config.play] * len(bodies), paths, strict=True)]
-    todo = [job for job in jobs if not job.path.is_file()]
+    jobs = [Job(config.checkpoint, body, seed, config.play, store.root) for body, seed in zip(bodies, seeds)]
+    todo = [job for job in jobs if job.body.name not in store.list()]
     for robot in dict.fromkeys(job.body.robot for job in todo):
         prepare(robot)
     with progress_bar("contexts", len(jobs), show=True) as bar:
         bar.at(len(jobs) - len(todo))
         run_jobs(fit, todo, config.workers, on_done=lambda job, _: bar.finished(job.body.name))
-    return [EmbodimentContext.load(path) for path in paths]
+    return [store.load(body.name) for body in bodies]
 
 
 # ---- what is read out ----------------------------------------------------------------------------------------------
@@ -150,7 +152,6 @@ def readouts(vectors: Float[np.ndarray, "N F"], told: Mapping[str, Float[np.ndar
 
 def main(config: Config) -> None:
     """Fits, reads out, draws."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     bodies = sample_bodies(config.bodies, config.seed, "source", "all")
     fitted = contexts(config, bodies)
     points, shares = principal_components(fitted)

@@ -118,6 +118,7 @@ async def ask_for(address: str, embodiment: str, seed: int, until: float, rate: 
                 answer = await client.infer(observation)
             except (RuntimeError, OSError) as error:
                 answers.errors.append(str(error))
+                await asyncio.sleep(0.1)  # a server that refuses at once is not to be stormed
                 continue
             answers.late += time.monotonic() > until
             answers.seconds.append(time.perf_counter() - began)
@@ -140,6 +141,8 @@ def summary(clients: list[Answers], duration: float) -> dict[str, Any]:
     seconds = [second for answers in clients for second in answers.seconds]
     batches = [size for answers in clients for size in answers.batches]
     errors = [error for answers in clients for error in answers.errors]
+    if not seconds:
+        raise RuntimeError(f"none of {len(errors)} requests was answered; the first: {errors[:3]}")
     p50, p90, p99 = (round(1000 * float(q), 2) for q in np.quantile(seconds, [0.5, 0.9, 0.99]))
     return {
         "requests": len(seconds),

@@ -20,6 +20,7 @@ from selfalign.checkpoint import load
 from selfalign.model.losses import LossWeights
 from selfalign.model.weights import read_json
 from selfalign.settings import AlignSettings
+from selfalign.sim.bodies import before_change
 from selfalign.sim.tasks import KINDS
 
 # Play as short as in these tests may leave the gripper alone.
@@ -316,6 +317,18 @@ def test_a_model_without_alignment_losses_is_measured_too(checkpoint: Path):
         context = at.make(replace(cell, method=method), 2).fitted.context
         assert context.distance(policy.model.prior()) == 0
     assert not at.make(cell, 2).fitted.history["verdict"]["accepted"]
+
+
+def test_what_is_stale_was_aligned_to_the_body_before_it_changed(checkpoint: Path):
+    cell, policy = replace(REAL, checkpoint=str(checkpoint), method="stale"), load(checkpoint)
+    job = BodyJob("x", cell, 0, bodies_of(cell)[0])
+    made = Workshop(policy, job.body, job.seed).make(cell, 2).fitted
+    before = before_change(job.body, cell.scenario, job.seed)
+    aligned = Workshop(policy, before, job.seed).make(replace(cell, method="selfalign"), 2).fitted
+    own = Workshop(policy, job.body, job.seed).make(replace(cell, method="selfalign"), 2).fitted
+    assert made.context.distance(aligned.context) == 0 < made.context.distance(own.context)
+    assert made.context.info.norm_stats == aligned.context.info.norm_stats != own.context.info.norm_stats
+    assert measured(cell)["results"]["2"]["success"]["episodes"] == 1
 
 
 def test_what_goes_wrong_in_a_worker_comes_back(checkpoint: Path):

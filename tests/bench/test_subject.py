@@ -2,6 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from align.factory import make_play, small_policy
+from selfalign import baselines
+from selfalign.align import offline
+from selfalign.align.offline import AlignConfig, align
 from selfalign.bench.rollout import Arena
 from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, action_losses, after, body_seed, collect_play, fit
 from selfalign.checkpoint import load
@@ -63,3 +67,17 @@ def test_action_loss_meets_every_context_with_the_same_noise(story, panda_arena:
     assert action_losses(policy, [], stats, named) == {}
     assert not any(p.grad is not None for p in policy.model.parameters())
     assert torch.is_grad_enabled()
+
+
+def test_a_measurement_is_ended_by_an_interruption(monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(offline, "gradient", interrupt)
+    for begun in (
+        lambda: align(small_policy(), make_play(), config=AlignConfig(interruptible=False), progress=False),
+        lambda: fit(small_policy(), make_play()),
+        lambda: baselines.fit("selfalign", small_policy(), make_play()),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            begun()

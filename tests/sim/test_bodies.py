@@ -1,5 +1,6 @@
 """Bodies: drawn from seeds, written as JSON, disjoint between regions, and their spaces mean the same motion."""
 
+import dataclasses
 import json
 from dataclasses import replace
 
@@ -10,9 +11,11 @@ from selfalign.data.perturb import JointFrame, LinearFrame
 from selfalign.sim import regions
 from selfalign.sim.bodies import (
     ACTION_KINDS,
+    CHANGED,
     ActionSpace,
     BodySpec,
     StateSpace,
+    before_change,
     sample_bodies,
     sample_camera,
     sample_rigs,
@@ -236,3 +239,18 @@ def test_dimensions():
         8,
         4,
     ]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_before_the_change_a_body_differs_in_what_the_scenario_is_about_alone(scenario):
+    for seed, body in enumerate(sample_bodies(6, 3, "heldout", scenario)):
+        before = before_change(body, scenario, seed)
+        fields = [f.name for f in dataclasses.fields(body)]
+        differing = {name for name in fields if getattr(before, name) != getattr(body, name)}
+        assert differing and differing <= {*CHANGED[scenario]}
+        assert before == before_change(body, scenario, seed) != before_change(body, scenario, seed + 1)
+        if scenario in ("camera", "all"):
+            assert regions.bearing_region(before.camera.azimuth) == "source"
+        if scenario != "camera":
+            assert scenario == "robot" or before.action_space != body.action_space
+        assert scenario not in ("robot", "all") or before.arm in regions.SOURCE_ARMS

@@ -68,6 +68,8 @@ class AlignConfig:
     calibrated: bool = True
     """The verdict goes by the checkpoint's calibration too, where it has one."""
     seed: int = 0
+    interruptible: bool = True
+    """Ctrl-C ends the fit with the best context so far; False: it ends everything, as a measurement must."""
     memory_budget_mb: float = 2048.0
     """Main memory for the prefixes of the play; beyond it they go to a file."""
     spill_dir: Path | None = None
@@ -233,6 +235,8 @@ class _Fit:
         try:
             self._steps(bank, {step for step in snapshots if step <= self.plan.steps}, phase)
         except KeyboardInterrupt:
+            if not self.config.interruptible:
+                raise
             self.stopped = self.note = f"interrupted after {len(self.train)} of {self.plan.steps} steps"
         if not self.train:
             self.problem = "no step was taken"

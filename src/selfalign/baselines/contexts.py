@@ -1,6 +1,6 @@
 """The two ends of the comparison, which move no weight of the policy: `frozen` and `selfalign`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfalign.align.offline import AlignConfig, align
 from selfalign.baselines.method import Given, Outcome
@@ -19,7 +19,8 @@ def frozen(given: Given, config: FrozenConfig) -> Outcome:
 def selfalign(given: Given, config: AlignConfig) -> Outcome:
     """`selfalign.align`: a context fitted to play, drawn by the config's own seed. A rejected fit leaves the prior, as
     for a user. The history says how far the fit has moved it, `update_norm`, accepted or not."""
-    result = align(given.policy, given.own_play(), config=config, progress=given.progress)
+    whole = replace(config, interruptible=False)  # what was interrupted is not what is compared
+    result = align(given.policy, given.own_play(), config=whole, progress=given.progress)
     history = {
         **result.history.to_dict(),
         "steps": result.history.steps,

@@ -19,6 +19,7 @@ from selfalign.baselines.choices import chosen
 from selfalign.baselines.contexts import FrozenConfig, frozen, selfalign
 from selfalign.baselines.demonstrated import FinetuneConfig, LoraConfig, finetune, lora
 from selfalign.baselines.method import Adapted, Choice, Given, LogUniform, Method
+from selfalign.baselines.nearest import NearestConfig, nearest
 from selfalign.baselines.pad import PadConfig, pad
 from selfalign.baselines.prompt import PromptConfig, prompt
 from selfalign.data.episodes import Episode
@@ -68,6 +69,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             {"steps": Choice((100, 300, 1000)), "learning_rate": LogUniform(1e-5, 3e-3)},
             uses_demonstrations=True,
         ),
+        "nearest": Method(NearestConfig, nearest, {}),
         "encoder": Method(
             EncoderConfig,
             encoder,

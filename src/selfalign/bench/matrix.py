@@ -175,7 +175,7 @@ def _digest_of_a_body(identity: Mapping[str, Any]) -> str:
 
 def _method(cell: Cell) -> dict[str, Any]:
     """What a baseline's numbers depend on beside the settings of its cell: all of its settings, and the sum of the file
-    that it reads (the encoder's), where it reads one: a path says little.
+    or the files that it reads (an encoder, a store of contexts), where it does: a path says little.
 
     Raises:
         ValueError: no such method or setting, or not what the method learns from.
@@ -186,9 +186,11 @@ def _method(cell: Cell) -> dict[str, Any]:
     path = settings.get("path")
     if path is None:
         return told
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{cell.method} reads {path}, which is not there; `selfalign bench encoder` writes one")
-    return {**told, "file": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+    if not Path(path).exists():
+        writer = "`selfalign bench encoder`" if cell.method == "encoder" else "`ContextStore.save`"
+        raise FileNotFoundError(f"{cell.method} reads {path}, which is not there; {writer} writes one")
+    files = sorted(file for file in Path(path).rglob("*") if file.is_file()) or [Path(path)]
+    return {**told, "file": digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files], 64)}
 
 
 def _measure(states: Sequence[CellState], folder: Path, workers: int, cluster: Cluster, show: bool) -> None:

@@ -1,4 +1,4 @@
-"""A cell's method by name: one of `selfalign.baselines`, or the null, which moves W0 anywhere."""
+"""A cell's method by name: one of `selfalign.baselines`, or a control, which is made of what aligning gives."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,9 @@ from selfalign.data.episodes import Episode
 from selfalign.data.play import Play
 from selfalign.policy import Policy
 
-RANDOM = "random"
+RANDOM, STALE = "random", "stale"
+"""W0, moved as far as aligning moves it, anywhere; what was aligned to the body before it changed (`before_change`)."""
+CONTROLS = (RANDOM, STALE)
 
 
 def fit(
@@ -30,11 +32,11 @@ def fit(
     """Runs a method. The policy that is given stays as it is.
 
     Args:
-        name: `random`, or one of `METHODS`.
+        name: `random`, or one of `METHODS` (`stale` is made of another body: see `Workshop`).
         play: of the body; None for a method that learns from demonstrations alone.
         demonstrations: of the body; empty for a method that uses none.
         seed: of what the method draws.
-        settings: of the method, where they are not its defaults; those of `random` are `selfalign`'s.
+        settings: of the method, where they are not its defaults; those of controls are `selfalign`'s.
         aligned: what `selfalign` made of the same play with the same settings, where that is known: `random` needs it.
 
     Raises:
@@ -68,9 +70,9 @@ def complete(name: str, settings: Mapping[str, Any], play: bool, demonstrations:
     """
     if not isinstance(settings, Mapping):
         raise ValueError(f"the settings of {name} are an object, got {settings!r}")
-    if name not in (*METHODS, RANDOM):
-        raise ValueError(f"no method {name!r}; there are: {', '.join((*METHODS, RANDOM))}")
-    name = "selfalign" if name == RANDOM else name
+    if name not in (*METHODS, *CONTROLS):
+        raise ValueError(f"no method {name!r}; there are: {', '.join((*METHODS, *CONTROLS))}")
+    name = "selfalign" if name in CONTROLS else name
     method = METHODS[name]
     if method.uses_demonstrations != demonstrations or not (play or demonstrations):
         wanted = "demonstrations of the body" if method.uses_demonstrations else "play of the body, and nothing else"

@@ -39,7 +39,7 @@ class Cell:
     checkpoint: str
     """Checkpoint directory."""
     method: str = "selfalign"
-    """`frozen`, `selfalign`, `random`, or one of `selfalign.baselines`."""
+    """One of `selfalign.baselines`, or a control (`bench.methods`)."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the method, where they are not its own defaults."""
     scenario: Scenario = "camera"
@@ -220,15 +220,20 @@ def smoke(checkpoint: str, seed: int) -> list[Cell]:
 
 
 def headline(checkpoint: str, seed: int) -> list[Cell]:
-    """Every scenario and task before and after aligning, on unseen bodies and on bodies of seen kinds, and the null."""
+    """Every scenario and task before and after aligning, on unseen bodies and on bodies of seen kinds, and controls."""
     cells = []
     for scenario, task in product(HEADLINE, KINDS):
         cell = Cell(checkpoint, scenario=scenario, task=task, seed=seed)
         measured, oracle = with_oracle(cell)
         cells += [measured, oracle]
-        cells += [dataclasses.replace(cell, method=method) for method in ("frozen", "random")]
+        cells += [dataclasses.replace(cell, method=method) for method in ("frozen", "random", "stale")]
         cells.append(dataclasses.replace(oracle, method="frozen"))
     return cells
+
+
+def stale(checkpoint: str, seed: int) -> list[Cell]:
+    """Bodies that changed, under what was aligned before; it is in `headline`, too."""
+    return [Cell(checkpoint, method="stale", scenario=scenario, seed=seed) for scenario in HEADLINE]
 
 
 def curve(checkpoint: str, seed: int) -> list[Cell]:
@@ -295,6 +300,7 @@ def play_quality(checkpoint: str, seed: int) -> list[Cell]:
 PLANS: dict[str, Callable[[str, int], list[Cell]]] = {
     "smoke": smoke,
     "headline": headline,
+    "stale": stale,
     "curve": curve,
     "few-shot": few_shot,
     "baselines": baselines,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,10 +79,11 @@ def fit(policy: Policy, play: Play, steps: Sequence[int] = (), *, seed: int = 0,
     """
     usual = policy.settings.steps
     early, late = [s for s in steps if s <= usual], [s for s in steps if s > usual]
-    result = align(policy, play, progress=progress, snapshots=early)
+    usually = AlignConfig(interruptible=False)
+    result = align(policy, play, config=usually, progress=progress, snapshots=early)
     runs = [result]
     if late:
-        longer = AlignConfig(steps=max(late), patience=None)
+        longer = replace(usually, steps=max(late), patience=None)
         runs.append(align(policy, play, config=longer, progress=progress, snapshots=late))
     own = result.context
     before = own.with_tensors([t.detach().clone() for t in policy.model.prior().to(policy.device).tensors])

@@ -18,6 +18,7 @@ LABELS = {
     "before": "before (prior W0)",
     "aligned": "aligned (what align returns)",
     "random": "random update of equal norm",
+    "stale": "aligned before it changed",
     "swap": "another body's context",
     "short": "fitted to two trajectories",
     "late": "fitted to late actions",

@@ -49,7 +49,8 @@ class BodyTrials:
 
     def wrong(self) -> list[str]:
         """What is out of range."""
-        found = below(self, bodies=1, play=2, episodes=1, play_length=2, demonstrations=0, workers=1, seed=0)
+        least = {"bodies": 1, "play": 2, "episodes": 1, "play_length": 2, "demonstrations": 0, "workers": 1, "seed": 0}
+        found = below(self, **least, execute=1, num_steps=1)
         if not self.steps or min(self.steps) < 1:
             found.append(f"steps={self.steps} (at least one, each at least 1)")
         return found

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from selfalign.baselines import Adapted
 from selfalign.bench.live_features import LiveFeatures
 from selfalign.bench.memory import PeakMemory
-from selfalign.bench.methods import RANDOM, fit
+from selfalign.bench.methods import RANDOM, STALE, fit
 from selfalign.bench.plan import NARROW, Cell
 from selfalign.bench.resident import arena_of
 from selfalign.bench.subject import body_seed, collect_play
 from selfalign.data.episodes import Episode
 from selfalign.data.play import Play
 from selfalign.policy import Policy
-from selfalign.sim.bodies import BodySpec
+from selfalign.sim.bodies import BodySpec, before_change
 from selfalign.sim.record import record_demonstrations
 from selfalign.sim.tasks import Kind
 
@@ -67,11 +67,20 @@ class Workshop:
             return self._make(cell, self.play(cell), self.demonstrations(cell)[:amount])
         key = json.dumps([cell.method, dict(cell.settings), amount, _played(cell)], sort_keys=True)
         if key not in self._made:
-            play = self.play(cell)
-            assert play is not None  # a cell without demonstrations has play
-            aligned = self.make(replace(cell, method="selfalign"), amount) if cell.method == RANDOM else None
-            self._made[key] = self._make(cell, play.take(amount), (), aligned)
+            self._made[key] = self._stale(cell, amount) if cell.method == STALE else self._of_play(cell, amount)
         return self._made[key]
+
+    def _of_play(self, cell: Cell, amount: int) -> Made:
+        play = self.play(cell)
+        assert play is not None  # a cell without demonstrations has play
+        aligned = self.make(replace(cell, method="selfalign"), amount) if cell.method == RANDOM else None
+        return self._make(cell, play.take(amount), (), aligned)
+
+    def _stale(self, cell: Cell, amount: int) -> Made:
+        """What was aligned to the body before it changed, its statistics too: that of a robot not aligned again."""
+        before = Workshop(self.policy, before_change(self.body, cell.scenario, self.seed), self.seed)
+        made = before.make(replace(cell, method="selfalign"), amount)
+        return replace(made, fitted=replace(made.fitted, method=STALE))
 
     def _make(
         self, cell: Cell, play: Play | None, demonstrations: Sequence[Episode], aligned: Made | None = None

@@ -28,7 +28,7 @@ def curve_svg(losses: Mapping[str, float | None], null: float | None, *, width: 
     if not points:
         return ""
     levels = [loss for _, loss in points] + ([] if null is None else [null])
-    top, last = max(levels) * 1.08, max(points[-1][0], 1)
+    top, last = max(levels) * 1.08 or 1.0, max(points[-1][0], 1)
     left, right, up, down = 44, 10, 10, 34
 
     def at(step: float, loss: float) -> tuple[float, float]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac")
 MORE = ("#000000", "#8cd17d", "#d4a6c8", "#499894", "#79706e")
 """For an overview of many methods."""
-SHOWN = {"before": 3, "aligned": 2, "oracle": 0, "swap": 1, "random": 7}
+SHOWN = {"before": 3, "aligned": 2, "oracle": 0, "swap": 1, "stale": 6, "random": 7}
 """Contexts of the overview, and their colours."""
 PANELS = 6
 """Cells of `over_amounts`, at most."""

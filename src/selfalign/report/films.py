@@ -99,9 +99,13 @@ def run(config: FilmsConfig, *, show: bool = True) -> dict[str, Any]:
 
 
 def to_film(cells: Sequence[Cell], of_each: int) -> list[Failing]:
-    """Bodies that fail and can be met again, the worst first; one that several results have is in it once."""
+    """Bodies that fail and can be met again, the worst first; one that several results have is in it once.
+
+    Only what `align` made is met again: recipes have ways of their own, and `bench calibrate` asks no calibration.
+    """
     found: dict[str, Failing] = {}
-    for failing in worst(cells, of_each):
+    plain = [c for c in cells if c.settings.get("method", "selfalign") == "selfalign" and "scenarios" not in c.settings]
+    for failing in worst(plain, of_each):
         if failing.row.get("seed") is not None:
             found.setdefault(_file(failing), failing)
     return list(found.values())
@@ -129,7 +133,11 @@ def caption(film: Mapping[str, Any]) -> str:
     """What is seen, in words: the body, how often it succeeded, and how the episodes shown ended."""
     counts = {name: f"{of['successes']} of {of['episodes']}" for name, of in film["success"].items()}
     shown = "; ".join(f"{one['instruction']}: {'done' if one['success'] else 'failed'}" for one in film["shown"])
-    return f"{film['cell']}: {film['body']}. Before {counts[BEFORE]}, after {counts[ALIGNED]}. Shown: {shown}."
+    told = f"{film['cell']}: {film['body']}. Before {counts[BEFORE]}, after {counts[ALIGNED]}"
+    measured = film.get("measured", {})
+    if any(count != film["success"][name]["successes"] for name, count in measured.items()):
+        told += f" (when it was measured {' and '.join(map(str, measured.values()))})"
+    return f"{told}. Shown: {shown}."
 
 
 def _key(config: FilmsConfig, policy: Policy, failing: Failing) -> str:

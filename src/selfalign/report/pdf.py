@@ -55,7 +55,7 @@ class _Paper:
         for table in section.tables:
             self.lines(["", *text_table(table, LETTERS)], size=7, family="monospace")
         for film in section.films:
-            self.lines(["", film.caption], size=8, together=3.0)
+            self.lines(["", *textwrap.wrap(film.caption, WORDS)], size=8, together=3.0)
             self.picture(_stills(film), PAGE[0])
 
     def lines(

@@ -14,6 +14,7 @@ from selfalign.sim.regions import SCENARIOS
 
 READ = ("bench adapt", "bench matrix", "bench ablate", "bench calibrate", "demo")
 MATRIX, ABLATION = "selfalign-matrix-1", "selfalign-ablation-1"
+STANDS_FOR = "stands_for"
 NAMES = {"frozen": BEFORE, "selfalign": ALIGNED, "random": RANDOM}
 """Conditions by the names that a matrix has for them; other methods keep theirs, but for those of an ablation, where a
 recipe has one way to a body: what it comes to is what is aligned."""
@@ -116,7 +117,7 @@ def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[Cell]:
     for (name, fingerprint), entries in groups.items():
         held_out = [entry for entry in entries if entry["settings"]["region"] == "heldout"]
         sources = [entry for entry in entries if entry["settings"]["region"] == "source"]
-        aligned = [entry for entry in held_out if entry["settings"]["method"] == "selfalign"]
+        aligned = [entry for entry in held_out if _method(entry) == "selfalign"]
         settings = (aligned or entries)[0]["settings"]
         digests = {entry.get("digest") for entry in held_out}
         speeds = [speed for speed in data.get("speed", ()) if speed["digest"] in digests]
@@ -125,14 +126,14 @@ def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[Cell]:
 
 
 def _aligned(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A matrix of recipes, with each recipe's own way to a body under the name of aligning."""
+    """A matrix of recipes, in which each recipe's own way to a body stands for aligning."""
+    others = [entry["settings"]["method"] not in NAMES for entry in data["cells"]]
+    cells = [{**entry, STANDS_FOR: "selfalign"} if own else entry for entry, own in zip(data["cells"], others)]
+    return {**data, "cells": cells}
 
-    def renamed(entry: Mapping[str, Any]) -> dict[str, Any]:
-        settings = entry["settings"]
-        method = settings["method"] if settings["method"] in NAMES else "selfalign"
-        return {**entry, "settings": {**settings, "method": method}}
 
-    return {**data, "cells": [renamed(entry) for entry in data["cells"]]}
+def _method(entry: Mapping[str, Any]) -> str:
+    return entry.get(STANDS_FOR, entry["settings"]["method"])
 
 
 def _name(entry: Mapping[str, Any]) -> str:
@@ -145,7 +146,7 @@ def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each body, with every method at its largest amount, and at each amount where there are several."""
     rows: dict[str, dict[str, Any]] = {}
     for entry in entries:
-        method, shown = entry["settings"]["method"], entry["settings"].get("shown")
+        method, shown = _method(entry), entry["settings"].get("shown")
         method = method if shown is None else f"{method} shown {shown}"
         condition = NAMES.get(method, method)
         for body in entry["bodies"]:
@@ -155,6 +156,11 @@ def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             amounts = sorted(body["results"], key=int)
             named = {f"{method}{AT}{amount}": body["results"][amount] for amount in amounts if len(amounts) > 1}
             for name, result in {condition: body["results"][amounts[-1]], **named}.items():
+                if row["success"].get(name, result["success"]) != result["success"]:
+                    raise ValueError(
+                        f"two cells of {entry['label']} measured {name} of {body['name']} and found different things: "
+                        "their settings differ; give them labels, or files, of their own"
+                    )
                 row["success"][name] = result["success"]
                 row["costs"][name] = {cost: result[cost] for cost in COSTS}
                 # The largest amount is the condition itself: one attempt, not two.
@@ -172,7 +178,7 @@ def _seen(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each source body, with the most play that it was given."""
     rows: dict[str, dict[str, Any]] = {}
     for entry in entries:
-        condition = {"selfalign": ORACLE, "frozen": SEEN_BEFORE}.get(entry["settings"]["method"])
+        condition = {"selfalign": ORACLE, "frozen": SEEN_BEFORE}.get(_method(entry))
         for body in entry["bodies"] if condition else ():
             row = rows.setdefault(body["name"], {"name": body["name"], "body": body["body"], "success": {}})
             row["success"][condition] = body["results"][max(body["results"], key=int)]["success"]

@@ -376,6 +376,28 @@ def _sample_body(
     return BodySpec(robot.arm, robot.gripper, camera, wrist, looks, action_space, state_space)
 
 
+CHANGED: dict[Scenario, tuple[str, ...]] = {
+    "camera": ("camera", "wrist"),
+    "action": ("action_space", "state_space"),
+    "joint": ("action_space", "state_space"),
+    "robot": ("arm", "gripper"),
+    "all": ("camera", "wrist", "action_space", "state_space", "arm", "gripper"),
+}
+"""Of a body, what a scenario is about."""
+
+
+def before_change(body: BodySpec, scenario: Scenario, seed: int) -> BodySpec:
+    """A held-out body as it may have been before what the scenario is about changed: that is drawn from the source
+    region, the rest is as it is.
+
+    Args:
+        body: with as many joints as the robots of the source region that the scenario draws, if its numbers are joints.
+        seed: of the draw.
+    """
+    other = _sample_body(np.random.default_rng([seed, 2]), "source", scenario, (body.action_space.kind,))
+    return replace(body, **{name: getattr(other, name) for name in CHANGED[scenario]})
+
+
 def _sample_arm(rng: np.random.Generator, scenario: Scenario, region: Region) -> str:
     if scenario not in ("robot", "all"):
         return "panda"
