@@ -3,7 +3,15 @@ import json
 import numpy as np
 import pytest
 
-from selfalign.bench.stats import Interval, amount_to_reach, bootstrap_mean, bootstrap_ratio, rank_correlation, wilson
+from selfalign.bench.stats import (
+    Interval,
+    amount_to_reach,
+    bootstrap_mean,
+    bootstrap_ratio,
+    mean_success,
+    rank_correlation,
+    wilson,
+)
 
 
 # R: prop.test(x, n, correct = FALSE)$conf.int
@@ -38,6 +46,33 @@ def test_bootstrap_is_near_the_normal_interval_for_many_units():
     assert interval.value == pytest.approx(values.mean())
     assert interval.low == pytest.approx(values.mean() - half, abs=0.15 * half)
     assert interval.high == pytest.approx(values.mean() + half, abs=0.15 * half)
+
+
+@pytest.mark.parametrize("units", [8, 12])
+def test_bootstrap_covers_the_mean_of_few_units_as_often_as_it_says(units: int):
+    """The plain percentiles cover it in 90 % of cases or less."""
+    rng = np.random.default_rng(2)
+    intervals = [bootstrap_mean(rng.uniform(0.6, 1.0, size=units), draws=1000) for _ in range(1500)]
+    assert 0.93 < np.mean([one.low <= 0.8 <= one.high for one in intervals]) < 0.97
+
+
+def test_expanded_percentiles_make_the_interval_of_student():
+    values = np.random.default_rng(3).normal(0.5, 0.1, size=9)
+    found, half = bootstrap_mean(values, draws=200_000), 2.306 * values.std(ddof=1) / 3  # t of 8 degrees of freedom
+    assert found.low == pytest.approx(values.mean() - half, abs=0.12 * half)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.12 * half)
+
+
+def test_success_is_never_surer_than_its_episodes():
+    def results(*successes: int) -> list[dict]:
+        return [{"value": count / 20, "successes": count, "episodes": 20} for count in successes]
+
+    none = mean_success(results(*[0] * 12))
+    assert none == Interval(0.0, 0.0, wilson(0, 240).high)
+    spread = mean_success(results(20, 2, 15, 9, 0, 18))
+    plain = bootstrap_mean([1.0, 0.1, 0.75, 0.45, 0.0, 0.9])
+    assert spread == plain
+    assert mean_success(results(7)) == Interval(0.35, None, None)
 
 
 def test_bootstrap_is_deterministic_and_narrow_without_spread():

@@ -2,9 +2,11 @@
 
 Two questions need two intervals. How well does one body do? Its episodes are independent trials: Wilson. How well do
 bodies of this kind do? Episodes of one body share its camera and its context, so bodies are the independent draws, and
-pooling episodes would make the interval too narrow: bootstrap over bodies.
+pooling episodes would make the interval too narrow: bootstrap over bodies, whose percentiles are expanded, since those
+of a dozen units are too narrow (a 95 % interval covers in 89 % of cases).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -74,7 +76,7 @@ def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> Interva
 def bootstrap_mean(
     values: Sequence[float] | Float[np.ndarray, " n"], *, seed: int = 0, draws: int = 10_000, level: float = 0.95
 ) -> Interval:
-    """Mean over independent units (bodies) with the percentile bootstrap's interval.
+    """Mean over independent units (bodies) with the expanded percentile interval of the bootstrap (`expanded`).
 
     With one unit nothing is known about the spread between units, and the ends are None.
 
@@ -87,8 +89,40 @@ def bootstrap_mean(
     if len(data) == 1:
         return Interval(float(data[0]), None, None)
     picks = np.random.default_rng(seed).integers(len(data), size=(draws, len(data)))
-    low, high = np.quantile(data[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(data[picks].mean(axis=1), expanded(level, len(data)))
     return Interval(float(data.mean()), float(low), float(high))
+
+
+def expanded(level: float, units: int) -> tuple[float, float]:
+    """Percentiles of a bootstrap whose interval is as wide as Student's (Hesterberg, arXiv 1411.5279, section 5.2):
+
+        Phi(-+ sqrt(n / (n - 1)) t_{n - 1})
+
+    A bootstrap's spread is that of the units with n in the denominator, and its percentiles are those of a normal
+    distribution, however few the units are.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    half = math.sqrt(units / (units - 1)) * stdtrit(units - 1, (1 + level) / 2)
+    return float(ndtr(-half)), float(ndtr(half))
+
+
+def mean_success(results: Sequence[Mapping[str, Any]]) -> Interval:
+    """Success over bodies: the mean, with the bootstrap's interval over bodies, and at least Wilson's of all episodes:
+    where no body ever succeeds, bodies do not differ, and may still succeed now and then.
+
+    Args:
+        results: of each body, as `RolloutResult.to_dict` gives them: `value`, `successes` and `episodes`.
+
+    Raises:
+        ValueError: no results.
+    """
+    found = bootstrap_mean([result["value"] for result in results])
+    if found.low is None or found.high is None:
+        return found
+    pooled = wilson(*(sum(result[name] for result in results) for name in ("successes", "episodes")))
+    assert pooled.low is not None and pooled.high is not None  # Wilson's always has them
+    return Interval(found.value, min(found.low, pooled.low), max(found.high, pooled.high))
 
 
 def bootstrap_ratio(
@@ -109,21 +143,22 @@ def bootstrap_ratio(
     tops = top[rng.integers(len(top), size=(draws, len(top)))].mean(axis=1)
     bottoms = bottom[rng.integers(len(bottom), size=(draws, len(bottom)))].mean(axis=1)
     ratios = np.divide(tops, bottoms, out=np.full(draws, np.inf), where=bottoms > 0)
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    fewest = min(len(top), len(bottom))
+    low, high = np.quantile(ratios, expanded(level, fewest) if fewest > 1 else (0.0, 1.0), method="nearest")
     return Interval(float(top.mean() / bottom.mean()), float(low), float(high) if np.isfinite(high) else None)
 
 
 def over_bodies(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Success over bodies, as JSON values: the mean with its bootstrap interval, the worst body, and all pooled.
+    """Success over bodies, as JSON values: `mean_success`, the worst body, and all pooled.
 
     Args:
-        results: of each body, as `RolloutResult.to_dict` gives them: `value`, `successes` and `episodes`.
+        results: as for `mean_success`.
     """
     values = [result["value"] for result in results]
     successes, episodes = (sum(result[name] for result in results) for name in ("successes", "episodes"))
     # As if all episodes were independent: narrower than it should be, for comparison with other benchmarks.
     pooled = {"successes": successes, "episodes": episodes, **wilson(successes, episodes).to_dict()}
-    return {**bootstrap_mean(values).to_dict(), "bodies": len(values), "worst_body": min(values), "pooled": pooled}
+    return {**mean_success(results).to_dict(), "bodies": len(values), "worst_body": min(values), "pooled": pooled}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.bench.attempts import Attempt, read_attempts
-from selfalign.bench.stats import Interval, bootstrap_mean
+from selfalign.bench.stats import Interval, bootstrap_mean, mean_success
 from selfalign.calibration import Calibration
 
 ORACLE, SEEN_BEFORE = "oracle", "seen_before"
@@ -43,9 +43,9 @@ class Cell:
         return [name for name in (ORACLE, SEEN_BEFORE) if any(name in row["success"] for row in self.sources)]
 
     def success(self, condition: str) -> Interval:
-        """Mean over bodies, with a bootstrap over bodies; `oracle` and `seen_before` are of the seen ones."""
+        """Mean over bodies, as `mean_success`; `oracle` and `seen_before` are of the seen ones."""
         rows = self.sources if condition in (ORACLE, SEEN_BEFORE) else self.rows
-        return bootstrap_mean([row["success"][condition]["value"] for row in rows if condition in row["success"]])
+        return mean_success([row["success"][condition] for row in rows if condition in row["success"]])
 
     def gain(self, condition: str, over: str) -> Interval:
         """Mean over bodies of one condition's success less another's on the same body and scenes, with a bootstrap
