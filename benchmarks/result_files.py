@@ -73,10 +73,10 @@ def read_both(paths: Sequence[Path]) -> tuple[list[Cell], list[Cell]]:
 def without_repeats(cells: Sequence[Cell]) -> list[Cell]:
     """What two benchmarks measured, once: cells whose bodies another cell has under as many conditions are left out."""
     kept: list[Cell] = []
-    for cell in cells:
+    for cell in sorted(cells, key=lambda cell: -len(cell.conditions)):
         if not any(_identity(other) == _identity(cell) and {*cell.conditions} <= {*other.conditions} for other in kept):
             kept.append(cell)
-    return kept
+    return [cell for cell in cells if cell in kept]
 
 
 def _identity(cell: Cell) -> tuple[Any, ...]:

@@ -12,8 +12,6 @@ from selfalign.baselines import METHODS, fit, tune
 from selfalign.baselines.samples import action_loss
 from selfalign.baselines.tune import Subject, TuneConfig, loss_on_judged, trial_config
 from selfalign.cli import main
-from selfalign.data.normalize import NormStats
-from selfalign.model.context import EmbodimentContext
 
 
 def subjects(*names: str) -> list[Subject]:
@@ -114,14 +112,15 @@ def test_a_method_without_settings_has_one_trial():
 def test_the_score_reads_context_and_statistics_of_what_was_fitted():
     (subject,) = subjects("a")
     adapted = fit("frozen", small_policy(), subject.play)
-    before = loss_on_judged(adapted, subject)
-    other: EmbodimentContext = adapted.context.perturbed(1.0)
-    assert abs(action_loss(adapted.policy, other, subject.judged, stats_of(adapted.context)) - before) > 1e-4
-
-
-def stats_of(context: EmbodimentContext) -> NormStats:
-    assert context.info.norm_stats is not None
-    return NormStats.from_dict(context.info.norm_stats)
+    stats = make_play(4, 14, seed=8).stats()
+    context = adapted.context.perturbed(1.0).with_info(norm_stats=stats.to_dict())
+    own = action_loss(adapted.policy, context, subject.judged, stats)
+    assert loss_on_judged(replace(adapted, context=context), subject) == pytest.approx(own, abs=1e-6)
+    for other in (
+        action_loss(adapted.policy, adapted.context, subject.judged, stats),
+        action_loss(adapted.policy, context, subject.judged, subject.play.stats()),
+    ):
+        assert abs(other - own) > 1e-4
 
 
 def test_flags_are_checked_before_anything_is_recorded(tmp_path, capsys):

@@ -112,5 +112,6 @@ def matrix_result() -> dict:
 
 
 def write(path: Path, data) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(data))
     return path

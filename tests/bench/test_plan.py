@@ -39,7 +39,7 @@ def test_only_what_numbers_depend_on_is_measured():
 def test_amounts():
     assert Cell("x", play=(10, 1, 3)).amounts == (1, 3, 10)
     few = Cell("x", method="lora", play=(), demonstrations=(5, 1))
-    assert few.amounts == (1, 5) and few.varies == "demonstrations"
+    assert few.amounts == (1, 5)
     assert few.demonstrated == "reach" and "shown" not in few.measured(), "as it was before there was `shown`"
     other = dataclasses.replace(few, task="lift", shown="push")
     assert other.demonstrated == "push" and other.measured()["shown"] == "push"

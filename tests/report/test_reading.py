@@ -1,6 +1,7 @@
 import copy
 import io
 
+import pytest
 from rich.console import Console
 
 from bench.attempting import matrix_result, outcome, write
@@ -62,3 +63,31 @@ def test_the_own_way_of_a_recipe_to_a_body_is_its_aligning(tmp_path):
     (recipe,) = read_cells([write(tmp_path / "ablation.json", told)])
     assert recipe.conditions == plain.conditions and recipe.seen == plain.seen and "oracle" in recipe.seen
     assert [row["success"] for row in recipe.rows] == [row["success"] for row in plain.rows]
+
+
+def test_cells_of_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    paths = [write(tmp_path / folder / "matrix.json", matrix_result()) for folder in ("first", "second")]
+    names = [cell.name for cell in read_cells(paths)]
+    assert [name.rpartition(" ")[2] for name in names] == ["(first/matrix)", "(second/matrix)"]
+
+
+def test_what_was_measured_with_other_settings_is_not_merged(tmp_path):
+    matrix = matrix_result()
+    lora = next(entry for entry in matrix["cells"] if entry["settings"]["method"] == "lora")
+    again = copy.deepcopy(lora)
+    matrix["cells"].append(again)
+    assert len(read_cells([write(tmp_path / "same.json", matrix)])) == 1
+    again["settings"]["settings"] = {"rank": 64}
+    again["bodies"][0]["results"]["20"]["success"] = outcome(1)
+    with pytest.raises(ValueError, match=r"measured lora of .* found different things"):
+        read_cells([write(tmp_path / "other.json", matrix)])
+
+
+def test_bodies_are_called_as_they_are_called_now(tmp_path):
+    matrix = matrix_result()
+    (now,) = read_cells([write(tmp_path / "now.json", matrix)])
+    for entry in matrix["cells"]:
+        for body in entry["bodies"]:
+            body["name"] += "-of-old"
+    (before,) = read_cells([write(tmp_path / "before.json", matrix)])
+    assert [row["name"] for row in before.rows] == [row["name"] for row in now.rows]

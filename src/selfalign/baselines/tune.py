@@ -106,6 +106,7 @@ def tune(
                 "format": FORMAT,
                 "method": name,
                 "fingerprint": policy.fingerprint(),
+                "align": policy.settings.to_dict(),
                 "seed": seed,
                 "defaults": asdict(defaults),
                 "search": {setting: repr(draw) for setting, draw in method.search.items()},

@@ -241,7 +241,8 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
     policy = load(config.checkpoint)  # not the one that workers keep: its calibration may have been an older one
     if config.check and policy.calibration is None:
         raise ValueError(f"{config.checkpoint} has no calibration to check; run `selfalign bench calibrate` first")
-    identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint()}
+    align = policy.settings.to_dict()
+    identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint(), "align": align}
     identity = json.loads(json.dumps(identity))
     result = read_kept(config.out, identity)
     if result is not None and config.contexts is not None and not any(config.contexts.glob("*.safetensors")):

@@ -106,10 +106,6 @@ class Cell:
         return self.shown or self.task
 
     @property
-    def varies(self) -> Literal["play", "demonstrations"]:
-        return "demonstrations" if self.demonstrations else "play"
-
-    @property
     def name(self) -> str:
         return self.label or Path(self.checkpoint).name
 

@@ -1,6 +1,7 @@
 """Result files of the benchmarks, read as cells."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from selfalign.bench.attempts import RETURNED_PRIOR
 from selfalign.bench.cell import ROLES
 from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, body_seed
 from selfalign.report.results import AT, ORACLE, SEEN_BEFORE, Cell
+from selfalign.sim.bodies import BodySpec
 from selfalign.sim.regions import SCENARIOS
 
 READ = ("bench adapt", "bench matrix", "bench ablate", "bench calibrate", "demo")
@@ -30,10 +32,15 @@ def read_cells(paths: Sequence[Path]) -> list[Cell]:
     cells: list[Cell] = []
     for path in paths:
         cells += _read(path)
-    names = [cell.name for cell in cells]
-    return [
-        replace(cell, name=f"{cell.name} ({cell.path.stem})") if names.count(cell.name) > 1 else cell for cell in cells
-    ]
+    count = Counter(cell.name for cell in cells)
+    shared = {cell.path for cell in cells if count[cell.name] > 1}
+    short = len({path.stem for path in shared}) == len(shared)
+
+    def apart(cell: Cell) -> Cell:
+        where = cell.path.stem if short else f"{cell.path.parent.name}/{cell.path.stem}"
+        return replace(cell, name=f"{cell.name} ({where})") if count[cell.name] > 1 else cell
+
+    return [apart(cell) for cell in cells]
 
 
 def read_failures(paths: Sequence[Path]) -> list[tuple[str, str]]:
@@ -80,7 +87,9 @@ def _read(path: Path) -> Iterator[Cell]:
 def _bodies(path: Path, part: Mapping[str, Any]) -> Iterator[Cell]:
     """One cell, or one for each scenario where rows say which is theirs."""
     settings = part["settings"]
-    rows: list[Mapping[str, Any]] = [{**row, "seed": _seed(row, settings["seed"])} for row in part["bodies"]]
+    rows: list[Mapping[str, Any]] = [
+        {**row, "name": _body(row), "seed": _seed(row, settings["seed"])} for row in part["bodies"]
+    ]
     for scenario in dict.fromkeys(row.get("scenario", settings.get("scenario")) for row in rows):
         own = [row for row in rows if row.get("scenario", settings.get("scenario")) == scenario]
         yield Cell(
@@ -92,6 +101,11 @@ def _bodies(path: Path, part: Mapping[str, Any]) -> Iterator[Cell]:
             path,
             part["provenance"],
         )
+
+
+def _body(row: Mapping[str, Any]) -> str:
+    """The body's name, as it is called now: older files may call the same body otherwise."""
+    return BodySpec.from_dict(row["body"]).name
 
 
 def _seed(row: Mapping[str, Any], seed: int) -> int | None:
@@ -151,23 +165,24 @@ def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         condition = NAMES.get(method, method)
         for body in entry["bodies"]:
             empty = {"success": {}, "verdicts": {}, "costs": {}}
-            told = {"name": body["name"], "body": body["body"], "seed": _seed(body, entry["settings"]["seed"])}
-            row = rows.setdefault(body["name"], {**told, **empty})
+            name = _body(body)
+            told = {"name": name, "body": body["body"], "seed": _seed(body, entry["settings"]["seed"])}
+            row = rows.setdefault(name, {**told, **empty})
             amounts = sorted(body["results"], key=int)
             named = {f"{method}{AT}{amount}": body["results"][amount] for amount in amounts if len(amounts) > 1}
-            for name, result in {condition: body["results"][amounts[-1]], **named}.items():
-                if row["success"].get(name, result["success"]) != result["success"]:
+            for told_as, result in {condition: body["results"][amounts[-1]], **named}.items():
+                if row["success"].get(told_as, result["success"]) != result["success"]:
                     raise ValueError(
-                        f"two cells of {entry['label']} measured {name} of {body['name']} and found different things: "
-                        "their settings differ; give them labels, or files, of their own"
+                        f"two cells of {entry['label']} measured {told_as} of {name} and found different things: their "
+                        "settings differ; give them labels, or files, of their own"
                     )
-                row["success"][name] = result["success"]
-                row["costs"][name] = {cost: result[cost] for cost in COSTS}
+                row["success"][told_as] = result["success"]
+                row["costs"][told_as] = {cost: result[cost] for cost in COSTS}
                 # The largest amount is the condition itself: one attempt, not two.
-                if "verdict" in result and name != f"{method}{AT}{amounts[-1]}":
-                    row["verdicts"][name] = result["verdict"]
+                if "verdict" in result and told_as != f"{method}{AT}{amounts[-1]}":
+                    row["verdicts"][told_as] = result["verdict"]
                     if not result["verdict"]["accepted"]:
-                        row.setdefault(RETURNED_PRIOR, []).append(name)
+                        row.setdefault(RETURNED_PRIOR, []).append(told_as)
     return list(rows.values())
 
 
@@ -180,6 +195,7 @@ def _seen(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for entry in entries:
         condition = {"selfalign": ORACLE, "frozen": SEEN_BEFORE}.get(_method(entry))
         for body in entry["bodies"] if condition else ():
-            row = rows.setdefault(body["name"], {"name": body["name"], "body": body["body"], "success": {}})
+            name = _body(body)
+            row = rows.setdefault(name, {"name": name, "body": body["body"], "success": {}})
             row["success"][condition] = body["results"][max(body["results"], key=int)]["success"]
     return list(rows.values())

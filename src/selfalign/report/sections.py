@@ -133,6 +133,13 @@ def success(cells: Sequence[Cell]) -> Section:
     return Section("Success on unseen bodies", text, [figures.overview(part) for part in parts], [Table(columns, rows)])
 
 
+COSTS_SAID = (
+    "What it costs, on average over bodies. Seconds are of runs under whatever load there was, and leave out what is "
+    "made once (an encoder's training). Memory is that of the whole process, with the simulator, the policy and what "
+    "was made before: what a method does not need, others may have left."
+)
+
+
 def costs(cells: Sequence[Cell]) -> Section:
     """What methods take, on average over bodies."""
     rows = []
@@ -143,8 +150,8 @@ def costs(cells: Sequence[Cell]) -> Section:
                 mean = {cost: sum(of[cost] for of in found) / len(found) for cost in found[0]}
                 told = [f"{mean['robot_seconds']:.0f}", f"{mean['fit_seconds']:.1f}", f"{mean['peak_megabytes']:.0f}"]
                 rows.append([cell.name, label(name), *told, f"{mean['bytes_stored'] / 1e3:.1f}"])
-    columns = ("cell", "method", "robot's time, s", "fitting, s", "peak memory, MB", "kept for a body, kB")
-    return Section("Costs", tables=[Table(columns, rows)])
+    columns = ("cell", "method", "robot's time, s", "fitting, s", "process's peak memory, MB", "kept for a body, kB")
+    return Section("Costs", COSTS_SAID, tables=[Table(columns, rows)])
 
 
 def _accepted(row: Mapping[str, Any]) -> bool:
@@ -191,11 +198,12 @@ def verdict_rows(attempts: Sequence[Attempt]) -> list[list[str]]:
 
 
 def verdict_curves(attempts: Sequence[Attempt]) -> dict[str, Roc]:
-    """What can be drawn of: any attempt by its play loss, the same without random updates, and expected success."""
+    """What can be drawn of: attempts by their play loss and by expected success, with and without random updates."""
     scored = {
         "drop of play loss": roc(attempts, loss_drop),
         "the same, without random updates": roc(fitted(attempts), loss_drop),
         "expected success": roc(attempts, expected_success),
+        "that without random updates": roc(fitted(attempts), expected_success),
     }
     return {name: curve for name, curve in scored.items() if curve is not None}
 
