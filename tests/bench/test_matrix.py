@@ -191,6 +191,13 @@ def test_a_row_that_cannot_be_kept_stops_no_other(curve: Cell, tmp_path: Path, m
         ({"method": "frozen", "settings": {"steps": 3}}, "FrozenConfig has no setting 'steps'; it has none"),
         ({"method": "random", "settings": {"stepps": 3}}, "AlignConfig has no setting 'stepps'"),
         ({"settings": "steps"}, "the settings of selfalign are an object"),
+        ({"settings": {"steps": "ten"}}, "TypeError"),
+        (
+            {"method": "lora", "demonstrations": (2,), "play": (), "settings": {"parts": ["vlmm"]}},
+            "LoraConfig: no parts vlmm; there are: vision, vlm",
+        ),
+        ({"method": "pad", "settings": {"holdout": 7.0}}, "holdout must be less than 1, got 7.0"),
+        ({"method": "nearest", "settings": {"path": "nowhere"}}, "reads nowhere, which is not there"),
     ],
 )
 def test_a_method_that_cannot_run_is_found_before_anything_is_measured(

@@ -5,7 +5,7 @@ Both start from the policy at W0 and use no play but for its statistics, and onl
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, ("rank", "alpha", "learning_rate", "batch_size"), or_zero=("steps",))
+        unknown = sorted({*self.parts} - {*get_args(Part)})
+        if unknown or not self.parts:
+            raise ValueError(f"LoraConfig: no parts {', '.join(unknown)}; there are: {', '.join(get_args(Part))}")
 
 
 def lora(given: Given, config: LoraConfig) -> Outcome:

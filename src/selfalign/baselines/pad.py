@@ -38,7 +38,9 @@ class PadConfig:
     patience: int | None = 5
 
     def __post_init__(self) -> None:
-        check_positive(self, ("learning_rate", "batch_size", "eval_samples"), or_zero=("steps",))
+        check_positive(self, ("learning_rate", "batch_size", "eval_samples", "holdout"), or_zero=("steps",))
+        if self.holdout >= 1:
+            raise ValueError(f"PadConfig: holdout must be less than 1, got {self.holdout}")
 
 
 def pad(given: Given, config: PadConfig) -> Outcome:

@@ -34,7 +34,9 @@ class PromptConfig:
     patience: int | None = 5
 
     def __post_init__(self) -> None:
-        check_positive(self, ("learning_rate",), or_zero=("steps", "tokens"))
+        check_positive(self, ("learning_rate", "holdout"), or_zero=("steps", "tokens"))
+        if self.holdout >= 1:
+            raise ValueError(f"PromptConfig: holdout must be less than 1, got {self.holdout}")
 
 
 def prompt(given: Given, config: PromptConfig) -> Outcome:

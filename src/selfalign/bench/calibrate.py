@@ -91,8 +91,8 @@ class CalibrateConfig(BodyTrials):
         found = super().wrong()
         if self.bodies < 2 or self.bodies % 2:
             found.append(f"bodies={self.bodies} (an even number: pairs try each other's contexts)")
-        if not self.scenarios:
-            found.append("scenarios=() (at least one)")
+        if not self.scenarios or len({*self.scenarios}) < len(self.scenarios):
+            found.append(f"scenarios={self.scenarios} (at least one, each once)")
         if self.seed < VALIDATION_FROM and not self.check:
             found.append(f"seed={self.seed} (at least {VALIDATION_FROM}: those below are for results; or give --check)")
         return found

@@ -160,7 +160,7 @@ def _open(cell: Cell, cache: Path) -> CellState:
         state.digest, state.rows = digest(state.identity), _digest_of_a_body(state.identity)
         bodies = cells.bodies_of(cell)
         state.jobs = [cells.BodyJob(state.rows, cell, index, body) for index, body in enumerate(bodies)]
-    except (ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError) as error:  # also settings of a wrong type
         state.error = f"{type(error).__name__}: {error}"
         return state
     state.result = read_kept(_cell_path(cache, state.digest), state.identity)
