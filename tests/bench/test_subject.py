@@ -39,7 +39,7 @@ def test_play_is_in_the_bodys_numbers_and_named(story):
 def test_contexts_of_one_fit(story):
     policy, _, play, fitted = story
     contexts = fitted.contexts
-    # Two steps are usual for this checkpoint: 1 lies within, 4 needs the longer run.
+    # Two steps are usual for this checkpoint; 1 and 4 are of a run of their own.
     assert list(contexts) == [BEFORE, after(1), after(4), ALIGNED, RANDOM]
     prior = policy.model.prior()
     assert contexts[BEFORE].distance(prior) == 0

@@ -21,7 +21,7 @@ from selfalign.sim.tasks import offered
 ROLES: tuple[Region, ...] = ("heldout", "source")
 """In the order by which seeds of bodies are told apart, here and in `bench adapt`: the same seed, the same play."""
 
-TOLD = ("verdict", "steps", "best_step", "stopped", "update_norm", "nearest")
+TOLD = ("verdict", "steps", "best_step", "stopped", "update_norm", "nearest", "training")
 """What a row tells of a method's history, where the method says it."""
 
 

@@ -8,7 +8,8 @@ from selfalign.policy import Policy
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.robots import RobotSpec
 
-_policies: dict[str, Policy] = {}
+_policies: dict[tuple[str, tuple[int, ...]], Policy] = {}
+"""By the directory, and when its files were written: a calibration may have come meanwhile."""
 _arenas: dict[RobotSpec, Arena] = {}
 
 
@@ -17,10 +18,13 @@ def policy_of(checkpoint: str | Path) -> Policy:
 
     Errors are those of `load`.
     """
-    if str(checkpoint) not in _policies:
+    folder = Path(checkpoint)
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    key = str(checkpoint), tuple(file.stat().st_mtime_ns for file in files)
+    if key not in _policies:
         _policies.clear()
-        _policies[str(checkpoint)] = load(checkpoint)
-    return _policies[str(checkpoint)]
+        _policies[key] = load(checkpoint)
+    return _policies[key]
 
 
 def arena_of(body: BodySpec) -> Arena:

@@ -72,26 +72,22 @@ class Fit:
 
 
 def fit(policy: Policy, play: Play, steps: Sequence[int] = (), *, seed: int = 0, progress: bool = False) -> Fit:
-    """Aligns to a body's play, keeping the contexts after some numbers of steps.
-
-    Where `steps` go beyond what the checkpoint asks for, a second, longer alignment gives those; `aligned` is what the
-    first gave.
+    """Aligns to a body's play, as a user does. A second alignment, which does not stop early, gives the contexts after
+    some numbers of steps, where there are any.
     """
-    usual = policy.settings.steps
-    early, late = [s for s in steps if s <= usual], [s for s in steps if s > usual]
     usually = AlignConfig(interruptible=False)
-    result = align(policy, play, config=usually, progress=progress, snapshots=early)
+    result = align(policy, play, config=usually, progress=progress)
     runs = [result]
-    if late:
-        longer = replace(usually, steps=max(late), patience=None)
-        runs.append(align(policy, play, config=longer, progress=progress, snapshots=late))
+    if steps:
+        whole = replace(usually, steps=max(steps), patience=None)
+        runs.append(align(policy, play, config=whole, progress=progress, snapshots=steps))
     own = result.context
     before = own.with_tensors([t.detach().clone() for t in policy.model.prior().to(policy.device).tensors])
     snapshots = {step: context for run in runs for step, context in run.snapshots.items()}
     contexts = {BEFORE: before} | {after(s): own.with_tensors(snapshots[s].tensors) for s in steps if s in snapshots}
     contexts |= {
         ALIGNED: own,
-        RANDOM: random_update(policy, before, snapshots or {usual: result.fitted}, seed),
+        RANDOM: random_update(policy, before, snapshots or {result.history.steps: result.fitted}, seed),
     }
     held_out = {s: v for run in runs for s, v in zip(run.history.held_out_steps, run.history.held_out["total"])}
     return Fit(result, contexts, dict(sorted(held_out.items())))
