@@ -122,6 +122,12 @@ CHANGES: dict[str, dict] = {
     "ttt-loss-alone": {"rehearsal.weights.ttt": 1.0, **off("perception", "dynamics", "inverse")},
     "open-perception": {"model.open_perception": True},
     "no-rehearsal": {"rehearsal.scheme": "per_body"},
+    "no-rehearsal-512": {
+        "rehearsal.scheme": "per_body",
+        "rehearsal.bodies": 512,
+        "rehearsal.source_bodies": 512,
+    },
+    "no-rehearsal-attached": {"rehearsal.scheme": "per_body", "rehearsal.detach": False},
     "global-w": {"rehearsal.scheme": "global"},
     "per-sample-w": {"rehearsal.scheme": "global", "model.ttt.meta_learning": True, "compile": False},
     "inner-loop": {"model.ttt.meta_learning": True, "compile": False},
@@ -144,6 +150,7 @@ CHANGES: dict[str, dict] = {
     "pixels": {"model.next_pixels": 8},
     "stored-features": {},
     **{f"bodies-{n}": {"rehearsal.bodies": n, "rehearsal.source_bodies": n} for n in (8, 32, 128, 512, 2048)},
+    "bodies-64": {"rehearsal.source_bodies": 64},  # 64 are the fixed bodies without rehearsal, too
     **{f"play-{n}": {"play.trajectories": n} for n in (1, 2, 4)},
     "play-of-demonstrations": {"play.source": "demonstrations"},
     **{key: {} for key in ("new-narrow", "new-demonstrations", "new-little", "new-much")},

@@ -117,7 +117,15 @@ LOSSES = {
 """Which losses earn their keep."""
 
 CONTEXTS = {
-    "no-rehearsal": Recipe("one W per source body, moved by every loss", {"bodies": {"scheme": "per_body"}}),
+    "no-rehearsal": Recipe("one W for each of 64 source bodies, without rehearsal", {"bodies": {"scheme": "per_body"}}),
+    "no-rehearsal-512": Recipe(
+        "one W for each of 512 source bodies, without rehearsal",
+        {"bodies": {"scheme": "per_body", "source_bodies": 512}},
+    ),
+    "no-rehearsal-attached": Recipe(
+        "one W for each of 64 source bodies, which the action loss moves too",
+        {"bodies": {"scheme": "per_body", "detach": False}},
+    ),
     "global-w": Recipe("one W for all", {"bodies": {"scheme": "global"}}),
     "per-sample-w": Recipe(
         "one W for all, which each sample moves within the forward, here and as it acts",
@@ -170,7 +178,7 @@ ARCHITECTURE = {
 DATA = {
     **{
         f"bodies-{count}": Recipe(f"{count} fixed source bodies", {"bodies": {"source_bodies": count}})
-        for count in (8, 32, 128, 512, 2048)
+        for count in (8, 32, 64, 128, 512, 2048)
     },
     **{
         f"play-{count}": Recipe(

@@ -37,9 +37,10 @@ class Drawn:
 
 
 class Plain:
-    """The schemes without rehearsal: every loss moves the contexts, which are ordinary parameters.
+    """The schemes without rehearsal: contexts are ordinary parameters.
 
-    "per_body" learns the difference to W0 of each of a fixed set of source embodiments; "global" has W0 alone. While
+    "per_body" learns the difference to W0 of each of a fixed set of source embodiments, by the alignment losses or,
+    where they are not detached, by every loss; "global" has W0 alone, which every loss moves. While
     training widens, the fixed embodiments widen with it, so that what they learn is not held up by that.
     """
 
@@ -96,7 +97,7 @@ class Plain:
 
     def losses(self, part: SlotBatch) -> Losses:
         context = self._context(part.slots)
-        return self.batches.losses(part, context, context)
+        return self.batches.losses(part, context, context.detach() if self.table and self.config.detach else context)
 
     def _context(self, slots: slice) -> EmbodimentContext:
         """The contexts of some slots; without a table, W0 for all."""

@@ -43,7 +43,7 @@ class BodyFlags:
     """The embodiments of a batch, and their contexts."""
 
     scheme: Literal["rehearsal", "per_body", "global"] = "rehearsal"
-    """How contexts are treated: rehearsed, or one per source body or one for all, moved by every loss."""
+    """How contexts are treated: rehearsed, or one per source body, or one for all, which every loss moves."""
     span: int | None = None
     """Contexts lie in a learned span of so many directions; None: every fast weight moves."""
     slots: int = 16
