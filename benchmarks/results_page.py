@@ -38,7 +38,7 @@ DEMO = "selfalign-demo-1"
 VERDICTS, AMOUNTS = "verdicts.svg", "over_play.svg"
 """The figures of verdicts and of amounts of play, beside that of success."""
 STEPS = ("after_10", "after_30", "after_100", "after_300")
-MAIN = ("before", *STEPS, "aligned", "random", "swap", "oracle", "seen_before")
+MAIN = ("before", *STEPS, "aligned", "random", "stale", "swap", "oracle", "seen_before")
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ class Workshop:
         """What was aligned to the body before it changed, its statistics too: that of a robot not aligned again."""
         before = Workshop(self.policy, before_change(self.body, cell.scenario, self.seed), self.seed)
         made = before.make(replace(cell, method="selfalign"), amount)
-        return replace(made, fitted=replace(made.fitted, method=STALE))
+        # The verdict was on other play: it says nothing of this body.
+        return replace(made, fitted=replace(made.fitted, method=STALE, history={}))
 
     def _make(
         self, cell: Cell, play: Play | None, demonstrations: Sequence[Episode], aligned: Made | None = None
