@@ -57,7 +57,7 @@ def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):
     path = write(tmp_path / "matrix.json", matrix)
     cells = read_cells([path])
     told = "\n".join(results.methods(cells))
-    assert "| 2 | 10 % [10, 10] | 90 % [90, 90] | 50 % [50, 50] | 80 % [80, 80] |" in told
+    assert "| 2 | 10 % [3, 30] | 90 % [70, 97] | 50 % [30, 70] | 80 % [58, 92] |" in told
     assert "| unseen | lora |\n| --- | --- |\n| tiny: action, reach, seed 0 | +40 [+40, +40] |" in told
     assert results.plain(cells) == [] and results.plain(read_cells([ROOT / "benchmarks/results/matrix_headline.json"]))
     assert "| tiny: action, reach, seed 0 | lora | 50 | 2.0 | 100 | 29.0 |" in told
@@ -67,7 +67,7 @@ def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):
     assert table.splitlines()[2:] == ["| m | 2 | 1 | 0.500 | 0.250 | rank 4, training.steps 30 |"]
     curve = "\n".join(results.over_play(cells, "assets/over_play.svg"))
     assert "- tiny selfalign, action, reach: 20 [20, more] trajectories of play (50 s)" in curve
-    assert "| unseen | method | 1 | 20 |" in curve and "| selfalign | 40 % [40, 40] | 90 % [90, 90] |" in curve
+    assert "| unseen | method | 1 | 20 |" in curve and "| selfalign | 40 % [22, 61] | 90 % [70, 97] |" in curve
     page = results.page(tmp_path, "assets/x.svg", tmp_path / "films")
     assert [line for line in page.splitlines() if line.startswith("## ")] == [
         "## What else can be made of it?",
@@ -93,7 +93,7 @@ def test_recipes_are_compared_to_the_first_on_the_same_bodies(tmp_path: Path):
     path = write(tmp_path / "ablation.json", ablation)
     *_, picture, table, failed = results.ablations({path: ablation}, Path("assets"))
     assert picture == "![Success by recipe](assets/ablation.svg)"
-    assert "| all | the recipe | action | 20 | 3.00 -> 1.00 | - | 90 % [90, 90] | - | - |" in table
+    assert "| all | the recipe | action | 20 | 3.00 -> 1.00 | - | 90 % [70, 97] | - | - |" in table
     # The ends of the bootstrap's interval over two bodies are the bodies: 3 and 7 of 10, less 9.
     assert "| closed | x | action | 20 | 3.00 -> 1.00 | - | 50 % [30, 70] | - | -40 [-60, -20] |" in table
     assert "| baseline | it broke |" in failed
@@ -122,7 +122,7 @@ def test_trainings_with_other_seeds_stand_beside_the_shipped_one(tmp_path: Path)
     cells = read_cells([write(tmp_path / "again.json", ablation)])
     table = list(results.seeds([first], cells))[-1].splitlines()
     assert table[0] == "| unseen |  | seed 0 (shipped) | seed 1 | seed 2 | mean |"
-    values = "90 % [90, 90] | 50 % [50, 50] | 60 % [60, 60] | 67 % [50, 90]"
+    values = "90 % [70, 97] | 50 % [30, 70] | 60 % [39, 78] | 67 % [50, 90]"
     assert f"| action, reach | aligned (what align returns) | {values} |" in table
     other = replace(first, settings={**first.settings, "bodies": 3})
     assert len(list(results.seeds([other], cells))[-1].splitlines()) == 2, "other bodies: no row"

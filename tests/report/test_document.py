@@ -69,7 +69,7 @@ def test_the_page_stands_alone_and_says_what_was_measured(results, tmp_path: Pat
     ]
     page = config.out.read_text()
     assert "Bodies &amp; numbers" in page and "--scenario camera &lt;&amp;&gt;" in page
-    assert "90 % [90, 90]" in page, "nine of ten for every body"
+    assert "90 % [74, 97]" in page, "nine of ten for every body; Wilson over thirty episodes"
     assert "20 [20, more] trajectories of play (50 s) to 90 % of the oracle" in page, "adaptation speed"
     assert "data:image/gif;base64," in page and "1 in grey are of bodies" in page
     assert not re.search(r'(src|href)="(?!#|data:)', page.replace("xlink:href", "")), "nothing beside it is needed"
