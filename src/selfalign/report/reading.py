@@ -140,10 +140,14 @@ def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[Cell]:
 
 
 def _aligned(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A matrix of recipes, in which each recipe's own way to a body stands for aligning."""
-    others = [entry["settings"]["method"] not in NAMES for entry in data["cells"]]
-    cells = [{**entry, STANDS_FOR: "selfalign"} if own else entry for entry, own in zip(data["cells"], others)]
-    return {**data, "cells": cells}
+    """A matrix of recipes, in which the own way to a body of a recipe that is not aligned stands for aligning."""
+    plain = {entry["label"] for entry in data["cells"] if entry["settings"]["method"] == "selfalign"}
+
+    def told(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+        own = entry["label"] not in plain and entry["settings"]["method"] not in NAMES
+        return {**entry, STANDS_FOR: "selfalign"} if own else entry
+
+    return {**data, "cells": [told(entry) for entry in data["cells"]]}
 
 
 def _method(entry: Mapping[str, Any]) -> str:
