@@ -7,8 +7,9 @@ the same command goes on where it stopped. Each property of a body is then predi
 the other bodies, whose leave-one-out errors choose the ridge.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from selfalign.bench.resident import policy_of
 from selfalign.bench.subject import body_seed, collect_play
 from selfalign.data.perturb import JointFrame, LinearFrame
 from selfalign.model.context import EmbodimentContext
-from selfalign.provenance import digest, provenance, write_json
+from selfalign.provenance import provenance, write_json
 from selfalign.report import figures
 from selfalign.report.sections import principal_components
 from selfalign.sim.bodies import BodySpec, sample_bodies
@@ -47,8 +48,8 @@ class Config:
     seed: int = VALIDATION_FROM
     play: int = 20
     """Trajectories of 50 frames."""
-    contexts: Path = Path("outputs/context_map")
-    """Folder of the contexts."""
+    contexts: Path = Path("outputs/contexts")
+    """Folder of the contexts, a `ContextStore`."""
     figure: Path = ROOT / "docs/assets/context_map.svg"
     out: Path = Path("context_map.json")
     workers: int = 2
@@ -75,10 +76,18 @@ def fit(job: Job) -> None:
 
 
 def contexts(config: Config, bodies: list[BodySpec]) -> list[EmbodimentContext]:
-    """Those of the bodies, fitted where they are not there yet."""
-    policy = policy_of(config.checkpoint)
-    told = digest([policy.fingerprint(), asdict(policy.settings), config.seed, config.play], 10)
-    store = ContextStore(config.contexts / told)
+    """Those of the bodies, fitted where they are not there yet.
+
+    Raises:
+        ValueError: the folder holds those of another model, or of bodies that played otherwise.
+    """
+    policy, made = policy_of(config.checkpoint), config.contexts / "made.json"
+    identity = {"fingerprint": policy.fingerprint(), "align": policy.settings.to_dict()}
+    identity = json.loads(json.dumps(identity | {"seed": config.seed, "play": config.play}))
+    if made.is_file() and json.loads(made.read_text()) != identity:
+        raise ValueError(f"{made} says that these contexts were made otherwise; name another folder with --contexts")
+    write_json(made, identity)
+    store = ContextStore(config.contexts)
     seeds = [body_seed(config.seed, index) for index in range(len(bodies))]
     jobs = [Job(config.checkpoint, body, seed, config.play, store.root) for body, seed in zip(bodies, seeds)]
     todo = [job for job in jobs if job.body.name not in store.list()]

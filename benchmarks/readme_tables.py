@@ -22,7 +22,7 @@ UNTOUCHED, LOOKED_AT = "matrix_headline_seed1.json", "matrix_headline.json"
 """Bodies that nobody had looked at before they were measured, and those that were looked at again and again."""
 STALE = "matrix_stale_seed1.json"
 """The former, with the contexts of before they changed."""
-WAYS = ("aligned", "pad", "prompt", "encoder", "lora", "finetune")
+WAYS = ("aligned", "pad", "prompt", "nearest", "encoder", "lora", "finetune")
 WORDS: dict[str, dict[str, str]] = {
     "README.md": {
         "camera": "camera",
@@ -34,7 +34,10 @@ WORDS: dict[str, dict[str, str]] = {
         "lift": "lift",
         "headline": "| unseen | task | before | random update | aligned | oracle | aligned, seed 0 | oracle, seed 0 |",
         "stale": "| what changed | with what was aligned before | aligned again |",
-        "ways": "| unseen | aligned | PAD | latent prompt | context encoder | LoRA, 20 shown | fine-tuning, 20 shown |",
+        "ways": (
+            "| unseen | aligned | PAD | latent prompt | nearest of 60 stored contexts | context encoder "
+            "| LoRA, 20 shown | fine-tuning, 20 shown |"
+        ),
         "demo": "| unseen | before | after | loss on held-out play | random update | align |",
     },
     "README.zh.md": {
@@ -49,7 +52,10 @@ WORDS: dict[str, dict[str, str]] = {
             "| 未见过的 | 任务 | 对齐前 | 随机更新 | 对齐后 | 见过的身体 | 对齐后，种子 0 | 见过的身体，种子 0 |"
         ),
         "stale": "| 什么变了 | 用变化之前对齐的上下文 | 重新对齐 |",
-        "ways": "| 未见过的 | 对齐 | PAD | 潜在提示 | 上下文编码器 | LoRA（20 个演示） | 微调（20 个演示） |",
+        "ways": (
+            "| 未见过的 | 对齐 | PAD | 潜在提示 | 60 个已存上下文中最近的 | 上下文编码器 "
+            "| LoRA（20 个演示） | 微调（20 个演示） |"
+        ),
         "demo": "| 未见过的 | 对齐前 | 对齐后 | 留出的玩耍数据上的损失 | 随机更新 | 对齐用时 |",
     },
 }
@@ -80,10 +86,11 @@ def _by_what(cells: Sequence[Cell]) -> dict[tuple[str, str], Cell]:
 
 
 def way_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
-    """Aligning beside other ways to the same bodies: `matrix_baselines.json`."""
-    cells = read_cells([results / "matrix_baselines.json"])
-    for cell in sorted(cells, key=lambda c: HEADLINE.index(c.settings["scenario"])):
-        yield f"| {words[cell.settings['scenario']]} | {' | '.join(cell.success(name).percent() for name in WAYS)} |"
+    """Aligning beside other ways to the same bodies: `matrix_baselines.json` and `matrix_nearest.json`."""
+    ways, stored = (_by_what(read_cells([results / f"matrix_{name}.json"])) for name in ("baselines", "nearest"))
+    for scenario in HEADLINE:
+        cells = {**dict.fromkeys(WAYS, ways["reach", scenario]), "nearest": stored["reach", scenario]}
+        yield f"| {words[scenario]} | {' | '.join(cells[name].success(name).percent() for name in WAYS)} |"
 
 
 def demo_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
