@@ -192,7 +192,7 @@ def test_methods_without_demonstrations_do_not_see_any():
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("rl", {}, "no method 'rl'; there are: frozen, selfalign, pad, prompt, lora, finetune, encoder"),
+        ("rl", {}, "no method 'rl'; there are: frozen, selfalign, pad, prompt, lora, finetune, nearest, encoder"),
         ("pad", {"config": {"step": 3}}, "PadConfig has no setting 'step'; it has steps"),
         ("pad", {"config": {"steps.x": 3}}, "no setting 'steps.x'"),
         ("pad", {"config": {"learning_rate": 0.0}}, "out of range: learning_rate=0.0"),

@@ -21,7 +21,7 @@ def test_the_headline_has_every_scenario_and_task_with_its_oracle():
     cells = Plan.open("headline").cells
     told = {(c.scenario, c.task, c.method, c.region) for c in cells}
     conditions = {(method, region) for method in ("selfalign", "frozen") for region in ("heldout", "source")}
-    conditions.add(("random", "heldout"))
+    conditions |= {(control, "heldout") for control in ("random", "stale")}
     assert told == {
         (scenario, task, *condition)
         for scenario in ("camera", "action", "robot", "all")
