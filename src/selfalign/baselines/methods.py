@@ -102,7 +102,7 @@ def fit(
         policy: where the method starts.
         play: of the body; may be None for a method that uses demonstrations.
         demonstrations: successful episodes of the body with their instructions; methods that use none do not see them.
-        seed: of everything that is drawn.
+        seed: of everything that is drawn, where the config has no seed of its own.
         config: the method's config, or a mapping with what differs from its defaults, which are what was chosen on
             validation bodies (`baselines/choices.json`) where it was tuned; None: the defaults.
         progress: show a progress bar.

@@ -9,13 +9,13 @@ from selfalign.baselines import METHODS, Adapted
 from selfalign.baselines import fit as fit_baseline
 from selfalign.baselines.choices import chosen
 from selfalign.baselines.methods import configured, told
-from selfalign.bench.subject import null_update
+from selfalign.bench.subject import RANDOM, null_update
 from selfalign.data.episodes import Episode
 from selfalign.data.play import Play
 from selfalign.policy import Policy
 
-RANDOM, STALE = "random", "stale"
-"""W0, moved as far as aligning moves it, anywhere; what was aligned to the body before it changed (`before_change`)."""
+STALE = "stale"
+"""What was aligned to the body before it changed (`before_change`)."""
 CONTROLS = (RANDOM, STALE)
 
 

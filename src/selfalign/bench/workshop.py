@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from selfalign.baselines import Adapted
 from selfalign.bench.live_features import LiveFeatures
 from selfalign.bench.memory import PeakMemory
-from selfalign.bench.methods import RANDOM, STALE, fit
+from selfalign.bench.methods import STALE, fit
 from selfalign.bench.plan import NARROW, Cell
 from selfalign.bench.resident import arena_of
-from selfalign.bench.subject import body_seed, collect_play
+from selfalign.bench.subject import RANDOM, body_seed, collect_play
 from selfalign.data.episodes import Episode
 from selfalign.data.play import Play
 from selfalign.policy import Policy
