@@ -13,7 +13,7 @@ from selfalign.bench.plan import HEADLINE
 from selfalign.bench.stats import Interval
 from selfalign.bench.tables import drop
 from selfalign.report.reading import read_cells
-from selfalign.report.results import Cell
+from selfalign.report.results import CellResult
 from selfalign.sim.tasks import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +81,7 @@ def stale_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
         yield f"| {words[scenario]} | {' | '.join(one.percent() for one in found)} |"
 
 
-def _by_what(cells: Sequence[Cell]) -> dict[tuple[str, str], Cell]:
+def _by_what(cells: Sequence[CellResult]) -> dict[tuple[str, str], CellResult]:
     return {(cell.settings["task"], cell.settings["scenario"]): cell for cell in cells}
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 from selfalign.bench.attempts import Attempt
 from selfalign.calibration import Calibration
 from selfalign.report.reading import MATRIX, read_cells
-from selfalign.report.results import Cell
+from selfalign.report.results import CellResult
 
 ROOT = Path(__file__).parents[1]
 ABLATION = "ablation_"
@@ -30,11 +30,11 @@ class Results:
 
     data: dict[Path, Any]
     """What each file holds."""
-    shipped: list[Cell]
+    shipped: list[CellResult]
     """Of the shipped checkpoint."""
-    ablated: list[Cell]
+    ablated: list[CellResult]
     """Of other trainings, each a `bench adapt` of its own."""
-    checked: list[Cell]
+    checked: list[CellResult]
     """Of `bench calibrate`."""
 
     @classmethod
@@ -53,7 +53,7 @@ class Results:
         return {path: data for path, data in self.of_format(ABLATIONS).items() if not repeats(data)}
 
     @property
-    def repeated(self) -> list[Cell]:
+    def repeated(self) -> list[CellResult]:
         """The shipped recipe, trained again."""
         return read_cells([path for path, data in self.of_format(ABLATIONS).items() if repeats(data)])
 
@@ -63,36 +63,36 @@ class Results:
         return judged([*self.shipped, *self.ablated, *self.checked])
 
 
-def read_both(paths: Sequence[Path]) -> tuple[list[Cell], list[Cell]]:
+def read_both(paths: Sequence[Path]) -> tuple[list[CellResult], list[CellResult]]:
     """Cells of the shipped checkpoint, and of other trainings by the names of their files."""
     others = [path for path in paths if path.stem.startswith(ABLATION)]
     named = [replace(cell, name=cell.path.stem.replace("_", " ")) for cell in read_cells(others)]
     return without_repeats(read_cells([path for path in paths if path not in others])), named
 
 
-def without_repeats(cells: Sequence[Cell]) -> list[Cell]:
+def without_repeats(cells: Sequence[CellResult]) -> list[CellResult]:
     """What two benchmarks measured, once: cells whose bodies another cell has under as many conditions are left out."""
-    kept: list[Cell] = []
+    kept: list[CellResult] = []
     for cell in sorted(cells, key=lambda cell: -len(cell.conditions)):
         if not any(_identity(other) == _identity(cell) and {*cell.conditions} <= {*other.conditions} for other in kept):
             kept.append(cell)
     return [cell for cell in cells if cell in kept]
 
 
-def _identity(cell: Cell) -> tuple[Any, ...]:
+def _identity(cell: CellResult) -> tuple[Any, ...]:
     bodies = tuple(sorted(row["name"] for row in cell.rows))
     alike = ("task", "seed", "episodes", "play_length", "execute", "num_steps")
     told = [cell.settings.get(name) for name in alike]
     return cell.fingerprint, *told, cell.settings.get("motion", "free"), play_of(cell), bodies
 
 
-def play_of(cell: Cell) -> int:
+def play_of(cell: CellResult) -> int:
     """The most trajectories that bodies were given."""
     play = cell.settings["play"]
     return max(play, default=0) if isinstance(play, list) else play
 
 
-def judged(cells: Sequence[Cell]) -> list[Attempt]:
+def judged(cells: Sequence[CellResult]) -> list[Attempt]:
     """Attempts on bodies that the shipped calibration was not fitted to, judged by it where they are its model's; each
     once, however many results have it."""
     calibration = shipped_calibration()

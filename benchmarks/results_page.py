@@ -23,7 +23,7 @@ from selfalign.report.failures import BODY_COLUMNS, CELL_COLUMNS, LISTED, OF_EAC
 from selfalign.report.films import caption, read_films
 from selfalign.report.quality import confusion, reliability
 from selfalign.report.reading import read_cells
-from selfalign.report.results import AT, Cell
+from selfalign.report.results import AT, CellResult
 from selfalign.report.sections import VERDICT_COLUMNS, costs, verdict_curves, verdict_rows
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def page(results: Path, figure: str, films: Path) -> str:
     )
 
 
-def adaptation(cells: Sequence[Cell], figure: str) -> Iterator[str]:
+def adaptation(cells: Sequence[CellResult], figure: str) -> Iterator[str]:
     """Success before and after aligning."""
     if not cells:
         return
@@ -112,7 +112,7 @@ def adaptation(cells: Sequence[Cell], figure: str) -> Iterator[str]:
         yield markdown(("unseen", "play", "align", "robot's own time of play", "context"), costs)
 
 
-def ablation(cells: Sequence[Cell]) -> Iterator[str]:
+def ablation(cells: Sequence[CellResult]) -> Iterator[str]:
     """What becomes of the recipe when something is changed."""
     if not cells:
         return
@@ -138,7 +138,7 @@ def ablation(cells: Sequence[Cell]) -> Iterator[str]:
     yield markdown(("training", "unseen", "bodies", "held-out play loss", *map(label, shown)), rows)
 
 
-def methods(cells: Sequence[Cell]) -> Iterator[str]:
+def methods(cells: Sequence[CellResult]) -> Iterator[str]:
     """What else can be made of the same play, or of demonstrations, and what it costs."""
     found = [cell for cell in cells if at_one_amount(cell)]
     if not found:
@@ -187,7 +187,7 @@ def tunings(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield markdown(("method", "trials", "bodies", "loss with the defaults", "with the best", "the best"), rows)
 
 
-def over_play(cells: Sequence[Cell], picture: str) -> Iterator[str]:
+def over_play(cells: Sequence[CellResult], picture: str) -> Iterator[str]:
     """Success by the amount that was given, and how much is needed; `picture` is theirs, as the page sees it."""
     found = varied(cells)
     if not found:
@@ -207,7 +207,7 @@ def over_play(cells: Sequence[Cell], picture: str) -> Iterator[str]:
         yield "\n".join(f"- {line}" for line in told)
 
 
-def seeds(shipped: Sequence[Cell], again: Sequence[Cell]) -> Iterator[str]:
+def seeds(shipped: Sequence[CellResult], again: Sequence[CellResult]) -> Iterator[str]:
     """The shipped recipe trained again with other seeds, beside the shipped checkpoint on the same bodies."""
     if not again:
         return
@@ -229,7 +229,7 @@ def seeds(shipped: Sequence[Cell], again: Sequence[Cell]) -> Iterator[str]:
     yield markdown(("unseen", "", "seed 0 (shipped)", *names, "mean"), rows)
 
 
-def _over_seeds(cells: Sequence[Cell], condition: str) -> list[str]:
+def _over_seeds(cells: Sequence[CellResult], condition: str) -> list[str]:
     found = [cell.success(condition) for cell in cells]
     values = [100 * interval.value for interval in found]
     mean = f"{sum(values) / len(values):.0f} % [{min(values):.0f}, {max(values):.0f}]"
@@ -237,12 +237,12 @@ def _over_seeds(cells: Sequence[Cell], condition: str) -> list[str]:
     return [f"{settings['scenario']}, {settings['task']}", label(condition), *(i.percent() for i in found), mean]
 
 
-def _training(cell: Cell) -> str:
+def _training(cell: CellResult) -> str:
     """`recipe/seed` of an ablation's cell."""
     return cell.name.split(":")[0]
 
 
-def _same_test(cell: Cell, other: Cell) -> bool:
+def _same_test(cell: CellResult, other: CellResult) -> bool:
     """Whether two checkpoints were measured alike."""
     same = ("scenario", "task", "seed", "bodies", "episodes")
     alike = all(cell.settings[name] == other.settings.get(name) for name in same)
@@ -278,13 +278,13 @@ def ablations(results: Mapping[Path, dict[str, Any]], pictures: Path) -> Iterato
 
 def recipes_figure(path: Path) -> "Figure":
     """The cells of an ablation."""
-    panels: dict[str, dict[str, Cell]] = {}
+    panels: dict[str, dict[str, CellResult]] = {}
     for cell in read_cells([path]):
         panels.setdefault(f"unseen: {cell.settings['scenario']}", {})[_training(cell)] = cell
     return figures.recipes(panels)
 
 
-def _recipe(cell: Cell, about: Mapping[str, str], first: Cell | None) -> list[str]:
+def _recipe(cell: CellResult, about: Mapping[str, str], first: CellResult | None) -> list[str]:
     known, name = _conditions(cell), _training(cell)
     success = [cell.success(n).percent() if n in known else "-" for n in ("before", "aligned", "oracle")]
     less = "-"
@@ -297,7 +297,7 @@ def _recipe(cell: Cell, about: Mapping[str, str], first: Cell | None) -> list[st
     return [name, about.get(name, ""), settings["scenario"], str(max(settings["play"])), loss, *success, less]
 
 
-def fails(cells: Sequence[Cell], films: Path, seen: Path) -> Iterator[str]:
+def fails(cells: Sequence[CellResult], films: Path, seen: Path) -> Iterator[str]:
     """What still fails after aligning, with films; `seen` is their folder as the page sees it."""
     missed = worst(cells, OF_EACH, LISTED)
     if not missed:
@@ -312,11 +312,11 @@ def fails(cells: Sequence[Cell], films: Path, seen: Path) -> Iterator[str]:
         yield f"*{caption(film)}*"
 
 
-def _conditions(cell: Cell) -> list[str]:
+def _conditions(cell: CellResult) -> list[str]:
     return [*cell.conditions, *cell.seen]
 
 
-def _costs(cell: Cell) -> list[str]:
+def _costs(cell: CellResult) -> list[str]:
     count = len(cell.rows)
     times = [f"{sum(row['seconds'][name] for row in cell.rows) / count:.0f}" for name in ("play", "align")]
     robot = sum(row["play"]["robot_seconds"] for row in cell.rows) / count
@@ -401,25 +401,25 @@ def leak(result: dict[str, Any] | None) -> Iterator[str]:
     yield markdown(("layers", *depths), rows)
 
 
-def other_methods(cell: Cell) -> list[str]:
+def other_methods(cell: CellResult) -> list[str]:
     """Other ways than aligning that were measured beside it."""
     if not any("costs" in row for row in cell.rows):
         return []
     return [name for name in cell.conditions if name not in MAIN and AT not in name]
 
 
-def at_one_amount(cell: Cell) -> list[str]:
+def at_one_amount(cell: CellResult) -> list[str]:
     """Those of them that were given one amount; the others are a curve."""
     amounts = cell.success_by_amount()
     return [name for name in other_methods(cell) if name not in amounts]
 
 
-def plain(cells: Sequence[Cell]) -> list[Cell]:
+def plain(cells: Sequence[CellResult]) -> list[CellResult]:
     """Those of aligning and its controls alone, at one amount of play."""
     return [cell for cell in cells if not other_methods(cell) and not cell.success_by_amount()]
 
 
-def varied(cells: Sequence[Cell]) -> list[Cell]:
+def varied(cells: Sequence[CellResult]) -> list[CellResult]:
     """Those in which something was given in several amounts."""
     return [cell for cell in cells if cell.success_by_amount()]
 

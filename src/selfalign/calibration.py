@@ -52,8 +52,8 @@ class Calibration:
     action_loss: tuple[float | None, ...]
     """Mean action loss of each group on demonstrations, where it was measured."""
     seen: tuple[float, float]
-    """Least and greatest held-out play loss at which alignment ended on validation bodies, with much play and little,
-    that then acted better than before."""
+    """Least and greatest held-out play loss at which alignment ended on validation bodies, with much play, with little
+    and with play as a real robot's is recorded, that then acted better than before."""
     before: Expected
     """Success of the same bodies before aligning."""
     bodies: int

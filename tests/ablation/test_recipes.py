@@ -12,12 +12,13 @@ import tyro
 
 from align.rehearsing import draw
 from selfalign import presets
-from selfalign.ablation.recipes import GROUPS, RECIPES, SCALES, base, changed, chosen
+from selfalign.ablation.recipes import GROUPS, RECIPES, SCALES, base, chosen
 from selfalign.ablation.run import AblateConfig
 from selfalign.align.rehearsal import Rehearsal, make_objective
 from selfalign.bench.plan import Cell
 from selfalign.commands.pretrain import TrainingConfig
 from selfalign.commands.pretrain_flags import ModelFlags
+from selfalign.configs import changed
 from selfalign.data.virtual import FrameFeatures, ModelShape, VirtualSources
 from selfalign.model.config import VLAConfig
 from selfalign.model.cost import meta_model
@@ -153,12 +154,13 @@ CHANGES: dict[str, dict] = {
     "bodies-64": {"rehearsal.source_bodies": 64},  # 64 are the fixed bodies without rehearsal, too
     **{f"play-{n}": {"play.trajectories": n} for n in (1, 2, 4)},
     "play-of-demonstrations": {"play.source": "demonstrations"},
-    **{key: {} for key in ("new-narrow", "new-demonstrations", "new-little", "new-much")},
+    **{key: {} for key in ("new-narrow", "new-axes", "new-demonstrations", "new-little", "new-much")},
 }
 """What each recipe changes of what is trained, `PretrainConfig` and (model) `VLAConfig`; what is not here stays."""
 MEASURED = {
     "latent-prompt": {"method": "prompt", "settings": {"steps": 300, "learning_rate": 1e-2}},
     "new-narrow": {"motion": "narrow"},
+    "new-axes": {"motion": "axes"},
     "new-demonstrations": {"motion": "demonstrations"},
     "new-little": {"play": (1, 3)},
     "new-much": {"play": (30, 100)},
@@ -221,5 +223,5 @@ def test_names():
         chosen(("everything",))
     with pytest.raises(ValueError, match="no cell everything"):  # before any data is read
         AblateConfig(Path("out"), cells=("everything",))
-    with pytest.raises(ValueError, match="BodyFlags has no slot;"):
+    with pytest.raises(ValueError, match="BodyFlags has no setting 'slot'; it has scheme"):
         changed(recipe("all"), {"bodies": {"slot": 1}})

@@ -11,9 +11,10 @@ import torch
 
 from selfalign.ablation import recipes
 from selfalign.ablation import run as ablation
-from selfalign.ablation.recipes import RECIPES, changed
+from selfalign.ablation.recipes import RECIPES
 from selfalign.ablation.run import AblateConfig, bench_cells, plan_trainings, run
 from selfalign.ablation.table import tabulate
+from selfalign.configs import changed
 from selfalign.data.fake import write_fake
 from selfalign.data.snapshots import Snapshots
 from selfalign.model.weights import load_model

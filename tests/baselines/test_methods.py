@@ -15,7 +15,7 @@ from selfalign.baselines import METHODS, Adapted, fit
 from selfalign.baselines.choices import chosen
 from selfalign.baselines.demonstrated import LoraConfig
 from selfalign.baselines.methods import configured
-from selfalign.baselines.samples import action_loss
+from selfalign.baselines.samples import action_losses
 from selfalign.data.episodes import Episode
 from selfalign.data.play import Play
 from selfalign.model.losses import LossWeights
@@ -162,7 +162,8 @@ def test_demonstrations_lower_the_action_loss(fitted):
     learned = fit("finetune", policy, play, demonstrations, config=settings)
     stats = play.stats()
     before, after = (
-        action_loss(a.policy, a.context, demonstrations, stats, seed=9) for a in (fitted["frozen"], learned)
+        action_losses(a.policy, demonstrations, stats, {"own": a.context}, seed=9)["own"]
+        for a in (fitted["frozen"], learned)
     )
     assert after < 0.9 * before
 

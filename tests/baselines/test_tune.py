@@ -9,7 +9,7 @@ import pytest
 from align.factory import make_play, small_policy
 from baselines.factory import make_demonstrations
 from selfalign.baselines import METHODS, fit, tune
-from selfalign.baselines.samples import action_loss
+from selfalign.baselines.samples import action_losses
 from selfalign.baselines.tune import Subject, TuneConfig, loss_on_judged, trial_config
 from selfalign.cli import main
 
@@ -105,8 +105,8 @@ def test_a_method_without_settings_has_one_trial():
     result = tune.tune("frozen", policy, [subject], 9)
     assert len(result["trials"]) == 1
     stats = subject.play.stats()
-    expected = action_loss(policy, policy.model.prior(), subject.judged, stats)
-    assert result["trials"][0]["score"] == pytest.approx(expected, abs=1e-5)
+    expected = action_losses(policy, subject.judged, stats, {"prior": policy.model.prior()})
+    assert result["trials"][0]["score"] == pytest.approx(expected["prior"], abs=1e-5)
 
 
 def test_the_score_reads_context_and_statistics_of_what_was_fitted():
@@ -114,13 +114,20 @@ def test_the_score_reads_context_and_statistics_of_what_was_fitted():
     adapted = fit("frozen", small_policy(), subject.play)
     stats = make_play(4, 14, seed=8).stats()
     context = adapted.context.perturbed(1.0).with_info(norm_stats=stats.to_dict())
-    own = action_loss(adapted.policy, context, subject.judged, stats)
+    contexts = {"own": context, "other": adapted.context}
+    told = action_losses(adapted.policy, subject.judged, stats, contexts)
+    own = told["own"]
     assert loss_on_judged(replace(adapted, context=context), subject) == pytest.approx(own, abs=1e-6)
-    for other in (
-        action_loss(adapted.policy, adapted.context, subject.judged, stats),
-        action_loss(adapted.policy, context, subject.judged, subject.play.stats()),
-    ):
+    by_its_play = action_losses(adapted.policy, subject.judged, subject.play.stats(), contexts)["own"]
+    for other in (told["other"], by_its_play):
         assert abs(other - own) > 1e-4
+
+
+def test_demonstrations_that_cannot_judge_are_named():
+    (subject,) = subjects("a")
+    adapted = fit("frozen", small_policy(), subject.play)
+    with pytest.raises(ValueError, match="no demonstration that judges a is longer than a chunk of actions"):
+        loss_on_judged(adapted, replace(subject, judged=()))
 
 
 def test_flags_are_checked_before_anything_is_recorded(tmp_path, capsys):

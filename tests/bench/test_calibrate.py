@@ -32,7 +32,7 @@ SMALL = {
     "num_steps": 1,
     "workers": 1,
 }
-KINDS = ("before", "after_1", "aligned", "random", "short", "late", "swap")
+KINDS = ("before", "after_1", "aligned", "random", "short", "late", "axes", "swap")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def made_up(job) -> str:
         verdicts = {kind: judge(3.0, 1.0 + 0.4 * n + 0.1 * i, 4.0).to_dict() for n, kind in enumerate(KINDS[1:])}
         verdicts["before"] = judge(3.0, 3.0, 4.0).to_dict()
         success = {
-            kind: {"successes": s, "episodes": 10, "value": s / 10} for kind, s in zip(KINDS, (0, 2, 9, 0, 7, 4, 0))
+            kind: {"successes": s, "episodes": 10, "value": s / 10} for kind, s in zip(KINDS, (0, 2, 9, 0, 7, 4, 9, 0))
         }
         told = {"scenario": job.scenario, "index": job.index + i, "name": body.name, "body": body.to_dict()}
         rows.append({**told, "success": success, "verdicts": verdicts, "action_loss": {"aligned": 0.2}})
@@ -67,7 +67,7 @@ def test_a_pair_is_measured_well_and_badly(mine: Path, tmp_path: Path):
     first, second = result["bodies"]
     for row in (first, second):
         assert set(row["success"]) == set(row["verdicts"]) == set(KINDS)
-        assert set(row["action_loss"]) == set(KINDS) - {"short", "late", "swap"}
+        assert set(row["action_loss"]) == set(KINDS) - {"short", "late", "axes", "swap"}
         losses = {kind: verdict["after"] for kind, verdict in row["verdicts"].items()}
         assert len(set(losses.values())) == len(losses), "every context has a loss of its own"
         assert len({row["verdicts"][kind]["before"] for kind in ("before", "after_1", "aligned", "swap")}) == 1

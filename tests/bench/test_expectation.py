@@ -45,6 +45,7 @@ def test_what_was_seen_is_where_bodies_acted_better():
     failed, no_better = attempt(3.1, 0, kind="short"), attempt(2.8, 4, kind="short", before=0.4)
     assert fitted([*attempts, failed, no_better, late]).seen == fitted(attempts).seen
     assert fitted([*attempts, attempt(2.25, 4, kind="short")]).seen[1] == 2.25
+    assert fitted([*attempts, attempt(0.31, 9, kind="axes")]).seen[0] == 0.31, "play that is easier to explain"
     hopeless = [attempt(1.0 + 0.1 * i, 0, body=str(i % 5)) for i in range(10)]
     hopeless += [attempt(4.0, 0, kind="before", body=str(i)) for i in range(5)]
     assert fitted(hopeless).seen == (1.0, 1.9), "where nobody acts better, it is where alignment ended"

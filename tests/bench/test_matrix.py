@@ -353,7 +353,7 @@ def test_cells_of_a_body_share_play_and_fits_and_find_what_each_finds_alone(
     together = [replace(plain, method=method, task=task) for method in ("random", "selfalign") for task in KINDS[:2]]
     together.append(replace(plain, method="frozen", play=(2,)))
     alone = [without_costs(measured(cell)) for cell in together]
-    plays, fits = (CountedCalls(monkeypatch, name) for name in ("collect_play", "fit"))
+    plays, fits = (CountedCalls(monkeypatch, name) for name in ("record_play", "fit"))
     jobs = tuple(BodyJob(str(i), cell, 0, bodies_of(cell)[0]) for i, cell in enumerate(together))
     (group,) = cells.grouped(jobs, tmp_path)
     rows = measure(group)

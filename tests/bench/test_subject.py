@@ -6,8 +6,9 @@ from align.factory import make_play, small_policy
 from selfalign import baselines
 from selfalign.align import offline
 from selfalign.align.offline import AlignConfig, align
+from selfalign.baselines.samples import action_losses
 from selfalign.bench.rollout import Arena
-from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, action_losses, after, body_seed, collect_play, fit
+from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, after, body_seed, collect_play, fit
 from selfalign.checkpoint import load
 from selfalign.sim.bodies import sample_bodies
 from selfalign.sim.record import record_demonstrations

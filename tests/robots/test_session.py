@@ -14,7 +14,7 @@ from selfalign.robots.safety import Guard
 from selfalign.robots.session import load_robot
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.engine import WORKSPACE_HIGH, WORKSPACE_LOW, Simulation
-from selfalign.sim.playing import SimulatedRobot
+from selfalign.sim.playing import SimulatedRobot, play_by_axes
 from selfalign.sim.record import record_play
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_robot.py"
@@ -107,3 +107,26 @@ def test_play_of_a_simulated_body_is_that_of_its_recorder(tmp_path, panda):
     assert np.array_equal(found.action, expected.action) and np.array_equal(found.state, expected.state)
     assert all(np.array_equal(found.images[name], expected.images[name]) for name in ("scene", "wrist"))
     assert BodySpec.from_dict(reader.embodiments[0]) == body
+
+
+def test_robot_play_is_what_the_command_writes_of_a_real_robot(tmp_path, panda):
+    out, robot = tmp_path / "play", "selfalign.sim.playing:panda"
+    assert main(["play", "--robot", robot, "--out", str(out), "--trajectories", "2", "--length", "6"]) == 0
+    reader, found = LeRobotReader(out), play_by_axes(BodySpec(), 2, 6, sim=panda)
+    for written, played in zip([reader[0], reader[1]], found, strict=True):
+        assert np.array_equal(written.action, played.action) and np.array_equal(written.state, played.state)
+        assert all(np.array_equal(written.images[name], played.images[name]) for name in ("scene", "wrist"))
+    less = play_by_axes(BodySpec(), 1, 6, sim=panda)[0]
+    assert np.array_equal(less.action, found[0].action)
+    other = play_by_axes(BodySpec(), 1, 6, 1, sim=panda)[0]
+    assert not np.array_equal(other.action, less.action)
+
+
+def test_robot_play_moves_the_numbers_of_its_actions_one_by_one(panda):
+    """Which play that knows the workspace does not do in a frame that is turned."""
+    body = sample_bodies(1, 0, "heldout", "action")[0]
+    alone = []
+    for play in (play_by_axes, record_play):
+        moving = np.abs(play(body, 2, 40, image_size=8, sim=panda)[1].action[:, :3]) > 1e-4
+        alone.append(float((moving.sum(axis=1) == 1).mean()))
+    assert alone[0] > 0.1 and alone[1] == 0.0

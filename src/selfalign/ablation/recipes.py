@@ -1,19 +1,15 @@
 """The cells of the ablation by name: each says what it changes in the recipe of the shipped checkpoint."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
 from selfalign.bench.plan import HEADLINE
 from selfalign.commands.pretrain import TrainingConfig
 from selfalign.commands.pretrain_flags import BodyFlags, LossFlags, MachineFlags, OptimiserFlags, RecordingFlags
 from selfalign.sim.regions import Scenario
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Config = TypeVar("Config", bound="DataclassInstance")
 Changes = Mapping[str, Any]
 """Fields of a frozen config and their new values; of a config within it, the same again."""
 ScaleName = Literal["ablation", "shipped"]
@@ -71,23 +67,6 @@ def base(scale: ScaleName, data: tuple[str, ...], snapshots: Path | None) -> Tra
         optimiser=OptimiserFlags(learning_rate=2.5e-3, pointing_steps=6000),
         machine=MachineFlags(compile=True),
     )
-
-
-def changed(config: Config, changes: Changes) -> Config:
-    """A frozen config with other values.
-
-    Raises:
-        ValueError: it has no such field.
-    """
-    known = {f.name for f in fields(config)}
-    unknown = sorted(changes.keys() - known)
-    if unknown:
-        raise ValueError(f"{type(config).__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    values = {
-        name: changed(getattr(config, name), value) if is_dataclass(getattr(config, name)) else value
-        for name, value in changes.items()
-    }
-    return replace(config, **values)
 
 
 def _losses(**weights: float) -> Changes:
@@ -190,6 +169,7 @@ DATA = {
         "source bodies are rehearsed on transitions of demonstrations", {"bodies": {"play_of": "demonstrations"}}
     ),
     "new-narrow": Recipe("new bodies play in 0.3 of the workspace", bench={"motion": "narrow"}),
+    "new-axes": Recipe("new bodies play as `selfalign play --robot` moves real ones", bench={"motion": "axes"}),
     "new-demonstrations": Recipe("new bodies play by doing the task", bench={"motion": "demonstrations"}),
     "new-little": Recipe("new bodies play for 1 and 3 trajectories", bench={"play": (1, 3)}),
     "new-much": Recipe("new bodies play for 30 and 100 trajectories", bench={"play": (30, 100)}),

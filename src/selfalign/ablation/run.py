@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from selfalign.ablation.recipes import RECIPES, SCALES, Recipe, ScaleName, base, changed, chosen
+from selfalign.ablation.recipes import RECIPES, SCALES, Recipe, ScaleName, base, chosen
 from selfalign.ablation.table import print_ablation
 from selfalign.bench.matrix import run_plan
 from selfalign.bench.memory import PeakMemory
@@ -28,11 +28,11 @@ from selfalign.bench.plan import Cell, Plan, with_oracle
 from selfalign.cluster import Cluster, run_on
 from selfalign.commands import pretrain
 from selfalign.commands.pretrain import TrainingConfig
+from selfalign.configs import below, changed, refuse
 from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import SourceData
 from selfalign.model.weights import load_model
 from selfalign.provenance import Stopwatch, digest, provenance, write_json
-from selfalign.ranges import below, refuse
 from selfalign.sim.seeds import Split, seeds_of
 from selfalign.train import checkpoint
 from selfalign.workers import progress_bar

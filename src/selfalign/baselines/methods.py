@@ -7,9 +7,9 @@ rollout(adapted.policy, body, adapted.context)
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict
 from types import MappingProxyType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import torch
 
@@ -22,6 +22,7 @@ from selfalign.baselines.method import Adapted, Choice, Given, LogUniform, Metho
 from selfalign.baselines.nearest import NearestConfig, nearest
 from selfalign.baselines.pad import PadConfig, pad
 from selfalign.baselines.prompt import PromptConfig, prompt
+from selfalign.configs import changed
 from selfalign.data.episodes import Episode
 from selfalign.data.play import Play
 from selfalign.policy import Policy
@@ -157,28 +158,3 @@ def configured(method: Method, config: Any, defaults: Mapping[str, Any] = Mappin
     if not isinstance(config, method.config):
         raise ValueError(f"expected {method.config.__name__} or a mapping, got {type(config).__name__}")
     return config
-
-
-def changed(config: Any, changes: Mapping[str, Any]) -> Any:
-    """A config with other values.
-
-    Raises:
-        ValueError: it has no such setting, or does not take the value.
-    """
-    known = {f.name: getattr(config, f.name) for f in fields(config)}
-    for name, value in changes.items():
-        outer, _, inner = name.partition(".")
-        if outer not in known or (inner and not is_dataclass(known[outer])):
-            raise ValueError(f"{type(config).__name__} has no setting {name!r}; it has {', '.join(known) or 'none'}")
-        if inner:
-            value = changed(known[outer], {inner: value})
-        elif isinstance(value, Mapping) and (inside := _dataclass_of(config, outer)) is not None:
-            value = changed(known[outer] or inside(), value)
-        known[outer] = tuple(value) if isinstance(value, list) else value
-    return replace(config, **known)
-
-
-def _dataclass_of(config: Any, name: str) -> type[Any] | None:
-    """The dataclass whose instances a field holds, be it optional; None where it holds something else."""
-    hint = get_type_hints(type(config))[name]
-    return next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind) and isinstance(kind, type)), None)

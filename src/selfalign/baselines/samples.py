@@ -88,14 +88,31 @@ def demonstrated(policy: Policy, episodes: Sequence[Episode], stats: NormStats, 
 
 
 @torch.no_grad()
-def action_loss(
-    policy: Policy, context: EmbodimentContext, episodes: Sequence[Episode], stats: NormStats, seed: int = 0
-) -> float:
-    """Flow-matching loss of the action expert on demonstrations, on fixed samples, noise and flow times."""
+def action_losses(
+    policy: Policy,
+    episodes: Sequence[Episode],
+    stats: NormStats,
+    contexts: Mapping[str, EmbodimentContext],
+    seed: int = 0,
+) -> dict[str, float]:
+    """Flow-matching loss of the action expert on a body's own demonstrations, under each context.
+
+    All contexts meet the same samples, noise and flow times. Nothing is told where no demonstration is longer than a
+    chunk of actions.
+
+    Raises:
+        ValueError: as `read_demonstrations`.
+    """
+    if not any(len(episode) > policy.model.config.action_horizon for episode in episodes):
+        return {}
     batch = demonstrated(policy, read_demonstrations(policy, episodes), stats, stride=2)
-    fixed = FlowSamples.fixed(batch, seed)
-    losses = policy.model.losses(batch, context.to(policy.device), noise=fixed.noise, time=fixed.time, parts=(ACTION,))
-    return losses.scalars()[ACTION]
+    fixed, prefix = FlowSamples.fixed(batch, seed), policy.model.prefix(batch.observation)
+
+    def loss(context: EmbodimentContext) -> float:
+        told = {"noise": fixed.noise, "time": fixed.time, "prefix": prefix}
+        return policy.model.losses(batch, context.to(policy.device), parts=(ACTION,), **told).scalars()[ACTION]
+
+    return {name: loss(context) for name, context in contexts.items()}
 
 
 # ---- pixels --------------------------------------------------------------------------------------------------------

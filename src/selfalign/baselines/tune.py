@@ -17,16 +17,16 @@ import numpy as np
 
 from selfalign.baselines.choices import add_choice
 from selfalign.baselines.method import Adapted, Method
-from selfalign.baselines.methods import METHODS, changed, fit, get
-from selfalign.baselines.samples import action_loss
+from selfalign.baselines.methods import METHODS, fit, get
+from selfalign.baselines.samples import action_losses
 from selfalign.checkpoint import load
+from selfalign.configs import below, changed, refuse
 from selfalign.data.episodes import Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model.weights import read_json
 from selfalign.policy import Policy
 from selfalign.provenance import provenance, write_json
-from selfalign.ranges import below, refuse
 from selfalign.sim.bodies import sample_bodies
 from selfalign.sim.record import record_demonstrations, record_play
 from selfalign.sim.regions import Scenario
@@ -56,7 +56,10 @@ def loss_on_judged(adapted: Adapted, subject: Subject) -> float:
     """The action loss on the body's own judging demonstrations."""
     assert adapted.context.info.norm_stats is not None  # every method sets them
     stats = NormStats.from_dict(adapted.context.info.norm_stats)
-    return action_loss(adapted.policy, adapted.context, subject.judged, stats)
+    losses = action_losses(adapted.policy, subject.judged, stats, {"own": adapted.context})
+    if not losses:
+        raise ValueError(f"no demonstration that judges {subject.name} is longer than a chunk of actions")
+    return losses["own"]
 
 
 def trial_config(method: Method, defaults: Any, trial: int, seed: int) -> Any:

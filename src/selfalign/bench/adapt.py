@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from rich.console import Console
 
+from selfalign.baselines.samples import action_losses
 from selfalign.bench import tables
 from selfalign.bench.resident import arena_of, close_arenas, policy_of
 from selfalign.bench.rollout import rollout
@@ -26,7 +27,6 @@ from selfalign.bench.subject import (
     BEFORE,
     RANDOM,
     SWAP,
-    action_losses,
     after,
     body_seed,
     calibrated,

@@ -11,8 +11,9 @@ from selfalign.align.verdict import Verdict, judge
 from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, after
 from selfalign.calibration import Calibration
 
-SHORT, LATE = "short", "late"
-"""Contexts fitted to two trajectories only, and to play whose actions were recorded late."""
+SHORT, LATE, AXES = "short", "late", "axes"
+"""Contexts fitted to two trajectories only, to play whose actions were recorded late, and to play as a real robot's is
+recorded (`sim.playing.play_by_axes`)."""
 
 RETURNED_PRIOR = "returned_prior"
 """In a row of a matrix: the conditions of which the prior came back."""
@@ -27,7 +28,8 @@ class Attempt:
     body: str
     """The body's name; attempts of one body are not independent."""
     kind: str
-    """How the context came about: `before` (the prior), `after_3`, `aligned`, `random`, `swap`, `short`, `late`."""
+    """How the context came about: `before` (the prior), `after_3`, `aligned`, `random`, `swap`, `short`, `late`,
+    `axes`."""
     verdict: Verdict
     successes: int
     episodes: int

@@ -4,7 +4,8 @@
     all rows -> a falling curve from play loss to success -> calibration.json in the checkpoint
 
 Badly means: after a few steps, by a random update, with the other body's context, from two trajectories, and from play
-whose actions were recorded late. Without failures there is nothing to tell success from.
+whose actions were recorded late. Without failures there is nothing to tell success from. And once more well, to play as
+`selfalign play --robot` records it, which is explained at other losses.
 """
 
 import json
@@ -22,8 +23,9 @@ from selfalign.align.bank import PlayBank
 from selfalign.align.measure import EvalGrid
 from selfalign.align.offline import AlignConfig
 from selfalign.align.verdict import Verdict, judge
+from selfalign.baselines.samples import action_losses
 from selfalign.bench import tables
-from selfalign.bench.attempts import LATE, SHORT, read_attempts
+from selfalign.bench.attempts import AXES, LATE, SHORT, read_attempts
 from selfalign.bench.expectation import fit_calibration
 from selfalign.bench.resident import policy_of
 from selfalign.bench.rollout import Arena, rollout
@@ -33,7 +35,6 @@ from selfalign.bench.subject import (
     RANDOM,
     SWAP,
     Fit,
-    action_losses,
     after,
     body_seed,
     collect_play,
@@ -48,6 +49,7 @@ from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
 from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
+from selfalign.sim.playing import play_by_axes
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import record_demonstrations
 from selfalign.sim.regions import SCENARIOS, Scenario
@@ -160,8 +162,10 @@ def measure_pair(job: Job) -> str:
 
 
 def _fit_body(config: CalibrateConfig, policy: Policy, body: BodySpec, seed: int, arena: Arena) -> Fitted:
-    sim = arena.simulations(1)[0]
+    sim, size = arena.simulations(1)[0], policy.model.config.image_size
     play = collect_play(policy, body, config.play, config.play_length, seed, sim)
+    moved = play_by_axes(body, config.play, config.play_length, seed, image_size=size, sim=sim)
+    axes_play = replace(play, episodes=tuple(moved))
     fitted = fit(policy, play, config.steps, seed=seed)
     judged = fitted.result.verdict
     grid = held_out_grid(policy, play, fitted.result.stats)
@@ -169,16 +173,15 @@ def _fit_body(config: CalibrateConfig, policy: Policy, body: BodySpec, seed: int
     losses = {after(step): fitted.held_out[step] for step in config.steps if after(step) in contexts}
     losses |= {BEFORE: judged.before, ALIGNED: judged.after, RANDOM: _loss(policy, grid, contexts[RANDOM])}
     verdicts = {kind: judge(judged.before, loss, judged.null) for kind, loss in losses.items()}
-    for kind, bad in ((SHORT, play.take(SHORT_PLAY)), (LATE, late(play))):
-        result = fit(policy, bad, seed=seed).result
+    for kind, other in ((SHORT, play.take(SHORT_PLAY)), (LATE, late(play)), (AXES, axes_play)):
+        result = fit(policy, other, seed=seed).result
         contexts[kind], verdicts[kind] = result.fitted, result.verdict
     judged_by: dict[str, float] = {}
     if config.demonstrations:
-        size = policy.model.config.image_size
         demonstrations = record_demonstrations(
             body, config.demonstrations, seed, kinds=(config.task,), image_size=size, sim=sim
         )
-        own = {kind: context for kind, context in contexts.items() if kind not in (SHORT, LATE)}
+        own = {kind: context for kind, context in contexts.items() if kind not in (SHORT, LATE, AXES)}
         judged_by = action_losses(policy, demonstrations, fitted.result.stats, own, seed)
     return Fitted(body, seed, fitted, contexts, verdicts, grid, judged_by)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from selfalign.bench.attempts import SHORT, Attempt
+from selfalign.bench.attempts import AXES, SHORT, Attempt
 from selfalign.bench.stats import wilson
 from selfalign.bench.subject import ALIGNED, BEFORE
 from selfalign.calibration import Calibration, Expected
@@ -44,7 +44,7 @@ def fit_calibration(
         ValueError: too few attempts, or none by proper alignment or under the prior.
     """
     finite = sorted((a for a in attempts if np.isfinite(a.loss)), key=lambda a: a.loss)
-    ended = [a for a in finite if a.kind in (ALIGNED, SHORT)]
+    ended = [a for a in finite if a.kind in (ALIGNED, SHORT, AXES)]
     seen = [a.loss for a in ended if a.gain > 0] or [a.loss for a in ended]  # a checkpoint may be of no use to any body
     prior = [a for a in attempts if a.kind == BEFORE]
     bodies = sorted({a.body for a in finite})

@@ -28,8 +28,8 @@ from selfalign.bench.resident import close_arenas, policy_of
 from selfalign.bench.stats import amount_to_reach
 from selfalign.bench.subject import calibrated
 from selfalign.cluster import Cluster, run_on
+from selfalign.configs import below, refuse
 from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
-from selfalign.ranges import below, refuse
 from selfalign.sim.prepare import prepare
 from selfalign.sim.seeds import Split, seeds_of, split_of
 from selfalign.sim.tasks import KINDS, Kind

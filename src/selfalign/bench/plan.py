@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from selfalign.baselines.choices import check_fair, chosen
+from selfalign.configs import below, refuse
 from selfalign.provenance import write_json
-from selfalign.ranges import below, refuse
 from selfalign.sim.regions import REGIONS, SCENARIOS, Region, Scenario
 from selfalign.sim.seeds import TEST
 from selfalign.sim.tasks import KINDS, Kind
 
 FORMAT = "selfalign-plan-1"
-Motion = Literal["free", "narrow", "demonstrations"]
+Motion = Literal["free", "narrow", "axes", "demonstrations"]
 NARROW = 0.3
 """Share of the workspace that narrow play covers."""
 
@@ -56,7 +56,9 @@ class Cell:
     play_length: int = 50
     """Frames of each trajectory, at 20 Hz."""
     motion: Motion = "free"
-    """What the body does as it plays: free motion, the same in a part of the workspace, or the task."""
+    """What the body does as it plays: its tip goes about the workspace (`free`) or a part of it (`narrow`), it moves
+    each number of its own actions within limits, as `selfalign play --robot` moves a real robot (`axes`), or it does
+    the task (`demonstrations`)."""
     demonstrations: tuple[int, ...] = ()
     """Amounts of demonstrations, for methods that learn from them; `play` then has one amount or none."""
     shown: Kind | None = None
@@ -289,8 +291,10 @@ def other_tasks(checkpoint: str, seed: int) -> list[Cell]:
 
 def play_quality(checkpoint: str, seed: int) -> list[Cell]:
     """Does it matter what the body does as it plays?"""
-    cell = Cell(checkpoint, scenario="action", seed=seed, play=(3, 10))
-    return [dataclasses.replace(cell, motion=motion, label=motion) for motion in get_args(Motion)]
+    return [
+        Cell(checkpoint, scenario=scenario, seed=seed, motion=motion, label=motion)
+        for scenario, motion in product(HEADLINE, get_args(Motion))
+    ]
 
 
 PLANS: dict[str, Callable[[str, int], list[Cell]]] = {

@@ -1,4 +1,4 @@
-"""One body's story, up to acting: it plays, contexts are fitted to its play, and its demonstrations judge them."""
+"""One body's story, up to acting: it plays, and contexts are fitted to its play."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfalign.align.measure import draw_noise
 from selfalign.align.offline import AlignConfig, AlignmentResult, align
-from selfalign.baselines.samples import demonstrated, read_demonstrations
-from selfalign.data.episodes import Episode
-from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
-from selfalign.model import flow
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.losses import ACTION
 from selfalign.policy import Policy
 from selfalign.provenance import digest
 from selfalign.sim.bodies import BodySpec
@@ -104,31 +98,6 @@ def random_update(
 def null_update(policy: Policy, start: EmbodimentContext, norm: float, seed: int) -> EmbodimentContext:
     """`start` moved by so much in a random direction."""
     return policy.model.contexts.random(start, norm, generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def action_losses(
-    policy: Policy,
-    demonstrations: Sequence[Episode],
-    stats: NormStats,
-    contexts: Mapping[str, EmbodimentContext],
-    seed: int = 0,
-) -> dict[str, float]:
-    """Flow-matching loss of the action expert on a body's own demonstrations, under each context.
-
-    All contexts meet the same samples, noise and flow times. It is a measure only: aligning never sees a demonstration.
-    """
-    if not any(len(episode) > policy.model.config.action_horizon for episode in demonstrations):
-        return {}
-    batch = demonstrated(policy, read_demonstrations(policy, demonstrations), stats, stride=2)
-    generator = torch.Generator().manual_seed(seed)
-    noise = draw_noise(batch, generator)
-    time = flow.sample_time(batch.observation.batch_size, generator=generator).to(policy.device)
-    prefix = policy.model.prefix(batch.observation)
-    return {
-        name: float(policy.model.losses(batch, context, noise=noise, time=time, prefix=prefix, parts=(ACTION,)).total)
-        for name, context in contexts.items()
-    }
 
 
 def fit_summary(policy: Policy, play: Play, fitted: Fit) -> dict[str, Any]:

@@ -22,6 +22,7 @@ LABELS = {
     "swap": "another body's context",
     "short": "fitted to two trajectories",
     "late": "fitted to late actions",
+    "axes": "fitted to play by its axes",
     "oracle": "oracle (seen bodies, aligned)",
     "seen_before": "seen bodies, before",
 }

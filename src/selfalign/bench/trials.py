@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from selfalign.bench.rollout import RolloutConfig
-from selfalign.ranges import below, refuse
+from selfalign.configs import below, refuse
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.tasks import Kind, offered
 

@@ -14,12 +14,13 @@ from selfalign.bench.memory import PeakMemory
 from selfalign.bench.methods import STALE, fit
 from selfalign.bench.plan import NARROW, Cell
 from selfalign.bench.resident import arena_of
-from selfalign.bench.subject import RANDOM, body_seed, collect_play
+from selfalign.bench.subject import RANDOM, body_seed
 from selfalign.data.episodes import Episode
 from selfalign.data.play import Play
 from selfalign.policy import Policy
 from selfalign.sim.bodies import BodySpec, before_change
-from selfalign.sim.record import record_demonstrations
+from selfalign.sim.playing import play_by_axes
+from selfalign.sim.record import record_demonstrations, record_play
 from selfalign.sim.tasks import Kind
 
 
@@ -93,15 +94,22 @@ class Workshop:
         return Made(fitted, peak, round(sum(len(e) / e.fps for e in given), 1))
 
     def _record(self, cell: Cell, trajectories: int) -> Play:
-        if cell.motion == "demonstrations":
-            episodes = self._demonstrate(cell.task, trajectories, self.seed)
-            play = Play.from_episodes(episodes, {"name": self.body.name, **self.body.to_dict()}, self.body.name)
-        else:
-            sim, extent = arena_of(self.body).simulations(1)[0], NARROW if cell.motion == "narrow" else 1.0
-            play = collect_play(self.policy, self.body, trajectories, cell.play_length, self.seed, sim, extent=extent)
+        episodes = self._moving(cell, trajectories)
+        play = Play.from_episodes(episodes, {"name": self.body.name, **self.body.to_dict()}, self.body.name)
         if self.policy.settings.features is None:
             return play
         return LiveFeatures.like(cell.features, cell.weights).attach(play)
+
+    def _moving(self, cell: Cell, trajectories: int) -> list[Episode]:
+        if cell.motion == "demonstrations":
+            return self._demonstrate(cell.task, trajectories, self.seed)
+        size, sim = self.policy.model.config.image_size, arena_of(self.body).simulations(1)[0]
+        if cell.motion == "axes":
+            return play_by_axes(self.body, trajectories, cell.play_length, self.seed, image_size=size, sim=sim)
+        extent = NARROW if cell.motion == "narrow" else 1.0
+        return record_play(
+            self.body, trajectories, cell.play_length, self.seed, image_size=size, sim=sim, extent=extent
+        )
 
     def _demonstrate(self, kind: Kind, count: int, seed: int) -> list[Episode]:
         size, sim = self.policy.model.config.image_size, arena_of(self.body).simulations(1)[0]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfalign.bench.subject import ALIGNED, BEFORE
-from selfalign.report.results import Cell
+from selfalign.report.results import CellResult
 
 TEXT = (
     "Episodes that fail after aligning, the worst first. Where the oracle (seen bodies, aligned in the same way) "
@@ -21,7 +21,7 @@ BODY_COLUMNS = ("body", "cell", "before", "after", "verdict")
 class Failing:
     """A body that misses some episodes after aligning."""
 
-    cell: Cell
+    cell: CellResult
     row: Mapping[str, Any]
 
     @property
@@ -40,13 +40,13 @@ class Failing:
         return bool(verdict.get("accepted"))
 
 
-def failing_bodies(cell: Cell) -> list[Failing]:
+def failing_bodies(cell: CellResult) -> list[Failing]:
     """The bodies of a cell that miss any episode after aligning, the worst first."""
     found = [Failing(cell, row) for row in cell.rows if ALIGNED in row["success"]]
     return sorted((f for f in found if f.missed > 0), key=lambda f: (-f.missed, f.name))
 
 
-def worst(cells: Sequence[Cell], of_each: int | None = None, most: int | None = None) -> list[Failing]:
+def worst(cells: Sequence[CellResult], of_each: int | None = None, most: int | None = None) -> list[Failing]:
     """Bodies that fail, the worst first.
 
     Args:
@@ -57,7 +57,7 @@ def worst(cells: Sequence[Cell], of_each: int | None = None, most: int | None = 
     return sorted(found, key=lambda f: (-f.missed, f.cell.name, f.name))[:most]
 
 
-def cell_rows(cells: Sequence[Cell]) -> list[list[str]]:
+def cell_rows(cells: Sequence[CellResult]) -> list[list[str]]:
     """A row of `CELL_COLUMNS` for each cell in which something fails."""
     failing = {id(cell): failing_bodies(cell) for cell in cells}
     ranked = sorted((c for c in cells if failing[id(c)]), key=lambda c: c.success(ALIGNED).value)

@@ -12,7 +12,7 @@ from selfalign.bench.stats import Interval
 from selfalign.bench.tables import label
 from selfalign.calibration import Calibration
 from selfalign.report.quality import Confusion, Reliability, Roc
-from selfalign.report.results import AT, STEPS, Cell
+from selfalign.report.results import AT, STEPS, CellResult
 from selfalign.sim.bodies import BodySpec
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def svg(figure: "Figure") -> str:
     return text[text.index("<svg") :]
 
 
-def overview(cells: Sequence[Cell]) -> "Figure":
+def overview(cells: Sequence[CellResult]) -> "Figure":
     """Success of each cell under the main contexts, with intervals."""
     figure, (axis,) = new_figure(1, 1, 9, 1.3 + 0.62 * len(cells))
     names = shown(cells)
@@ -79,7 +79,7 @@ def overview(cells: Sequence[Cell]) -> "Figure":
     return figure
 
 
-def recipes(panels: Mapping[str, Mapping[str, Cell]]) -> "Figure":
+def recipes(panels: Mapping[str, Mapping[str, CellResult]]) -> "Figure":
     """Success by recipe, as they act before and after aligning, with intervals; a panel for each scenario.
 
     Args:
@@ -105,14 +105,14 @@ def recipes(panels: Mapping[str, Mapping[str, Cell]]) -> "Figure":
     return figure
 
 
-def shown(cells: Sequence[Cell]) -> list[str]:
+def shown(cells: Sequence[CellResult]) -> list[str]:
     """Contexts and methods of the overview: the main ones, then what else was tried at one amount."""
     found = dict.fromkeys(name for cell in cells for name in cell.conditions)
     others = [name for name in found if name not in SHOWN and AT not in name and not name.startswith(STEPS)]
     return [name for name in SHOWN if name in found or name == "oracle"] + others
 
 
-def over_amounts(cells: Sequence[Cell]) -> "Figure":
+def over_amounts(cells: Sequence[CellResult]) -> "Figure":
     """Success by the amount that methods were given, a panel for each cell, with intervals over bodies."""
     columns = min(3, len(cells))
     rows = -(-len(cells) // columns)
@@ -140,7 +140,7 @@ def over_amounts(cells: Sequence[Cell]) -> "Figure":
     return figure
 
 
-def _oracle(cell: Cell) -> list[str]:
+def _oracle(cell: CellResult) -> list[str]:
     return [name for name in cell.seen if name == "oracle"]
 
 
@@ -152,9 +152,9 @@ def _whiskers(axis: "Axes", values: list[Interval], at: list[float], colour: str
     axis.plot([100 * value.value for value in values], at, "o", color=colour, markersize=5, label=name, clip_on=False)
 
 
-def over_steps(cells: Sequence[Cell]) -> "Figure":
+def over_steps(cells: Sequence[CellResult]) -> "Figure":
     """Success and held-out play loss over alignment steps, with intervals over bodies."""
-    successes, losses = ([of(cell) for cell in cells] for of in (Cell.success_by_steps, Cell.loss_by_steps))
+    successes, losses = ([of(cell) for cell in cells] for of in (CellResult.success_by_steps, CellResult.loss_by_steps))
     panels = [("success, %", 100, successes), ("held-out play loss", 1, losses)]
     panels = [panel for panel in panels if any(panel[2])]
     figure, axes = new_figure(1, len(panels), 5 * len(panels), 4.2)

@@ -22,12 +22,12 @@ from selfalign.bench.rollout import RolloutConfig, RolloutResult, rollout
 from selfalign.bench.subject import ALIGNED, BEFORE, calibrated
 from selfalign.bench.workshop import Workshop
 from selfalign.checkpoint import load
+from selfalign.configs import below, refuse
 from selfalign.policy import Policy
 from selfalign.provenance import Stopwatch, digest, provenance, write_json
-from selfalign.ranges import below, refuse
 from selfalign.report.failures import Failing, worst
 from selfalign.report.reading import read_cells
-from selfalign.report.results import Cell
+from selfalign.report.results import CellResult
 from selfalign.report.video import beside, panel, save_film
 from selfalign.sim.bodies import BodySpec
 
@@ -98,7 +98,7 @@ def run(config: FilmsConfig, *, show: bool = True) -> dict[str, Any]:
     return result
 
 
-def to_film(cells: Sequence[Cell], of_each: int) -> list[Failing]:
+def to_film(cells: Sequence[CellResult], of_each: int) -> list[Failing]:
     """Bodies that fail and can be met again, the worst first; one that several results have is in it once.
 
     Only what `align` made is met again: recipes have ways of their own, and `bench calibrate` asks no calibration.

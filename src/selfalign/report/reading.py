@@ -10,7 +10,7 @@ from typing import Any
 from selfalign.bench.attempts import RETURNED_PRIOR
 from selfalign.bench.cell import ROLES
 from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, body_seed
-from selfalign.report.results import AT, ORACLE, SEEN_BEFORE, Cell
+from selfalign.report.results import AT, ORACLE, SEEN_BEFORE, CellResult
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.regions import SCENARIOS
 
@@ -22,21 +22,21 @@ NAMES = {"frozen": BEFORE, "selfalign": ALIGNED, "random": RANDOM}
 recipe has one way to a body: what it comes to is what is aligned."""
 
 
-def read_cells(paths: Sequence[Path]) -> list[Cell]:
+def read_cells(paths: Sequence[Path]) -> list[CellResult]:
     """The cells of result files, each with a name of its own.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a result file of a benchmark that is read here.
     """
-    cells: list[Cell] = []
+    cells: list[CellResult] = []
     for path in paths:
         cells += _read(path)
     count = Counter(cell.name for cell in cells)
     shared = {cell.path for cell in cells if count[cell.name] > 1}
     short = len({path.stem for path in shared}) == len(shared)
 
-    def apart(cell: Cell) -> Cell:
+    def apart(cell: CellResult) -> CellResult:
         where = cell.path.stem if short else f"{cell.path.parent.name}/{cell.path.stem}"
         return replace(cell, name=f"{cell.name} ({where})") if count[cell.name] > 1 else cell
 
@@ -72,7 +72,7 @@ def _measured(data: Any) -> Any:
     return data.get("matrix") if _of_recipes(data) else data
 
 
-def _read(path: Path) -> Iterator[Cell]:
+def _read(path: Path) -> Iterator[CellResult]:
     told = _json(path)
     data, recipes = _measured(told), _of_recipes(told)
     try:
@@ -84,7 +84,7 @@ def _read(path: Path) -> Iterator[Cell]:
         raise ValueError(f"{path} is no result of {', '.join(READ)}: {error!r}") from error
 
 
-def _bodies(path: Path, part: Mapping[str, Any]) -> Iterator[Cell]:
+def _bodies(path: Path, part: Mapping[str, Any]) -> Iterator[CellResult]:
     """One cell, or one for each scenario where rows say which is theirs."""
     settings = part["settings"]
     rows: list[Mapping[str, Any]] = [
@@ -92,7 +92,7 @@ def _bodies(path: Path, part: Mapping[str, Any]) -> Iterator[Cell]:
     ]
     for scenario in dict.fromkeys(row.get("scenario", settings.get("scenario")) for row in rows):
         own = [row for row in rows if row.get("scenario", settings.get("scenario")) == scenario]
-        yield Cell(
+        yield CellResult(
             f"{scenario}, {settings['task']}, seed {settings['seed']}",
             [row for row in own if row.get("role", "heldout") == "heldout"],
             [row for row in own if row.get("role") == "source"],
@@ -122,7 +122,7 @@ def _seed(row: Mapping[str, Any], seed: int) -> int | None:
 # ---- matrices ------------------------------------------------------------------------------------------------------
 
 
-def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[Cell]:
+def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[CellResult]:
     """Methods that met the same bodies of the same checkpoint, as conditions of one cell."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in data["cells"]:
@@ -136,7 +136,7 @@ def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[Cell]:
         digests = {entry.get("digest") for entry in held_out}
         speeds = [speed for speed in data.get("speed", ()) if speed["digest"] in digests]
         rows = _merged(held_out)
-        yield Cell(name, rows, _seen(sources), settings, fingerprint, path, data["provenance"], speeds)
+        yield CellResult(name, rows, _seen(sources), settings, fingerprint, path, data["provenance"], speeds)
 
 
 def _aligned(data: Mapping[str, Any]) -> dict[str, Any]:

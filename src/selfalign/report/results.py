@@ -17,7 +17,7 @@ AT = "@"
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class CellResult:
     """Bodies under one setting."""
 
     name: str
@@ -53,7 +53,7 @@ class Cell:
         both = [row["success"] for row in self.rows if condition in row["success"] and over in row["success"]]
         return bootstrap_mean([success[condition]["value"] - success[over]["value"] for success in both])
 
-    def less(self, other: "Cell", condition: str) -> Interval:
+    def less(self, other: "CellResult", condition: str) -> Interval:
         """As `gain`, of this cell's success less another's under one condition, over the bodies that both met.
 
         Raises:

@@ -24,7 +24,7 @@ from selfalign.report.quality import (
     reliability,
     roc,
 )
-from selfalign.report.results import AT, Cell
+from selfalign.report.results import AT, CellResult
 from selfalign.sim.bodies import BodySpec
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Section:
 
 
 def sections(
-    cells: Sequence[Cell],
+    cells: Sequence[CellResult],
     calibration: Calibration | None = None,
     films: Sequence[Path] = (),
     contexts: Sequence[EmbodimentContext] = (),
@@ -114,7 +114,7 @@ def sections(
     yield commands(cells)
 
 
-def success(cells: Sequence[Cell]) -> Section:
+def success(cells: Sequence[CellResult]) -> Section:
     """How well held-out bodies act."""
     main = [name for name in figures.shown(cells) if name != "oracle"]
     rows = []
@@ -140,7 +140,7 @@ COSTS_SAID = (
 )
 
 
-def costs(cells: Sequence[Cell]) -> Section:
+def costs(cells: Sequence[CellResult]) -> Section:
     """What methods take, on average over bodies."""
     rows = []
     for cell in cells:
@@ -221,7 +221,7 @@ def calibrated(calibration: Calibration, attempts: Sequence[Attempt]) -> Section
     return Section("What a play loss is worth", text, [figures.calibration_curve(calibration, attempts)])
 
 
-def context_section(contexts: Sequence[EmbodimentContext], cells: Sequence[Cell]) -> Section:
+def context_section(contexts: Sequence[EmbodimentContext], cells: Sequence[CellResult]) -> Section:
     """A map of contexts."""
     known = {row["name"]: BodySpec.from_dict(row["body"]) for cell in cells for row in (*cell.rows, *cell.sources)}
     bodies = [known.get(context.info.embodiment) for context in contexts]
@@ -250,7 +250,7 @@ def principal_components(contexts: Sequence[EmbodimentContext]) -> tuple[np.ndar
     return left[:, :2] * lengths[:2], (float(variance[0] / total), float(variance[1] / total))
 
 
-def commands(cells: Sequence[Cell]) -> Section:
+def commands(cells: Sequence[CellResult]) -> Section:
     """Where each number comes from."""
     rows = {}
     for cell in cells:

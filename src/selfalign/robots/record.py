@@ -1,8 +1,8 @@
 """Recording play: one control loop for every robot, and a data set that holds what was finished."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -10,9 +10,9 @@ from selfalign.data.episodes import IMAGE_PREFIX, Episode
 from selfalign.data.lerobot_writer import LeRobotWriter
 from selfalign.data.schema import STATE
 from selfalign.robots.interrupts import Interrupts
-from selfalign.robots.motion import RandomMotion
+from selfalign.robots.motion import Kind, RandomMotion
 from selfalign.robots.pace import Pace
-from selfalign.robots.protocol import Description, Robot
+from selfalign.robots.protocol import Axis, Description, Robot
 from selfalign.robots.safety import Guard
 
 _SLOWING_STEPS = 100
@@ -31,6 +31,32 @@ class PlayRecorder:
     def __init__(self, robot: Robot, guard: Guard, pace: Pace):
         self._robot, self._description, self._guard, self._pace = robot, robot.description, guard, pace
         self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def trajectories(
+        self,
+        count: int,
+        length: int,
+        motion: Literal[Kind, "both"] = "both",
+        seed: int = 0,
+        axes: tuple[Axis, ...] | None = None,
+    ) -> Iterator[Episode]:
+        """Random motion, each trajectory as it is asked for, from where the one before came to rest.
+
+        Args:
+            count: how many; fewer are the beginning of more.
+            length: control steps of each.
+            motion: of `RandomMotion`; "both" takes turns.
+            seed: draws the motion.
+            axes: with less room or speed than the robot's own (`narrowed`); None: those.
+
+        Raises:
+            SafetyStop, ValueError: as `trajectory`.
+        """
+        kinds: tuple[Kind, ...] = ("waypoints", "babble") if motion == "both" else (motion,)
+        room, hz = axes or self._description.axes, self._description.hz
+        for i in range(count):
+            rng = np.random.default_rng([seed, i])
+            yield self.trajectory(RandomMotion(room, hz, rng, kinds[i % len(kinds)], self._guard.allows), length)
 
     def trajectory(self, motion: RandomMotion, length: int) -> Episode:
         """Plays for `length` control steps, comes to rest, and returns what was recorded.

@@ -15,9 +15,9 @@ from selfalign.data.episodes import Episode
 from selfalign.data.schema import ACTION, STATE
 from selfalign.data.transforms import resize_with_pad
 from selfalign.embodiments import load_file
-from selfalign.robots.motion import Kind, RandomMotion, narrowed
+from selfalign.robots.motion import narrowed
 from selfalign.robots.pace import NoPace, Pace
-from selfalign.robots.protocol import Description, Robot
+from selfalign.robots.protocol import Axis, Description, Robot
 from selfalign.robots.record import PlayRecorder, write_play
 from selfalign.robots.safety import Guard
 from selfalign.workers import track
@@ -79,7 +79,7 @@ def run(config: RobotPlayConfig) -> None:
         try:
             write_play(
                 config.out,
-                _trajectories(PlayRecorder(robot, guard, pace), replace(description, axes=axes), guard, config),
+                _trajectories(PlayRecorder(robot, guard, pace), axes, config),
                 embodiment=description.to_dict(),
                 fps=description.hz,
                 robot_type=description.name,
@@ -138,14 +138,9 @@ def announcement(description: Description, config: RobotPlayConfig) -> str:
     return "\n".join(lines)
 
 
-def _trajectories(
-    recorder: PlayRecorder, description: Description, guard: Guard, config: RobotPlayConfig
-) -> Iterator[Episode]:
-    kinds: tuple[Kind, ...] = ("waypoints", "babble") if config.motion == "both" else (config.motion,)
-    for i in track(range(config.trajectories), description="playing"):
-        rng = np.random.default_rng([config.seed, i])
-        motion = RandomMotion(description.axes, description.hz, rng, kinds[i % len(kinds)], guard.allows)
-        episode = recorder.trajectory(motion, config.length)
+def _trajectories(recorder: PlayRecorder, axes: tuple[Axis, ...], config: RobotPlayConfig) -> Iterator[Episode]:
+    recording = recorder.trajectories(config.trajectories, config.length, config.motion, config.seed, axes)
+    for episode in track(recording, description="playing", total=config.trajectories):
         if (size := config.image_size) is not None:
             small = {camera: resize_with_pad(frames, size, size) for camera, frames in episode.images.items()}
             episode = replace(episode, images=small)

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from selfalign.data.episodes import IMAGE_PREFIX
+from selfalign.data.episodes import IMAGE_PREFIX, Episode
+from selfalign.robots.pace import NoPace
 from selfalign.robots.protocol import Axis, Box, Description, Reading
+from selfalign.robots.record import PlayRecorder
+from selfalign.robots.safety import Guard
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.control import JOINT_STEP, TIP_STEP, Controller
 from selfalign.sim.engine import CONTROL_HZ, WORKSPACE_HIGH, WORKSPACE_LOW, Simulation
@@ -109,6 +112,34 @@ class SimulatedRobot:
         space = self.body.action_space
         canonical = space.to_canonical(position[:-1])
         return self._sim.kinematics.tip(canonical) if space.is_joint else canonical
+
+
+def play_by_axes(
+    body: BodySpec,
+    n: int,
+    length: int,
+    seed: int = 0,
+    *,
+    image_size: int = IMAGE_SIZE,
+    sim: Simulation | None = None,
+) -> list[Episode]:
+    """Play as `selfalign play --robot` records it of a real robot: the body moves the axes of its own actions between
+    random places and one by one, within their limits, at the same table all the while.
+
+    Args:
+        body: which embodiment.
+        n: trajectories.
+        length: frames of each.
+        seed: draws the motion, and the objects on the table.
+        image_size: pixels.
+        sim: a simulation of the body's robot to use again.
+
+    Raises:
+        SafetyStop: the body could not follow, as a robot that something holds.
+    """
+    robot = SimulatedRobot(body, image_size, seed, sim)
+    recorder = PlayRecorder(robot, Guard(robot.description), NoPace(robot.description.hz))
+    return list(recorder.trajectories(n, length, seed=seed))
 
 
 def panda() -> SimulatedRobot:
