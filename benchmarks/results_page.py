@@ -4,7 +4,7 @@ python benchmarks/results_page.py
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ DEMO = "selfalign-demo-1"
 VERDICTS, AMOUNTS = "verdicts.svg", "over_play.svg"
 """The figures of verdicts and of amounts of play, beside that of success."""
 STEPS = ("after_10", "after_30", "after_100", "after_300")
+FREE = "free"
+"""The motion of play where nothing else is said."""
 MAIN = ("before", *STEPS, "aligned", "random", "stale", "swap", "oracle", "seen_before")
 
 
@@ -73,6 +75,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *methods(shipped),
                 *tunings(list(found.of_format(TUNING).values())),
                 *over_play(shipped, (assets / AMOUNTS).as_posix()),
+                *motions(shipped),
                 *seeds(plain(shipped), found.repeated),
                 *ablation(found.ablated),
                 *ablations(found.recipes, assets),
@@ -205,6 +208,47 @@ def over_play(cells: Sequence[CellResult], picture: str) -> Iterator[str]:
     told = [speed_line(speed) for cell in found for speed in cell.speeds]
     if told:
         yield "\n".join(f"- {line}" for line in told)
+
+
+def motions(cells: Sequence[CellResult]) -> Iterator[str]:
+    """Other motion as the body plays, beside free motion of the same bodies."""
+    others = [cell for cell in cells if _motion(cell) != FREE]
+    if not others:
+        return
+    yield "## Does it matter how a body plays?"
+    yield (
+        "In all other tables the tip of the body goes about the workspace (*free*), which takes somebody who knows "
+        "where the tip is. Here bodies play otherwise. *axes*: as `selfalign play --robot` moves a real robot, of "
+        "which only the numbers of its own actions and their limits are known: all of them to random places, and one "
+        "by one. *narrow*: the tip goes about 0.3 of the workspace. *demonstrations*: the body does the task, so many "
+        "times. The difference is that to free motion, on the same bodies and in the same scenes, in percentage points."
+    )
+    rows = []
+    for cell in others:
+        told = f"{cell.settings['scenario']}, {cell.settings['task']}, seed {cell.settings['seed']}"
+        free = next((_of_bodies(other, cell) for other in cells if _played_freely(other, cell)), None)
+        known = ["-", "-"] if free is None else [free.success("aligned").percent(), cell.less(free, "aligned").points()]
+        rows.append([told, str(len(cell.rows)), _motion(cell), cell.success("aligned").percent(), *known])
+    yield markdown(("unseen", "bodies", "motion", label("aligned"), "with free motion", "difference"), rows)
+
+
+def _motion(cell: CellResult) -> str:
+    return cell.settings.get("motion", FREE)
+
+
+def _of_bodies(cell: CellResult, other: CellResult) -> CellResult:
+    """What a cell has of another one's bodies."""
+    names = {row["name"] for row in other.rows}
+    return replace(cell, rows=[row for row in cell.rows if row["name"] in names])
+
+
+def _played_freely(cell: CellResult, other: CellResult) -> bool:
+    """Whether a cell has the bodies and scenes of another one, after as much free play."""
+    same = ("scenario", "task", "seed", "episodes", "play_length")
+    alike = all(cell.settings.get(name) == other.settings.get(name) for name in same)
+    bodies = {row["name"] for row in other.rows} <= {row["name"] for row in cell.rows}
+    own = alike and bodies and cell.fingerprint == other.fingerprint and play_of(cell) == play_of(other)
+    return own and _motion(cell) == FREE and "aligned" in cell.conditions
 
 
 def seeds(shipped: Sequence[CellResult], again: Sequence[CellResult]) -> Iterator[str]:
@@ -415,8 +459,9 @@ def at_one_amount(cell: CellResult) -> list[str]:
 
 
 def plain(cells: Sequence[CellResult]) -> list[CellResult]:
-    """Those of aligning and its controls alone, at one amount of play."""
-    return [cell for cell in cells if not other_methods(cell) and not cell.success_by_amount()]
+    """Those of aligning and its controls alone, at one amount of free play."""
+    free = [cell for cell in cells if _motion(cell) == FREE]
+    return [cell for cell in free if not other_methods(cell) and not cell.success_by_amount()]
 
 
 def varied(cells: Sequence[CellResult]) -> list[CellResult]:
