@@ -154,6 +154,7 @@ CHANGES: dict[str, dict] = {
     "bodies-64": {"rehearsal.source_bodies": 64},  # 64 are the fixed bodies without rehearsal, too
     **{f"play-{n}": {"play.trajectories": n} for n in (1, 2, 4)},
     "play-of-demonstrations": {"play.source": "demonstrations"},
+    "units": {"play.unit_width": 1.0},
     **{key: {} for key in ("new-narrow", "new-axes", "new-demonstrations", "new-little", "new-much")},
 }
 """What each recipe changes of what is trained, `PretrainConfig` and (model) `VLAConfig`; what is not here stays."""

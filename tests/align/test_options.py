@@ -61,6 +61,35 @@ def test_what_serves_as_play(small_cache):
         PlayUse(trajectories=0)
 
 
+def test_units_that_are_not_those_of_play(small_cache):
+    own, other = (make_sources(small_cache, play=PlayUse(unit_width=width)) for width in (0.0, 1.0))
+    plain, body = (sources.sample(np.random.default_rng(3), rig=0) for sources in (own, other))
+    assert plain.units is None and np.array_equal(body.play_episodes, plain.play_episodes)
+    normal = own.embodiment(0, body.perturbation, body.play_episodes)
+    for field, dims in (("state", body.stats.state_dim), ("action", body.stats.action_dim)):
+        before, after = (getattr(x, field)[:, :dims].numpy().astype(float) for x in (normal, body))
+        slopes, shifts = np.array([np.polyfit(b, a, 1) for a, b in zip(before.T, after.T, strict=True)]).T
+        np.testing.assert_allclose(before, slopes * after + shifts, atol=1e-4)
+        assert (slopes > 1 / 3 - 1e-6).all() and (slopes < 3 + 1e-6).all() and np.ptp(slopes) > 0.01
+        assert (np.abs(shifts) <= 1 + 1e-5).all() and np.abs(shifts).max() > 0.1
+    canonical = other.sample(np.random.default_rng(3), rig=0, width=0.0)
+    unmoved = own.embodiment(0, canonical.perturbation, canonical.play_episodes)
+    assert torch.equal(canonical.action, unmoved.action), "at width 0 they are those of play"
+    with pytest.raises(ValueError, match="width of units lies between 0 and 1, got 2"):
+        PlayUse(unit_width=2)
+
+
+def test_units_outlive_a_checkpoint(small_cache):
+    sources = make_sources(small_cache, play=PlayUse(unit_width=1.0))
+    slots = state_for(sources).objective.slots
+    lives = slots.first()
+    again = slots.restored(slots.state_dict(lives))
+    for body, other in zip(lives.bodies, again.bodies, strict=True):
+        assert body.units == other.units and body.units is not None
+        assert torch.equal(body.action, other.action) and torch.equal(body.state, other.state)
+    assert len({body.units for body in lives.bodies}) == len(lives.bodies)
+
+
 @pytest.mark.parametrize("offset", [1, 3, None])
 def test_the_next_observation_of_a_batch_is_that_after_the_offset(small_cache, offset):
     sources = make_sources(small_cache)

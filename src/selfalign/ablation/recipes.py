@@ -168,6 +168,7 @@ DATA = {
     "play-of-demonstrations": Recipe(
         "source bodies are rehearsed on transitions of demonstrations", {"bodies": {"play_of": "demonstrations"}}
     ),
+    "units": Recipe("bodies are read in units that need not be those of their play", {"bodies": {"unit_width": 1.0}}),
     "new-narrow": Recipe("new bodies play in 0.3 of the workspace", bench={"motion": "narrow"}),
     "new-axes": Recipe("new bodies play as `selfalign play --robot` moves real ones", bench={"motion": "axes"}),
     "new-demonstrations": Recipe("new bodies play by doing the task", bench={"motion": "demonstrations"}),

@@ -53,5 +53,5 @@ def contrast_group(
         return [body]
     rig = sources.cache.embodiments[body.rig]
     others = [sources.draw(rng, rig, width) for _ in range(config.negatives)]
-    negatives = [sources.embodiment(body.rig, perturbation, body.play_episodes) for perturbation in others]
+    negatives = [sources.embodiment(body.rig, perturbation, body.play_episodes, body.units) for perturbation in others]
     return [body, replace(body, look=1), *negatives]

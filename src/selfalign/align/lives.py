@@ -18,6 +18,7 @@ from selfalign.align.batches import Batches, Plan
 from selfalign.align.contrastive import contrast_group
 from selfalign.align.settings import RehearsalConfig
 from selfalign.data.changes import body_from_dict
+from selfalign.data.units import Units
 from selfalign.data.virtual import VirtualEmbodiment, VirtualSources
 
 
@@ -109,9 +110,11 @@ def restored_drawing(state: dict[str, Any]) -> tuple[np.random.Generator, int]:
 def _describe(body: VirtualEmbodiment) -> dict[str, Any]:
     play = [int(e) for e in body.play_episodes]
     look = {"look": body.look} if body.look else {}
-    return {"rig": body.rig, "perturbation": body.perturbation.to_dict(), "play": play, **look}
+    units = {} if body.units is None else {"units": body.units.to_dict()}
+    return {"rig": body.rig, "perturbation": body.perturbation.to_dict(), "play": play, **look, **units}
 
 
 def _rebuild(sources: VirtualSources, data: dict[str, Any]) -> VirtualEmbodiment:
-    body = sources.embodiment(data["rig"], body_from_dict(data["perturbation"]), np.array(data["play"]))
+    units = Units.from_dict(data["units"]) if "units" in data else None
+    body = sources.embodiment(data["rig"], body_from_dict(data["perturbation"]), np.array(data["play"]), units)
     return replace(body, look=data.get("look", int(data.get("recoloured", False))))  # which older checkpoints have

@@ -148,7 +148,7 @@ class TrainingConfig:
             recompute=machine.recompute,
             strategy=machine.strategy,
             workers=machine.workers,
-            play=PlayUse(bodies.play_of, bodies.play_trajectories),
+            play=PlayUse(bodies.play_of, bodies.play_trajectories, bodies.unit_width),
             fixed_alpha=self.model.fixed_alpha,
             shared=self.shared,
         )

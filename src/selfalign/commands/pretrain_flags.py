@@ -68,6 +68,9 @@ class BodyFlags:
     """What rehearsal aligns to: play, or the transitions of demonstrations."""
     play_trajectories: int | None = None
     """Trajectories of play that rehearsal uses of each rig; None: all."""
+    unit_width: float = 0.0
+    """How far the units of a body's numbers may lie from those of its play, up to 1: from a third to three of its
+    spreads, and off its mean by one, so that play may be slow or quick. 0: they are those of its play."""
     reach_weight: float = 2.0
     """How often frames of reach demonstrations are drawn, relative to other tasks."""
     held_out_rigs: int = 0

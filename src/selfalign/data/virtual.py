@@ -19,6 +19,7 @@ from selfalign.data.episodes import Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.perturb import EmbodimentPerturbation, JointFrame, LinearFrame
 from selfalign.data.transforms import Tokenizer, dim_mask, pad_dims, tokenize_tasks
+from selfalign.data.units import Units
 from selfalign.types import ActionChunk, Observation, Transition
 
 Perturbation = EmbodimentPerturbation | RemadeBody
@@ -108,10 +109,14 @@ class PlayUse:
     """Free motion, or the transitions of demonstrations."""
     trajectories: int | None = None
     """Of each rig, at most; None: all that are recorded."""
+    unit_width: float = 0.0
+    """How far the units of bodies may lie from those of their play (`Units`); 0: they are those."""
 
     def __post_init__(self) -> None:
         if self.trajectories is not None and self.trajectories < 1:
             raise ValueError(f"a rig needs at least 1 trajectory of play, got {self.trajectories}")
+        if not 0 <= self.unit_width <= 1:
+            raise ValueError(f"the width of units lies between 0 and 1, got {self.unit_width}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +144,8 @@ class VirtualEmbodiment:
     """Row of the last frame of each row's episode."""
     look: int = 0
     """What its cameras show: 0 what was recorded, otherwise one of the other looks of the features, from 1."""
+    units: Units | None = None
+    """In which its numbers are, after normalisation; None: as they are then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,9 +209,14 @@ class VirtualSources:
         return (play if len(play) else self.cache.episodes_of(rig, False))[: self.play.trajectories]
 
     def embodiment(
-        self, rig: int, perturbation: Perturbation, play_episodes: Int[np.ndarray, " E"] | None = None
+        self,
+        rig: int,
+        perturbation: Perturbation,
+        play_episodes: Int[np.ndarray, " E"] | None = None,
+        units: Units | None = None,
     ) -> VirtualEmbodiment:
-        """A rig's recordings in the terms of a perturbed body, normalised by (some of) its play."""
+        """A rig's recordings in the terms of a perturbed body, normalised by (some of) its play; then in other units,
+        where some are given."""
         cache, shape = self.cache, self.shape
         play = self._play_of(rig) if play_episodes is None else play_episodes
         episodes = np.concatenate([play, cache.episodes_of(rig, False)])
@@ -224,20 +236,24 @@ class VirtualSources:
 
         odds = self.task_weight[np.repeat(cache.task_index[episodes], lengths)[~is_play]]
         stats = NormStats.from_arrays(state[is_play], action[is_play])
+        state, action = stats.normalize_state(state), stats.normalize_action(action)
+        if units is not None:
+            state, action = units.applied("state", state), units.applied("action", action)
         return VirtualEmbodiment(
             rig=rig,
             perturbation=perturbation,
             play_episodes=play,
             stats=stats,
             frames=frames,
-            state=torch.from_numpy(pad_dims(stats.normalize_state(state), shape.state_dim)).float(),
-            action=torch.from_numpy(pad_dims(stats.normalize_action(action), shape.action_dim)).float(),
+            state=torch.from_numpy(pad_dims(state, shape.state_dim)).float(),
+            action=torch.from_numpy(pad_dims(action, shape.action_dim)).float(),
             state_mask=dim_mask(state.shape[-1], shape.state_dim),
             action_mask=dim_mask(action.shape[-1], shape.action_dim),
             play=row[is_play & (row + shape.horizon <= last)],
             demonstrations=row[~is_play],
             demonstration_odds=odds / odds.sum(),
             last=last,
+            units=units,
         )
 
     def sample(self, rng: np.random.Generator, rig: int | None = None, width: float = 1.0) -> VirtualEmbodiment:
@@ -248,7 +264,9 @@ class VirtualSources:
         play = play[self.cache.episode_lengths[play] > self.shape.horizon]  # a share of short ones has no transition
         count = int(rng.integers((len(play) + 1) // 2, len(play) + 1))
         chosen = np.sort(rng.choice(play, size=count, replace=False))
-        body = self.embodiment(rig, self.draw(rng, self.cache.embodiments[rig], width), chosen)
+        perturbation, wide = self.draw(rng, self.cache.embodiments[rig], width), self.play.unit_width * width
+        units = Units(int(rng.integers(2**31)), wide) if self.play.unit_width else None
+        body = self.embodiment(rig, perturbation, chosen, units)
         if self.any_look and rng.uniform() < width:
             return replace(body, look=int(rng.integers(len(self.features.looks) + 1)))
         return body
