@@ -112,13 +112,13 @@ def test_play_of_a_simulated_body_is_that_of_its_recorder(tmp_path, panda):
 def test_robot_play_is_what_the_command_writes_of_a_real_robot(tmp_path, panda):
     out, robot = tmp_path / "play", "selfalign.sim.playing:panda"
     assert main(["play", "--robot", robot, "--out", str(out), "--trajectories", "2", "--length", "6"]) == 0
-    reader, found = LeRobotReader(out), play_by_axes(BodySpec(), 2, 6, sim=panda)
+    reader, found = LeRobotReader(out), list(play_by_axes(BodySpec(), 2, 6, sim=panda))
     for written, played in zip([reader[0], reader[1]], found, strict=True):
         assert np.array_equal(written.action, played.action) and np.array_equal(written.state, played.state)
         assert all(np.array_equal(written.images[name], played.images[name]) for name in ("scene", "wrist"))
-    less = play_by_axes(BodySpec(), 1, 6, sim=panda)[0]
+    less = next(play_by_axes(BodySpec(), 1, 6, sim=panda))
     assert np.array_equal(less.action, found[0].action)
-    other = play_by_axes(BodySpec(), 1, 6, 1, sim=panda)[0]
+    other = next(play_by_axes(BodySpec(), 1, 6, 1, sim=panda))
     assert not np.array_equal(other.action, less.action)
 
 
@@ -127,6 +127,18 @@ def test_robot_play_moves_the_numbers_of_its_actions_one_by_one(panda):
     body = sample_bodies(1, 0, "heldout", "action")[0]
     alone = []
     for play in (play_by_axes, record_play):
-        moving = np.abs(play(body, 2, 40, image_size=8, sim=panda)[1].action[:, :3]) > 1e-4
+        _, babbled = play(body, 2, 40, image_size=8, sim=panda)
+        moving = np.abs(babbled.action[:, :3]) > 1e-4
         alone.append(float((moving.sum(axis=1) == 1).mean()))
     assert alone[0] > 0.1 and alone[1] == 0.0
+
+
+def test_a_drawn_body_plays_by_its_axes(tmp_path, panda):
+    body = sample_bodies(1, 4, "heldout", "action")[0]
+    told = ["--scenario", "action", "--seed", "4", "--trajectories", "2", "--length", "6", "--image-size", "16"]
+    assert main(["play", "--out", str(tmp_path / "play"), "--motion", "axes", *told]) == 0
+    reader = LeRobotReader(tmp_path / "play")
+    for written, played in zip(
+        [reader[0], reader[1]], play_by_axes(body, 2, 6, 4, image_size=16, sim=panda), strict=True
+    ):
+        assert np.array_equal(written.action, played.action) and np.array_equal(written.state, played.state)

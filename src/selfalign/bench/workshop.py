@@ -105,7 +105,7 @@ class Workshop:
             return self._demonstrate(cell.task, trajectories, self.seed)
         size, sim = self.policy.model.config.image_size, arena_of(self.body).simulations(1)[0]
         if cell.motion == "axes":
-            return play_by_axes(self.body, trajectories, cell.play_length, self.seed, image_size=size, sim=sim)
+            return list(play_by_axes(self.body, trajectories, cell.play_length, self.seed, image_size=size, sim=sim))
         extent = NARROW if cell.motion == "narrow" else 1.0
         return record_play(
             self.body, trajectories, cell.play_length, self.seed, image_size=size, sim=sim, extent=extent

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from selfalign.commands.evaluate import read_body
 from selfalign.robots.record import write_play
 from selfalign.sim.bodies import sample_bodies
+from selfalign.sim.playing import play_by_axes
 from selfalign.sim.record import play_trajectories
 from selfalign.sim.regions import Region, Scenario
 from selfalign.workers import track
@@ -27,6 +29,9 @@ class RecordConfig:
     trajectories: int = 20
     length: int = 50
     """Frames of each trajectory, at 20 Hz."""
+    motion: Literal["free", "axes"] = "free"
+    """`free`: its tip goes about the workspace; `axes`: it moves the numbers of its own actions, all of them to random
+    places and one by one, as `--robot` moves a robot of yours."""
     image_size: int = 96
     video: bool = False
     """Store the camera's frames as video, which is smaller and not exact."""
@@ -44,7 +49,8 @@ def run(config: RecordConfig) -> None:
         if config.body is None
         else read_body(config.body)
     )
-    recording = play_trajectories(body, config.trajectories, config.length, config.seed, image_size=config.image_size)
+    record = play_by_axes if config.motion == "axes" else play_trajectories
+    recording = record(body, config.trajectories, config.length, config.seed, image_size=config.image_size)
     write_play(
         config.out,
         track(recording, description="playing", total=config.trajectories),

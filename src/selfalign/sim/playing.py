@@ -3,7 +3,7 @@
 selfalign play --robot selfalign.sim.playing:panda --out data/panda_play
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -122,9 +122,10 @@ def play_by_axes(
     *,
     image_size: int = IMAGE_SIZE,
     sim: Simulation | None = None,
-) -> list[Episode]:
-    """Play as `selfalign play --robot` records it of a real robot: the body moves the axes of its own actions between
-    random places and one by one, within their limits, at the same table all the while.
+) -> Iterator[Episode]:
+    """Play as `selfalign play --robot` records it of a real robot, each trajectory as it is asked for: the body moves
+    the axes of its own actions between random places and one by one, within their limits, at the same table all the
+    while.
 
     Args:
         body: which embodiment.
@@ -139,7 +140,7 @@ def play_by_axes(
     """
     robot = SimulatedRobot(body, image_size, seed, sim)
     recorder = PlayRecorder(robot, Guard(robot.description), NoPace(robot.description.hz))
-    return list(recorder.trajectories(n, length, seed=seed))
+    return recorder.trajectories(n, length, seed=seed)
 
 
 def panda() -> SimulatedRobot:
