@@ -4,7 +4,7 @@
     root/<body>/current                                      the number of the version in use
 
 A version counts once `current` names it, and both files appear by a rename: a crash or a full disk leaves the version
-that was in use in use. One process writes a store at a time.
+that was in use in use. One process at a time writes the contexts of a body.
 """
 
 import os
