@@ -102,7 +102,8 @@ def judged(cells: Sequence[CellResult]) -> list[Attempt]:
         if cell.fingerprint == calibration.fingerprint and cell.settings["seed"] == fitted_to:
             continue
         for attempt in cell.attempts(calibration):
-            own = cell.fingerprint, cell.settings["task"], cell.settings["seed"], attempt.body, attempt.kind
+            told = cell.settings["task"], cell.settings["seed"], cell.settings.get("motion", "free")
+            own = cell.fingerprint, *told, attempt.body, attempt.kind
             found.setdefault(own, attempt)
     return list(found.values())
 

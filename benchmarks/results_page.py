@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from result_files import ABLATION, ROOT, TUNING, Results, play_of, shipped_calibration
 
+from selfalign.align.verdict import Verdict
 from selfalign.baselines.choices import setting
 from selfalign.bench.attempts import Attempt
 from selfalign.bench.matrix_table import speed_line
@@ -217,19 +218,32 @@ def motions(cells: Sequence[CellResult]) -> Iterator[str]:
         return
     yield "## Does it matter how a body plays?"
     yield (
-        "In all other tables the tip of the body goes about the workspace (*free*), which takes somebody who knows "
-        "where the tip is. Here bodies play otherwise. *axes*: as `selfalign play --robot` moves a real robot, of "
-        "which only the numbers of its own actions and their limits are known: all of them to random places, and one "
-        "by one. *narrow*: the tip goes about 0.3 of the workspace. *demonstrations*: the body does the task, so many "
-        "times. The difference is that to free motion, on the same bodies and in the same scenes, in percentage points."
+        "In all other tables the tip of the body is led about the workspace (*free*). Here bodies play otherwise. "
+        "*axes*: as `selfalign play --robot` moves a real robot, by the dimensions of its action vector, all of them "
+        "to random places and one by one, within their limits and a box that the tip may not leave. *narrow*: the tip "
+        "is led about 0.3 of the workspace. *demonstrations*: the body does the task, as often as others play. The "
+        "difference is that to free motion, on the same bodies and in the same scenes, in percentage points; what was "
+        "expected is what the verdicts said, on average, of the bodies that were accepted."
     )
     rows = []
     for cell in others:
         told = f"{cell.settings['scenario']}, {cell.settings['task']}, seed {cell.settings['seed']}"
         free = next((_of_bodies(other, cell) for other in cells if _played_freely(other, cell)), None)
         known = ["-", "-"] if free is None else [free.success("aligned").percent(), cell.less(free, "aligned").points()]
-        rows.append([told, str(len(cell.rows)), _motion(cell), cell.success("aligned").percent(), *known])
-    yield markdown(("unseen", "bodies", "motion", label("aligned"), "with free motion", "difference"), rows)
+        seconds = mean(row["costs"]["aligned"]["robot_seconds"] for row in cell.rows)
+        own = cell.success("aligned").percent(), *known, *_foretold(cell)
+        rows.append([told, str(len(cell.rows)), _motion(cell), f"{seconds:.0f} s", *own])
+    success = label("aligned"), "with free motion", "difference", "accepted", "expected"
+    yield markdown(("unseen", "bodies", "motion", "robot's own time of play", *success), rows)
+
+
+def _foretold(cell: CellResult) -> list[str]:
+    """How many bodies were accepted, and the success that was expected of them."""
+    verdicts = [Verdict.from_dict(row["verdicts"]["aligned"]) for row in cell.rows]
+    accepted = [verdict for verdict in verdicts if verdict.accepted]
+    expected = [verdict.expected.success for verdict in accepted if verdict.expected is not None]
+    told = f"{100 * mean(expected):.0f} %" if expected else "-"
+    return [f"{len(accepted)} of {len(verdicts)}", told]
 
 
 def _motion(cell: CellResult) -> str:

@@ -18,6 +18,8 @@ from selfalign.checkpoint import save_checkpoint
 from selfalign.cli import main
 from selfalign.data.episodes import Episode
 from selfalign.data.lerobot import LeRobotWriter
+from selfalign.data.normalize import NormStats
+from selfalign.data.play import Play
 from selfalign.model.config import VLAConfig
 from selfalign.model.policy import VLA
 from selfalign.model.streams import StreamConfig
@@ -93,6 +95,27 @@ def test_bad_play_is_explained(checkpoint, tmp_path, capsys, make, message):
     error = capsys.readouterr().err
     assert error.startswith("selfalign: ") and message in error
     assert not out.exists()
+
+
+def test_play_is_normalised_by_given_statistics(checkpoint, tmp_path, capsys):
+    play, other, out = write_play(tmp_path / "play"), write_play(tmp_path / "other", length=40), tmp_path / "context"
+    stats = tmp_path / "stats.json"
+    assert main(["stats", "--data", str(other), "--out", str(stats), "--format", "selfalign"]) == 0
+    assert main(align_args(checkpoint, play, out, "--force", "--stats", stats)) == 0
+    told = NormStats.from_dict(sa.EmbodimentContext.load(out).info.norm_stats)
+    expected, own = Play.open(other).stats(), Play.open(play).stats()
+    np.testing.assert_allclose(told.action.std, expected.action.std, rtol=1e-6)
+    np.testing.assert_allclose(told.state.mean, expected.state.mean, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(told.action.std, own.action.std, rtol=1e-3)
+    data = json.loads(stats.read_text())
+    wide = {**data, "action": {k: v if k == "count" else v + v[:1] for k, v in data["action"].items()}}
+    for wrong, message in (
+        (wide, "statistics of 4 numbers of state and 5 of action, the play has 4 and 4"),
+        ({"norm_stats": data}, "is no file of `selfalign stats --format selfalign`"),
+    ):
+        stats.write_text(json.dumps(wrong))
+        assert main(align_args(checkpoint, play, tmp_path / "none", "--stats", stats)) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
 def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path, capsys):

@@ -77,6 +77,29 @@ def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):
     ]
 
 
+def test_other_motion_is_compared_to_free_motion_of_the_same_bodies(tmp_path: Path):
+    results, free = script("results_page"), matrix_result()
+    free["cells"] = [entry for entry in free["cells"] if entry["settings"]["method"] == "selfalign"]
+    del free["cells"][0]["bodies"][0]["results"]["1"], free["cells"][0]["bodies"][1]["results"]["1"]
+    axes = json.loads(json.dumps(free))
+    axes["cells"] = [entry for entry in axes["cells"] if entry["settings"]["region"] == "heldout"]
+    axes["cells"][0]["settings"]["motion"] = "axes"
+    (body, _) = axes["cells"][0]["bodies"]
+    body["results"]["20"]["success"] = outcome(7)
+    body["results"]["20"]["verdict"]["expected"] = {"success": 0.8, "low": 0.7, "high": 0.9, "task": "reach"}
+    axes["cells"][0]["bodies"] = [body]
+    for entry in (*free["cells"], *axes["cells"]):
+        entry["settings"]["play"] = [20]
+    cells = read_cells([write(tmp_path / "free.json", free), write(tmp_path / "axes.json", axes)])
+    table = list(results.motions(cells))[-1].splitlines()
+    own = "| action, reach, seed 0 | 1 | axes | 50 s | 70 % | 90 % | -20 | 1 of 1 | 80 % |"
+    assert table[2:] == [own]
+    alone = list(results.motions([cell for cell in cells if cell.settings["motion"] == "axes"]))[-1]
+    assert "| 70 % | - | - | 1 of 1 | 80 % |" in alone
+    assert list(results.motions([cell for cell in cells if cell.settings["motion"] == "free"])) == []
+    assert [cell.settings["motion"] for cell in results.plain(cells)] == ["free"]
+
+
 def test_recipes_are_compared_to_the_first_on_the_same_bodies(tmp_path: Path):
     results, matrix = script("results_page"), matrix_result()
     (_, aligned, *_) = matrix["cells"]

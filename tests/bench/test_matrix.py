@@ -6,7 +6,9 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
+import numpy as np
 import pytest
 
 from calibrations import make_calibration
@@ -14,13 +16,15 @@ from selfalign.bench import adapt, matrix, methods, workshop
 from selfalign.bench import cell as cells
 from selfalign.bench.cell import BodyJob, Group, bodies_of, measure, measure_body
 from selfalign.bench.matrix import MatrixConfig, run, run_plan
-from selfalign.bench.plan import Cell, Plan, with_oracle
+from selfalign.bench.plan import Cell, Motion, Plan, with_oracle
 from selfalign.bench.workshop import Workshop
 from selfalign.checkpoint import load
 from selfalign.model.losses import LossWeights
 from selfalign.model.weights import read_json
 from selfalign.settings import AlignSettings
 from selfalign.sim.bodies import before_change
+from selfalign.sim.playing import play_by_axes
+from selfalign.sim.record import record_demonstrations, record_play
 from selfalign.sim.tasks import KINDS
 
 # Play as short as in these tests may leave the gripper alone.
@@ -324,6 +328,24 @@ def test_a_model_without_alignment_losses_is_measured_too(checkpoint: Path):
         context = at.make(replace(cell, method=method), 2).fitted.context
         assert context.distance(policy.model.prior()) == 0
     assert not at.make(cell, 2).fitted.history["verdict"]["accepted"]
+
+
+def test_bodies_play_as_a_cell_says(checkpoint: Path):
+    policy, free = load(checkpoint), replace(REAL, checkpoint=str(checkpoint))
+    body, size = bodies_of(free)[0], policy.model.config.image_size
+    expected = {
+        "free": record_play(body, 2, 11, 4, image_size=size),
+        "narrow": record_play(body, 2, 11, 4, image_size=size, extent=0.3),
+        "axes": list(play_by_axes(body, 2, 11, 4, image_size=size)),
+        "demonstrations": record_demonstrations(body, 2, 4, image_size=size),
+    }
+    assert set(expected) == set(get_args(Motion))
+    for motion, episodes in expected.items():
+        play = Workshop(policy, body, 4).play(replace(free, motion=motion))
+        for found, own in zip(play.episodes, episodes, strict=True):
+            np.testing.assert_array_equal(found.action, own.action)
+    firsts = [episodes[0].action[:11] for episodes in expected.values()]
+    assert not any(np.array_equal(a, b) for i, a in enumerate(firsts) for b in firsts[:i])
 
 
 def test_what_is_stale_was_aligned_to_the_body_before_it_changed(checkpoint: Path):

@@ -123,7 +123,7 @@ def test_robot_play_is_what_the_command_writes_of_a_real_robot(tmp_path, panda):
 
 
 def test_robot_play_moves_the_numbers_of_its_actions_one_by_one(panda):
-    """Which play that knows the workspace does not do in a frame that is turned."""
+    """Which play that leads the tip about the workspace does not do in a frame that is turned."""
     body = sample_bodies(1, 0, "heldout", "action")[0]
     alone = []
     for play in (play_by_axes, record_play):
@@ -136,7 +136,7 @@ def test_robot_play_moves_the_numbers_of_its_actions_one_by_one(panda):
 def test_a_drawn_body_plays_by_its_axes(tmp_path, panda):
     body = sample_bodies(1, 4, "heldout", "action")[0]
     told = ["--scenario", "action", "--seed", "4", "--trajectories", "2", "--length", "6", "--image-size", "16"]
-    assert main(["play", "--out", str(tmp_path / "play"), "--motion", "axes", *told]) == 0
+    assert main(["play", "--out", str(tmp_path / "play"), "--axes", *told]) == 0
     reader = LeRobotReader(tmp_path / "play")
     for written, played in zip(
         [reader[0], reader[1]], play_by_axes(body, 2, 6, 4, image_size=16, sim=panda), strict=True

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from selfalign.commands.evaluate import read_body
 from selfalign.robots.record import write_play
@@ -29,9 +28,9 @@ class RecordConfig:
     trajectories: int = 20
     length: int = 50
     """Frames of each trajectory, at 20 Hz."""
-    motion: Literal["free", "axes"] = "free"
-    """`free`: its tip goes about the workspace; `axes`: it moves the numbers of its own actions, all of them to random
-    places and one by one, as `--robot` moves a robot of yours."""
+    axes: bool = False
+    """Move the dimensions of its action vector, all of them to random places and one by one, as `--robot` moves a robot
+    of yours; otherwise its tip goes about the workspace."""
     image_size: int = 96
     video: bool = False
     """Store the camera's frames as video, which is smaller and not exact."""
@@ -49,7 +48,7 @@ def run(config: RecordConfig) -> None:
         if config.body is None
         else read_body(config.body)
     )
-    record = play_by_axes if config.motion == "axes" else play_trajectories
+    record = play_by_axes if config.axes else play_trajectories
     recording = record(body, config.trajectories, config.length, config.seed, image_size=config.image_size)
     write_play(
         config.out,
