@@ -59,15 +59,7 @@ def fit_calibration(
     rng = np.random.default_rng(seed)
     picks = rng.multinomial(len(bodies), np.full(len(bodies), 1 / len(bodies)), size=draws)
     curves = np.stack([table.curve(weights, fallback=fitted) for weights in picks])
-    low, high = np.quantile(curves, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    for value in np.unique(fitted):
-        pooled = fitted == value
-        interval = wilson(int(table.successes[:, pooled].sum()), int(table.episodes[:, pooled].sum()))
-        assert interval.low is not None and interval.high is not None
-        low[pooled] = np.minimum(low[pooled], interval.low)
-        high[pooled] = np.maximum(high[pooled], interval.high)
-    # Wilson's ends of neighbouring pools may cross; the curve's ends fall as the curve does.
-    low, high = np.minimum.accumulate(low), np.maximum.accumulate(high[::-1])[::-1]
+    low, high = _at_least_wilson(*np.quantile(curves, [(1 - level) / 2, (1 + level) / 2], axis=0), table, fitted)
     before = wilson(sum(a.successes for a in prior), sum(a.episodes for a in prior))
     assert before.low is not None and before.high is not None
     return Calibration(
@@ -117,6 +109,21 @@ class _Table:
         columns = np.arange(len(there))
         ends = {"left": max(fallback[0], fitted[0]), "right": min(fallback[-1], fitted[-1])}
         return np.interp(columns, columns[there], fitted, **ends)
+
+
+def _at_least_wilson(
+    low: np.ndarray, high: np.ndarray, table: _Table, fitted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the curve that are no surer than the episodes of the groups that regression has pooled."""
+    low, high = low.copy(), high.copy()
+    for value in np.unique(fitted):
+        pooled = fitted == value
+        interval = wilson(int(table.successes[:, pooled].sum()), int(table.episodes[:, pooled].sum()))
+        assert interval.low is not None and interval.high is not None
+        low[pooled] = np.minimum(low[pooled], interval.low)
+        high[pooled] = np.maximum(high[pooled], interval.high)
+    # Wilson's ends of neighbouring pools may cross; the curve's ends fall as the curve does.
+    return np.minimum.accumulate(low), np.maximum.accumulate(high[::-1])[::-1]
 
 
 def _rounded(values: Sequence[float] | np.ndarray) -> tuple[float, ...]:
