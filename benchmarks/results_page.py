@@ -123,10 +123,11 @@ def ablation(cells: Sequence[CellResult]) -> Iterator[str]:
     yield "## What is rehearsal worth?"
     yield (
         "One vision tower, data and number of steps (2,000, a fifth of the shipped checkpoint's); contexts were "
-        "rehearsed, or were one learned context per source body, or one for all. Then unseen bodies are aligned as "
-        "always. With one context per source body the play loss falls nearly as far as with rehearsal, and success "
-        "does not follow: low play loss alone proves nothing. (Those two were aligned at a constant rate, the others "
-        "at one that falls.) *one_camera* is "
+        "rehearsed, or were one learned context per source body, or one for all, which the action loss moved too. Then "
+        "unseen bodies are aligned as always. With one context per source body the play loss falls nearly as far as "
+        "with rehearsal, and success does not follow: low play loss alone proves nothing. (That is the action loss's "
+        "doing, not the bodies': [ablations](#ablations-2500-steps), *no-rehearsal* and *attached*. Those two were "
+        "aligned at a constant rate, the others at one that falls.) *one_camera* is "
         "rehearsed like the others on 60 rigs that share one camera (the others: 300 rigs, a camera each): what a "
         "policy makes of unseen cameras if its sources never moved theirs. How they were trained is in "
         "[benchmarks/README.md](../benchmarks/README.md#ablations)."
@@ -313,10 +314,13 @@ def ablations(results: Mapping[Path, dict[str, Any]], pictures: Path) -> Iterato
     Args:
         pictures: where figures are, as the page sees it: of each result that of `recipes_figure`, by the file's name.
     """
+    steps = None
     for path, result in results.items():
-        yield f"## Ablations: {result['scale']['steps']} steps"
+        if result["scale"]["steps"] != steps:
+            steps = result["scale"]["steps"]
+            yield f"## Ablations: {steps} steps"
         yield (
-            "Each recipe differs from the first in one thing; all share one vision tower "
+            f"`{path.name}`. Each recipe differs from the first in one thing; all share one vision tower "
             "([what they are](benchmark.md#ablations)). The difference is to the first recipe on the same bodies and "
             "in the same scenes, in percentage points, with the interval of a bootstrap over bodies."
         )

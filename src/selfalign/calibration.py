@@ -2,9 +2,9 @@
 
 Measured on validation bodies by `selfalign bench calibrate`.
 
-Low play loss alone proves nothing: a model that never rehearsed alignment reaches it and fails. A calibration therefore
-belongs to one checkpoint. It holds a falling curve from held-out play loss to success, and the losses at which
-alignment ended on bodies that the checkpoint was tried on; of a loss beyond them it knows nothing, and says so.
+Low play loss alone proves nothing: a model whose action loss shaped its contexts reaches it and fails. A calibration
+therefore belongs to one checkpoint. It holds a falling curve from held-out play loss to success, and the losses at
+which alignment ended on bodies that the checkpoint was tried on; of a loss beyond them it knows nothing, and says so.
 """
 
 import math

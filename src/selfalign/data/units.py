@@ -15,9 +15,8 @@ _COMMON, _OWN = 2.0, 1.5
 class Units:
     """Normalised numbers x become (x - shift) / scale, each with a shift and a scale of its own.
 
-    A new body is normalised by what it plays: slow play makes every action large, quick recordings of a task make it
-    small, and a gripper that never moves has no spread. A policy that was only ever shown one kind of play does not
-    know that there are others; one that was shown such units finds them in the context.
+    A new body is normalised by what it plays, be it slow or quick, and in pretraining that is always play of one kind.
+    Whether a policy that is shown other units can find them in the context, the ablation's cell `units` asks.
 
     Args:
         seed: draws shifts and scales.
