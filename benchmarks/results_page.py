@@ -224,7 +224,7 @@ def motions(cells: Sequence[CellResult]) -> Iterator[str]:
         "to random places and one by one, within their limits and a box that the tip may not leave. *narrow*: the tip "
         "is led about 0.3 of the workspace. *demonstrations*: the body does the task, as often as others play. The "
         "difference is that to free motion, on the same bodies and in the same scenes, in percentage points; what was "
-        "expected is what the verdicts said, on average, of the bodies that were accepted."
+        "expected is what the verdicts said of reaching, on average, where they accepted."
     )
     rows = []
     for cell in others:
@@ -242,7 +242,8 @@ def _foretold(cell: CellResult) -> list[str]:
     """How many bodies were accepted, and the success that was expected of them."""
     verdicts = [Verdict.from_dict(row["verdicts"]["aligned"]) for row in cell.rows]
     accepted = [verdict for verdict in verdicts if verdict.accepted]
-    expected = [verdict.expected.success for verdict in accepted if verdict.expected is not None]
+    known = [verdict.expected for verdict in accepted if verdict.expected is not None]
+    expected = [found.success for found in known if found.task == cell.settings["task"]]
     told = f"{100 * mean(expected):.0f} %" if expected else "-"
     return [f"{len(accepted)} of {len(verdicts)}", told]
 
