@@ -59,7 +59,8 @@ def fit_calibration(
     rng = np.random.default_rng(seed)
     picks = rng.multinomial(len(bodies), np.full(len(bodies), 1 / len(bodies)), size=draws)
     curves = np.stack([table.curve(weights, fallback=fitted) for weights in picks])
-    low, high = _at_least_wilson(*np.quantile(curves, [(1 - level) / 2, (1 + level) / 2], axis=0), table, fitted)
+    low, high = np.quantile(curves, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = _at_least_wilson(low, high, table, fitted)
     before = wilson(sum(a.successes for a in prior), sum(a.episodes for a in prior))
     assert before.low is not None and before.high is not None
     return Calibration(
