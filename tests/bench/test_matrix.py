@@ -337,6 +337,7 @@ def test_bodies_play_as_a_cell_says(checkpoint: Path):
         "free": record_play(body, 2, 11, 4, image_size=size),
         "narrow": record_play(body, 2, 11, 4, image_size=size, extent=0.3),
         "axes": list(play_by_axes(body, 2, 11, 4, image_size=size)),
+        "brisk": list(play_by_axes(body, 2, 11, 4, image_size=size, brisk=True)),
         "demonstrations": record_demonstrations(body, 2, 4, image_size=size),
     }
     assert set(expected) == set(get_args(Motion))

@@ -133,12 +133,32 @@ def test_robot_play_moves_the_numbers_of_its_actions_one_by_one(panda):
     assert alone[0] > 0.1 and alone[1] == 0.0
 
 
+def test_the_brisk_tempo_is_faster_within_the_same_limits(tmp_path, panda):
+    def speeds(episodes):
+        return np.abs(np.concatenate([episode.action[:, :3] for episode in episodes]))
+
+    out, robot, amount = tmp_path / "play", "selfalign.sim.playing:panda", ["--trajectories", "4", "--length", "60"]
+    assert main(["play", "--robot", robot, "--out", str(out), "--image-size", "8", "--tempo", "brisk", *amount]) == 0
+    reader = LeRobotReader(out)
+    brisk = speeds(reader[i] for i in range(4))
+    calm, full = (
+        speeds(play_by_axes(BodySpec(), 4, 60, image_size=8, sim=panda, brisk=brisk)) for brisk in (False, True)
+    )
+    assert calm.mean() * 1.15 < brisk.mean() < full.mean() / 1.15
+    assert max(calm.max(), brisk.max()) <= 0.7 + 1e-6 < full.max() <= 1.0 + 1e-6
+
+
 def test_a_drawn_body_plays_by_its_axes(tmp_path, panda):
     body = sample_bodies(1, 4, "heldout", "action")[0]
     told = ["--scenario", "action", "--seed", "4", "--trajectories", "2", "--length", "6", "--image-size", "16"]
-    assert main(["play", "--out", str(tmp_path / "play"), "--axes", *told]) == 0
-    reader = LeRobotReader(tmp_path / "play")
-    for written, played in zip(
-        [reader[0], reader[1]], play_by_axes(body, 2, 6, 4, image_size=16, sim=panda), strict=True
-    ):
-        assert np.array_equal(written.action, played.action) and np.array_equal(written.state, played.state)
+    for flags, brisk in ((["--axes"], False), (["--axes", "--brisk"], True)):
+        out = tmp_path / f"brisk_{brisk}"
+        assert main(["play", "--out", str(out), *flags, *told]) == 0
+        reader, expected = LeRobotReader(out), play_by_axes(body, 2, 6, 4, image_size=16, sim=panda, brisk=brisk)
+        for written, played in zip([reader[0], reader[1]], expected, strict=True):
+            assert np.array_equal(written.action, played.action) and np.array_equal(written.state, played.state)
+
+
+def test_a_tempo_of_axes_that_are_not_moved_is_refused(tmp_path, capsys):
+    assert main(["play", "--out", str(tmp_path / "play"), "--brisk"]) == 2
+    assert "give --axes too" in capsys.readouterr().err and not (tmp_path / "play").exists()

@@ -171,6 +171,7 @@ DATA = {
     "units": Recipe("bodies are read in units that need not be those of their play", {"bodies": {"unit_width": 1.0}}),
     "new-narrow": Recipe("new bodies play in 0.3 of the workspace", bench={"motion": "narrow"}),
     "new-axes": Recipe("new bodies play as `selfalign play --robot` moves real ones", bench={"motion": "axes"}),
+    "new-brisk": Recipe("new bodies play like that, in its brisk tempo", bench={"motion": "brisk"}),
     "new-demonstrations": Recipe("new bodies play by doing the task", bench={"motion": "demonstrations"}),
     "new-little": Recipe("new bodies play for 1 and 3 trajectories", bench={"play": (1, 3)}),
     "new-much": Recipe("new bodies play for 30 and 100 trajectories", bench={"play": (30, 100)}),

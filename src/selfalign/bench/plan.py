@@ -19,7 +19,7 @@ from selfalign.sim.seeds import TEST
 from selfalign.sim.tasks import KINDS, Kind
 
 FORMAT = "selfalign-plan-1"
-Motion = Literal["free", "narrow", "axes", "demonstrations"]
+Motion = Literal["free", "narrow", "axes", "brisk", "demonstrations"]
 NARROW = 0.3
 """Share of the workspace that narrow play covers."""
 
@@ -57,8 +57,8 @@ class Cell:
     """Frames of each trajectory, at 20 Hz."""
     motion: Motion = "free"
     """What the body does as it plays: its tip goes about the workspace (`free`) or a part of it (`narrow`), it moves
-    each number of its own actions within limits, as `selfalign play --robot` moves a real robot (`axes`), or it does
-    the task (`demonstrations`)."""
+    each number of its own actions within limits, as `selfalign play --robot` moves a real robot (`axes`, or `brisk`,
+    its other tempo), or it does the task (`demonstrations`)."""
     demonstrations: tuple[int, ...] = ()
     """Amounts of demonstrations, for methods that learn from them; `play` then has one amount or none."""
     shown: Kind | None = None

@@ -104,12 +104,11 @@ class Workshop:
         if cell.motion == "demonstrations":
             return self._demonstrate(cell.task, trajectories, self.seed)
         size, sim = self.policy.model.config.image_size, arena_of(self.body).simulations(1)[0]
-        if cell.motion == "axes":
-            return list(play_by_axes(self.body, trajectories, cell.play_length, self.seed, image_size=size, sim=sim))
+        told = self.body, trajectories, cell.play_length, self.seed
+        if cell.motion in ("axes", "brisk"):
+            return list(play_by_axes(*told, image_size=size, sim=sim, brisk=cell.motion == "brisk"))
         extent = NARROW if cell.motion == "narrow" else 1.0
-        return record_play(
-            self.body, trajectories, cell.play_length, self.seed, image_size=size, sim=sim, extent=extent
-        )
+        return record_play(*told, image_size=size, sim=sim, extent=extent)
 
     def _demonstrate(self, kind: Kind, count: int, seed: int) -> list[Episode]:
         size, sim = self.policy.model.config.image_size, arena_of(self.body).simulations(1)[0]

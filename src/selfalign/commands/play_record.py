@@ -1,6 +1,7 @@
 """`selfalign play`: a simulated robot plays."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from selfalign.commands.evaluate import read_body
@@ -31,6 +32,8 @@ class RecordConfig:
     axes: bool = False
     """Move the dimensions of its action vector, all of them to random places and one by one, as `--robot` moves a robot
     of yours; otherwise its tip goes about the workspace."""
+    brisk: bool = False
+    """Move the axes in the brisk tempo of `--robot`, at the speed of the fastest action."""
     image_size: int = 96
     video: bool = False
     """Store the camera's frames as video, which is smaller and not exact."""
@@ -40,15 +43,17 @@ def run(config: RecordConfig) -> None:
     """Records a body that is given, or drawn.
 
     Raises:
-        ValueError: no frames, or no such body.
+        ValueError: no frames, no such body, or a tempo of axes that are not moved.
         FileExistsError: the folder holds something.
     """
+    if config.brisk and not config.axes:
+        raise ValueError("--brisk is a tempo of the axes; give --axes too")
     body = (
         sample_bodies(1, config.seed, config.region, config.scenario)[0]
         if config.body is None
         else read_body(config.body)
     )
-    record = play_by_axes if config.axes else play_trajectories
+    record = partial(play_by_axes, brisk=config.brisk) if config.axes else play_trajectories
     recording = record(body, config.trajectories, config.length, config.seed, image_size=config.image_size)
     write_play(
         config.out,

@@ -6,7 +6,7 @@ Velocity follows a goal within a largest acceleration, and brakes in time to be 
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,10 +15,6 @@ from jaxtyping import Bool, Float
 from selfalign.robots.protocol import Axis
 
 Kind = Literal["waypoints", "babble"]
-_RAMP = 0.4
-"""Seconds from rest to full speed."""
-_SHARES = (0.2, 1.0)
-"""Of full speed, drawn anew for each goal."""
 _PATIENCE = (0.5, 3.0)
 """Seconds after which a goal is given up."""
 _NEAR = 0.02
@@ -28,6 +24,29 @@ _RESTING = 0.3
 _TOGGLES_A_SECOND = 0.8
 _ATTEMPTS = 50
 """Draws of a goal in the workspace, before the axes stay where they are."""
+
+
+@dataclass(frozen=True)
+class Tempo:
+    """What random motion makes of the speed that axes may have.
+
+    Raises:
+        ValueError: a ramp that is not positive, or a share that is not in (0, 1].
+    """
+
+    ramp: float
+    """Seconds from rest to full speed."""
+    slowest: float
+    """Least part of full speed at which a goal is gone to; each goal draws its own, from there to all of it."""
+
+    def __post_init__(self) -> None:
+        if not (self.ramp > 0 and 0 < self.slowest <= 1):
+            raise ValueError(
+                f"a tempo needs a positive ramp and a slowest part in (0, 1], got {self.ramp}, {self.slowest}"
+            )
+
+
+CALM, BRISK = Tempo(ramp=0.4, slowest=0.2), Tempo(ramp=0.1, slowest=0.8)
 
 
 class RandomMotion:
@@ -40,6 +59,7 @@ class RandomMotion:
         kind: `waypoints`: all axes set out together and arrive together; `babble`: each goes its own way in its own
             time.
         allows: whether a goal may be gone to (`Guard.allows`).
+        tempo: how fast, within the axes' speeds.
     """
 
     def __init__(
@@ -49,13 +69,15 @@ class RandomMotion:
         rng: np.random.Generator,
         kind: Kind = "waypoints",
         allows: Callable[[Float[np.ndarray, " A"]], bool] = lambda target: True,
+        tempo: Tempo = CALM,
     ):
         self._rng, self._kind, self._allows, self._dt = rng, kind, allows, 1.0 / hz
+        self._slowest = tempo.slowest
         self._low, self._high = np.array([axis.low for axis in axes]), np.array([axis.high for axis in axes])
         self._toggles = np.array([axis.toggles for axis in axes])
         speed = np.array([axis.speed for axis in axes])
         self._speed = np.where(self._toggles, self._high - self._low, speed)
-        self._acceleration = self._speed / _RAMP
+        self._acceleration = self._speed / tempo.ramp
         self.begin(np.zeros(len(axes)))
 
     def begin(self, target: Float[np.ndarray, " A"]) -> None:
@@ -105,7 +127,7 @@ class RandomMotion:
         """New goals, speeds and patience for some axes."""
         self._goal = self._drawn_goal(which, target)
         lowest, highest = np.round(np.array(_PATIENCE) / self._dt).astype(int)
-        shares = self._rng.uniform(*_SHARES, size=len(target))
+        shares = self._rng.uniform(self._slowest, 1.0, size=len(target))
         patience = self._rng.integers(lowest, highest + 1, size=len(target))
         cruise = shares * self._speed * (self._goal != target)  # an axis that rests has nowhere to go
         if self._kind == "waypoints":

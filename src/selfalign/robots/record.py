@@ -10,7 +10,7 @@ from selfalign.data.episodes import IMAGE_PREFIX, Episode
 from selfalign.data.lerobot_writer import LeRobotWriter
 from selfalign.data.schema import STATE
 from selfalign.robots.interrupts import Interrupts
-from selfalign.robots.motion import Kind, RandomMotion
+from selfalign.robots.motion import CALM, Kind, RandomMotion, Tempo
 from selfalign.robots.pace import Pace
 from selfalign.robots.protocol import Axis, Description, Robot
 from selfalign.robots.safety import Guard
@@ -39,6 +39,7 @@ class PlayRecorder:
         motion: Literal[Kind, "both"] = "both",
         seed: int = 0,
         axes: tuple[Axis, ...] | None = None,
+        tempo: Tempo = CALM,
     ) -> Iterator[Episode]:
         """Random motion, each trajectory as it is asked for, from where the one before came to rest.
 
@@ -48,6 +49,7 @@ class PlayRecorder:
             motion: of `RandomMotion`; "both" takes turns.
             seed: draws the motion.
             axes: with less room or speed than the robot's own (`narrowed`); None: those.
+            tempo: how fast, within the axes' speeds.
 
         Raises:
             SafetyStop, ValueError: as `trajectory`.
@@ -56,7 +58,8 @@ class PlayRecorder:
         room, hz = axes or self._description.axes, self._description.hz
         for i in range(count):
             rng = np.random.default_rng([seed, i])
-            yield self.trajectory(RandomMotion(room, hz, rng, kinds[i % len(kinds)], self._guard.allows), length)
+            kind = kinds[i % len(kinds)]
+            yield self.trajectory(RandomMotion(room, hz, rng, kind, self._guard.allows, tempo), length)
 
     def trajectory(self, motion: RandomMotion, length: int) -> Episode:
         """Plays for `length` control steps, comes to rest, and returns what was recorded.

@@ -15,7 +15,7 @@ from selfalign.data.episodes import Episode
 from selfalign.data.schema import ACTION, STATE
 from selfalign.data.transforms import resize_with_pad
 from selfalign.embodiments import load_file
-from selfalign.robots.motion import narrowed
+from selfalign.robots.motion import BRISK, CALM, narrowed
 from selfalign.robots.pace import NoPace, Pace
 from selfalign.robots.protocol import Axis, Description, Robot
 from selfalign.robots.record import PlayRecorder, write_play
@@ -38,6 +38,9 @@ class RobotPlayConfig:
     """Folder of the new data set."""
     motion: Literal["waypoints", "babble", "both"] = "both"
     """Axes move together between random waypoints, or each by itself; `both`: by turns."""
+    tempo: Literal["calm", "brisk"] = "calm"
+    """calm: 0.4 s from rest to full speed, and places are gone to at a fifth of it or more; brisk: 0.1 s, and four
+    fifths. The policy will act about as fast as the robot plays (docs/play.md)."""
     trajectories: int = 20
     length: int = 200
     """Frames of each trajectory; must be longer than the model's chunk of actions."""
@@ -139,7 +142,8 @@ def announcement(description: Description, config: RobotPlayConfig) -> str:
 
 
 def _trajectories(recorder: PlayRecorder, axes: tuple[Axis, ...], config: RobotPlayConfig) -> Iterator[Episode]:
-    recording = recorder.trajectories(config.trajectories, config.length, config.motion, config.seed, axes)
+    told = config.trajectories, config.length, config.motion, config.seed
+    recording = recorder.trajectories(*told, axes, BRISK if config.tempo == "brisk" else CALM)
     for episode in track(recording, description="playing", total=config.trajectories):
         if (size := config.image_size) is not None:
             small = {camera: resize_with_pad(frames, size, size) for camera, frames in episode.images.items()}

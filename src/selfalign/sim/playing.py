@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from selfalign.data.episodes import IMAGE_PREFIX, Episode
+from selfalign.robots.motion import BRISK, CALM
 from selfalign.robots.pace import NoPace
 from selfalign.robots.protocol import Axis, Box, Description, Reading
 from selfalign.robots.record import PlayRecorder
@@ -20,8 +21,8 @@ from selfalign.sim.engine import CONTROL_HZ, WORKSPACE_HIGH, WORKSPACE_LOW, Simu
 from selfalign.sim.render import IMAGE_SIZE
 from selfalign.sim.tasks import sample_scene, sample_task
 
-_SPEED = 0.7
-"""Part of the fastest action that play uses, so that the arm follows."""
+_SPEED, _FULL_SPEED = 0.7, 1.0
+"""Part of the fastest action that the axes use: so that the arm follows closely, or all of it."""
 _JOINT_ROOM = 0.6
 """Radians that joints may be from their home position, and the tip in the workspace still."""
 
@@ -34,10 +35,18 @@ class SimulatedRobot:
         image_size: pixels.
         seed: draws the objects on the table.
         sim: a simulation of the body's robot to use again; None: an own one.
+        speed: part of the fastest action that the axes use.
     """
 
-    def __init__(self, body: BodySpec, image_size: int = IMAGE_SIZE, seed: int = 0, sim: Simulation | None = None):
-        self.body, self._image_size = body, image_size
+    def __init__(
+        self,
+        body: BodySpec,
+        image_size: int = IMAGE_SIZE,
+        seed: int = 0,
+        sim: Simulation | None = None,
+        speed: float = _SPEED,
+    ):
+        self.body, self._image_size, self._speed = body, image_size, speed
         self._sim = Simulation(body.robot) if sim is None else sim
         self._sim.set_appearance(body.appearance)
         self._sim.mount_wrist(body.wrist)
@@ -72,7 +81,7 @@ class SimulatedRobot:
         space, sim = self.body.action_space, self._sim
         low, high = space.bounds(*self._room())
         step = JOINT_STEP if space.is_joint else TIP_STEP
-        speed = _SPEED * step * CONTROL_HZ * self._strides(len(low))
+        speed = self._speed * step * CONTROL_HZ * self._strides(len(low))
         axes = [
             Axis(
                 f"joint_{i}" if space.is_joint else "xyz"[i],
@@ -122,6 +131,7 @@ def play_by_axes(
     *,
     image_size: int = IMAGE_SIZE,
     sim: Simulation | None = None,
+    brisk: bool = False,
 ) -> Iterator[Episode]:
     """Play as `selfalign play --robot` records it of a real robot, each trajectory as it is asked for: the body moves
     the axes of its own actions between random places and one by one, within their limits, at the same table all the
@@ -134,13 +144,14 @@ def play_by_axes(
         seed: draws the motion, and the objects on the table.
         image_size: pixels.
         sim: a simulation of the body's robot to use again.
+        brisk: in that tempo, and at the speed of the fastest action.
 
     Raises:
         SafetyStop: the body could not follow, as a robot that something holds.
     """
-    robot = SimulatedRobot(body, image_size, seed, sim)
+    robot = SimulatedRobot(body, image_size, seed, sim, speed=_FULL_SPEED if brisk else _SPEED)
     recorder = PlayRecorder(robot, Guard(robot.description), NoPace(robot.description.hz))
-    return recorder.trajectories(n, length, seed=seed)
+    return recorder.trajectories(n, length, seed=seed, tempo=BRISK if brisk else CALM)
 
 
 def panda() -> SimulatedRobot:
