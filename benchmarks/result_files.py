@@ -20,6 +20,8 @@ CHECKS = "selfalign-bench-calibrate-1"
 """The format of `bench calibrate`: bodies act under contexts that were fitted badly on purpose, too."""
 TUNING = "selfalign-tune-1"
 """The format of `bench tune`."""
+FREE = "free"
+"""The motion of play where nothing else is said."""
 CALIBRATION = ROOT / "checkpoints/tiny/calibration.json"
 """Of the shipped checkpoint."""
 
@@ -83,7 +85,12 @@ def _identity(cell: CellResult) -> tuple[Any, ...]:
     bodies = tuple(sorted(row["name"] for row in cell.rows))
     alike = ("task", "seed", "episodes", "play_length", "execute", "num_steps")
     told = [cell.settings.get(name) for name in alike]
-    return cell.fingerprint, *told, cell.settings.get("motion", "free"), play_of(cell), bodies
+    return cell.fingerprint, *told, motion_of(cell), play_of(cell), bodies
+
+
+def motion_of(cell: CellResult) -> str:
+    """How its bodies play."""
+    return cell.settings.get("motion", FREE)
 
 
 def play_of(cell: CellResult) -> int:
@@ -102,7 +109,7 @@ def judged(cells: Sequence[CellResult]) -> list[Attempt]:
         if cell.fingerprint == calibration.fingerprint and cell.settings["seed"] == fitted_to:
             continue
         for attempt in cell.attempts(calibration):
-            told = cell.settings["task"], cell.settings["seed"], cell.settings.get("motion", "free")
+            told = cell.settings["task"], cell.settings["seed"], motion_of(cell)
             own = cell.fingerprint, *told, attempt.body, attempt.kind
             found.setdefault(own, attempt)
     return list(found.values())

@@ -3,27 +3,26 @@
 python benchmarks/results_page.py
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import tyro
-from result_files import ABLATION, ROOT, TUNING, Results, play_of, shipped_calibration
+from page_motions import motions
+from page_recipes import ablations, recipes_figure, schemes, seeds
+from page_tables import MAIN, conditions, markdown
+from result_files import FREE, ROOT, TUNING, Results, motion_of, shipped_calibration
 
-from selfalign.align.verdict import Verdict
 from selfalign.baselines.choices import setting
 from selfalign.bench.attempts import Attempt
 from selfalign.bench.matrix_table import speed_line
-from selfalign.bench.stats import bootstrap_mean
 from selfalign.bench.subject import BEFORE
 from selfalign.bench.tables import drop, label, percent
 from selfalign.report import figures
 from selfalign.report.failures import BODY_COLUMNS, CELL_COLUMNS, LISTED, OF_EACH, TEXT, body_rows, cell_rows, worst
 from selfalign.report.films import caption, read_films
 from selfalign.report.quality import confusion, reliability
-from selfalign.report.reading import read_cells
 from selfalign.report.results import AT, CellResult
 from selfalign.report.sections import VERDICT_COLUMNS, costs, verdict_curves, verdict_rows
 
@@ -38,10 +37,6 @@ DEMO = "selfalign-demo-1"
 """The format of the demo's report."""
 VERDICTS, AMOUNTS = "verdicts.svg", "over_play.svg"
 """The figures of verdicts and of amounts of play, beside that of success."""
-STEPS = ("after_10", "after_30", "after_100", "after_300")
-FREE = "free"
-"""The motion of play where nothing else is said."""
-MAIN = ("before", *STEPS, "aligned", "random", "stale", "swap", "oracle", "seen_before")
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *over_play(shipped, (assets / AMOUNTS).as_posix()),
                 *motions(shipped),
                 *seeds(plain(shipped), found.repeated),
-                *ablation(found.ablated),
+                *schemes(found.ablated),
                 *ablations(found.recipes, assets),
                 *fails(plain(shipped), films, assets / films.name),
                 *verdicts(found.attempts, (assets / VERDICTS).as_posix()),
@@ -104,43 +99,16 @@ def adaptation(cells: Sequence[CellResult], figure: str) -> Iterator[str]:
         "the oracle is aligned bodies of the kinds that the checkpoint was trained on."
     )
     yield f"![Success on unseen bodies]({figure})"
-    shown = [name for name in MAIN if any(name in _conditions(cell) for cell in cells)]
+    shown = [name for name in MAIN if any(name in conditions(cell) for cell in cells)]
     rows = []
     for cell in cells:
-        found = [percent(cell.success(name).to_dict()) if name in _conditions(cell) else "-" for name in shown]
+        found = [percent(cell.success(name).to_dict()) if name in conditions(cell) else "-" for name in shown]
         rows.append([cell.name, str(len(cell.rows)), *found])
     yield markdown(("unseen", "bodies", *map(label, shown)), rows)
     costs = [[cell.name, *_costs(cell)] for cell in cells if all("seconds" in row for row in cell.rows)]
     if costs:
         yield "What a body costs, on average, in seconds; the context is what is fitted."
         yield markdown(("unseen", "play", "align", "robot's own time of play", "context"), costs)
-
-
-def ablation(cells: Sequence[CellResult]) -> Iterator[str]:
-    """What becomes of the recipe when something is changed."""
-    if not cells:
-        return
-    yield "## What is rehearsal worth?"
-    yield (
-        "One vision tower, data and number of steps (2,000, a fifth of the shipped checkpoint's); contexts were "
-        "rehearsed, or were one learned context per source body, or one for all, which the action loss moved too. Then "
-        "unseen bodies are aligned as always. With one context per source body the play loss falls nearly as far as "
-        "with rehearsal, and success does not follow: low play loss alone proves nothing. (That is the action loss's "
-        "doing, not the bodies': [ablations](#ablations-2500-steps), *no-rehearsal* and *attached*. Those two were "
-        "aligned at a constant rate, the others at one that falls.) *one_camera* is "
-        "rehearsed like the others on 60 rigs that share one camera (the others: 300 rigs, a camera each): what a "
-        "policy makes of unseen cameras if its sources never moved theirs. How they were trained is in "
-        "[benchmarks/README.md](../benchmarks/README.md#ablations)."
-    )
-    shown = [name for name in MAIN if any(name in _conditions(cell) for cell in cells)]
-    rows = []
-    for cell in cells:
-        scheme, scenario = cell.path.stem.removeprefix(ABLATION).rsplit("_", 1)
-        losses = [bootstrap_mean([row["verdict"][when] for row in cell.rows]) for when in ("before", "after")]
-        told = " -> ".join(f"{loss.value:.2f}" for loss in losses)
-        found = [percent(cell.success(name).to_dict()) for name in shown]
-        rows.append([scheme, scenario, str(len(cell.rows)), told, *found])
-    yield markdown(("training", "unseen", "bodies", "held-out play loss", *map(label, shown)), rows)
 
 
 def methods(cells: Sequence[CellResult]) -> Iterator[str]:
@@ -159,7 +127,7 @@ def methods(cells: Sequence[CellResult]) -> Iterator[str]:
     names = ["before", "aligned", *others, "oracle"]
     rows = []
     for cell in found:
-        values = [percent(cell.success(name).to_dict()) if name in _conditions(cell) else "-" for name in names]
+        values = [percent(cell.success(name).to_dict()) if name in conditions(cell) else "-" for name in names]
         rows.append([cell.name, str(len(cell.rows)), *values])
     yield markdown(("unseen", "bodies", *map(label, names)), rows)
     yield "Aligned less each of them on the same bodies and scenes, in percentage points:"
@@ -212,154 +180,6 @@ def over_play(cells: Sequence[CellResult], picture: str) -> Iterator[str]:
         yield "\n".join(f"- {line}" for line in told)
 
 
-def motions(cells: Sequence[CellResult]) -> Iterator[str]:
-    """Other motion as the body plays, beside free motion of the same bodies."""
-    others = [cell for cell in cells if _motion(cell) != FREE]
-    if not others:
-        return
-    yield "## Does it matter how a body plays?"
-    yield (
-        "In all other tables the tip of the body is led about the workspace (*free*). Here bodies play otherwise. "
-        "*axes*: as `selfalign play --robot` moves a real robot, by the dimensions of its action vector, all of them "
-        "to random places and one by one, within their limits and a box that the tip may not leave. *narrow*: the tip "
-        "is led about 0.3 of the workspace. *demonstrations*: the body does the task, as often as others play. The "
-        "difference is that to free motion, on the same bodies and in the same scenes, in percentage points; what was "
-        "expected is what the verdicts said of reaching, on average, where they accepted."
-    )
-    rows = []
-    for cell in others:
-        told = f"{cell.settings['scenario']}, {cell.settings['task']}, seed {cell.settings['seed']}"
-        free = next((_of_bodies(other, cell) for other in cells if _played_freely(other, cell)), None)
-        known = ["-", "-"] if free is None else [free.success("aligned").percent(), cell.less(free, "aligned").points()]
-        seconds = mean(row["costs"]["aligned"]["robot_seconds"] for row in cell.rows)
-        own = cell.success("aligned").percent(), *known, *_foretold(cell)
-        rows.append([told, str(len(cell.rows)), _motion(cell), f"{seconds:.0f} s", *own])
-    success = label("aligned"), "with free motion", "difference", "accepted", "expected"
-    yield markdown(("unseen", "bodies", "motion", "robot's own time of play", *success), rows)
-
-
-def _foretold(cell: CellResult) -> list[str]:
-    """How many bodies were accepted, and the success that was expected of them."""
-    verdicts = [Verdict.from_dict(row["verdicts"]["aligned"]) for row in cell.rows]
-    accepted = [verdict for verdict in verdicts if verdict.accepted]
-    known = [verdict.expected for verdict in accepted if verdict.expected is not None]
-    expected = [found.success for found in known if found.task == cell.settings["task"]]
-    told = f"{100 * mean(expected):.0f} %" if expected else "-"
-    return [f"{len(accepted)} of {len(verdicts)}", told]
-
-
-def _motion(cell: CellResult) -> str:
-    return cell.settings.get("motion", FREE)
-
-
-def _of_bodies(cell: CellResult, other: CellResult) -> CellResult:
-    """What a cell has of another one's bodies."""
-    names = {row["name"] for row in other.rows}
-    return replace(cell, rows=[row for row in cell.rows if row["name"] in names])
-
-
-def _played_freely(cell: CellResult, other: CellResult) -> bool:
-    """Whether a cell has the bodies and scenes of another one, after as much free play."""
-    same = ("scenario", "task", "seed", "episodes", "play_length")
-    alike = all(cell.settings.get(name) == other.settings.get(name) for name in same)
-    bodies = {row["name"] for row in other.rows} <= {row["name"] for row in cell.rows}
-    own = alike and bodies and cell.fingerprint == other.fingerprint and play_of(cell) == play_of(other)
-    return own and _motion(cell) == FREE and "aligned" in cell.conditions
-
-
-def seeds(shipped: Sequence[CellResult], again: Sequence[CellResult]) -> Iterator[str]:
-    """The shipped recipe trained again with other seeds, beside the shipped checkpoint on the same bodies."""
-    if not again:
-        return
-    trained = list(dict.fromkeys(_training(cell) for cell in again))
-    yield "## Is it the training's seed?"
-    yield (
-        "The shipped recipe, trained again with other seeds: of the weights, the bodies that are drawn and the noise; "
-        "vision tower and recordings are the same. Each is aligned on the same unseen bodies and acts in the same "
-        "scenes. The last column is the mean over trainings and, in brackets, the lowest and the highest of them."
-    )
-    rows = []
-    for first in shipped:
-        found = {_training(cell): cell for cell in again if _same_test(cell, first)}
-        cells = [first, *found.values()]
-        known = [name for name in ("before", "aligned", "oracle") if all(name in _conditions(cell) for cell in cells)]
-        if list(found) == trained:
-            rows += [_over_seeds(cells, name) for name in known]
-    names = (f"seed {training.partition('/')[2]}" for training in trained)
-    yield markdown(("unseen", "", "seed 0 (shipped)", *names, "mean"), rows)
-
-
-def _over_seeds(cells: Sequence[CellResult], condition: str) -> list[str]:
-    found = [cell.success(condition) for cell in cells]
-    values = [100 * interval.value for interval in found]
-    mean = f"{sum(values) / len(values):.0f} % [{min(values):.0f}, {max(values):.0f}]"
-    settings = cells[0].settings
-    return [f"{settings['scenario']}, {settings['task']}", label(condition), *(i.percent() for i in found), mean]
-
-
-def _training(cell: CellResult) -> str:
-    """`recipe/seed` of an ablation's cell."""
-    return cell.name.split(":")[0]
-
-
-def _same_test(cell: CellResult, other: CellResult) -> bool:
-    """Whether two checkpoints were measured alike."""
-    same = ("scenario", "task", "seed", "bodies", "episodes")
-    alike = all(cell.settings[name] == other.settings.get(name) for name in same)
-    return "oracle" in other.seen and alike and play_of(cell) == play_of(other)
-
-
-def ablations(results: Mapping[Path, dict[str, Any]], pictures: Path) -> Iterator[str]:
-    """Recipes that differ from the shipped one in one thing.
-
-    Args:
-        pictures: where figures are, as the page sees it: of each result that of `recipes_figure`, by the file's name.
-    """
-    steps = None
-    for path, result in results.items():
-        if result["scale"]["steps"] != steps:
-            steps = result["scale"]["steps"]
-            yield f"## Ablations: {steps} steps"
-        yield (
-            f"`{path.name}`. Each recipe differs from the first in one thing; all share one vision tower "
-            "([what they are](benchmark.md#ablations)). The difference is to the first recipe on the same bodies and "
-            "in the same scenes, in percentage points, with the interval of a bootstrap over bodies."
-        )
-        about = {training["label"]: training["about"] for training in result["trainings"]}
-        cells = read_cells([path]) if "matrix" in result else []
-        if cells:
-            yield f"![Success by recipe]({(pictures / path.stem).as_posix()}.svg)"
-        whole = {cell.settings["scenario"]: cell for cell in cells if _training(cell) == "all"}
-        rows = [_recipe(cell, about, whole.get(cell.settings["scenario"])) for cell in cells]
-        success = (*map(label, ("before", "aligned", "oracle")), "less the first")
-        columns = ("recipe", "", "unseen", "play", "held-out play loss", *success)
-        yield markdown(columns, rows)
-        failed = [[t["label"], t["error"]] for t in result["trainings"] if "error" in t]
-        if failed:
-            yield markdown(("training that failed", "why"), failed)
-
-
-def recipes_figure(path: Path) -> "Figure":
-    """The cells of an ablation."""
-    panels: dict[str, dict[str, CellResult]] = {}
-    for cell in read_cells([path]):
-        panels.setdefault(f"unseen: {cell.settings['scenario']}", {})[_training(cell)] = cell
-    return figures.recipes(panels)
-
-
-def _recipe(cell: CellResult, about: Mapping[str, str], first: CellResult | None) -> list[str]:
-    known, name = _conditions(cell), _training(cell)
-    success = [cell.success(n).percent() if n in known else "-" for n in ("before", "aligned", "oracle")]
-    less = "-"
-    if first is not None and first is not cell and "aligned" in known and "aligned" in _conditions(first):
-        less = cell.less(first, "aligned").points()
-    told = [row["verdicts"]["aligned"] for row in cell.rows if "aligned" in row.get("verdicts", {})]
-    finite = [verdict for verdict in told if None not in (verdict["before"], verdict["after"])]
-    loss = drop({when: mean(verdict[when] for verdict in finite) for when in ("before", "after")}) if finite else "-"
-    settings = cell.settings
-    return [name, about.get(name, ""), settings["scenario"], str(max(settings["play"])), loss, *success, less]
-
-
 def fails(cells: Sequence[CellResult], films: Path, seen: Path) -> Iterator[str]:
     """What still fails after aligning, with films; `seen` is their folder as the page sees it."""
     missed = worst(cells, OF_EACH, LISTED)
@@ -373,10 +193,6 @@ def fails(cells: Sequence[CellResult], films: Path, seen: Path) -> Iterator[str]
     for film in read_films(films):
         yield f"![{film['body']}, before and after aligning]({(seen / film['file']).as_posix()})"
         yield f"*{caption(film)}*"
-
-
-def _conditions(cell: CellResult) -> list[str]:
-    return [*cell.conditions, *cell.seen]
 
 
 def _costs(cell: CellResult) -> list[str]:
@@ -479,7 +295,7 @@ def at_one_amount(cell: CellResult) -> list[str]:
 
 def plain(cells: Sequence[CellResult]) -> list[CellResult]:
     """Those of aligning and its controls alone, at one amount of free play."""
-    free = [cell for cell in cells if _motion(cell) == FREE]
+    free = [cell for cell in cells if motion_of(cell) == FREE]
     return [cell for cell in free if not other_methods(cell) and not cell.success_by_amount()]
 
 
@@ -489,12 +305,6 @@ def varied(cells: Sequence[CellResult]) -> list[CellResult]:
 
 
 # ---- helpers -------------------------------------------------------------------------------------------------------
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of text."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(value.replace("|", "\\|") for value in line) + " |" for line in lines)
 
 
 def _origin(path: Path, data: Any) -> list[str]:

@@ -1,0 +1,139 @@
+"""The page of results on other trainings than the shipped one: of schemes, of seeds, and of recipes that differ in one
+thing."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from page_tables import MAIN, conditions, markdown
+from result_files import ABLATION, play_of
+
+from selfalign.bench.stats import bootstrap_mean
+from selfalign.bench.tables import drop, label, percent
+from selfalign.report import figures
+from selfalign.report.reading import read_cells
+from selfalign.report.results import CellResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def schemes(cells: Sequence[CellResult]) -> Iterator[str]:
+    """What becomes of the recipe when something is changed."""
+    if not cells:
+        return
+    yield "## What is rehearsal worth?"
+    yield (
+        "One vision tower, data and number of steps (2,000, a fifth of the shipped checkpoint's); contexts were "
+        "rehearsed, or were one learned context per source body, or one for all, which the action loss moved too. Then "
+        "unseen bodies are aligned as always. With one context per source body the play loss falls nearly as far as "
+        "with rehearsal, and success does not follow: low play loss alone proves nothing. (That is the action loss's "
+        "doing, not the bodies': [ablations](#ablations-2500-steps), *no-rehearsal* and *attached*. Those two were "
+        "aligned at a constant rate, the others at one that falls.) *one_camera* is "
+        "rehearsed like the others on 60 rigs that share one camera (the others: 300 rigs, a camera each): what a "
+        "policy makes of unseen cameras if its sources never moved theirs. How they were trained is in "
+        "[benchmarks/README.md](../benchmarks/README.md#ablations)."
+    )
+    shown = [name for name in MAIN if any(name in conditions(cell) for cell in cells)]
+    rows = []
+    for cell in cells:
+        scheme, scenario = cell.path.stem.removeprefix(ABLATION).rsplit("_", 1)
+        losses = [bootstrap_mean([row["verdict"][when] for row in cell.rows]) for when in ("before", "after")]
+        told = " -> ".join(f"{loss.value:.2f}" for loss in losses)
+        found = [percent(cell.success(name).to_dict()) for name in shown]
+        rows.append([scheme, scenario, str(len(cell.rows)), told, *found])
+    yield markdown(("training", "unseen", "bodies", "held-out play loss", *map(label, shown)), rows)
+
+
+def seeds(shipped: Sequence[CellResult], again: Sequence[CellResult]) -> Iterator[str]:
+    """The shipped recipe trained again with other seeds, beside the shipped checkpoint on the same bodies."""
+    if not again:
+        return
+    trained = list(dict.fromkeys(_training(cell) for cell in again))
+    yield "## Is it the training's seed?"
+    yield (
+        "The shipped recipe, trained again with other seeds: of the weights, the bodies that are drawn and the noise; "
+        "vision tower and recordings are the same. Each is aligned on the same unseen bodies and acts in the same "
+        "scenes. The last column is the mean over trainings and, in brackets, the lowest and the highest of them."
+    )
+    rows = []
+    for first in shipped:
+        found = {_training(cell): cell for cell in again if _same_test(cell, first)}
+        cells = [first, *found.values()]
+        known = [name for name in ("before", "aligned", "oracle") if all(name in conditions(cell) for cell in cells)]
+        if list(found) == trained:
+            rows += [_over_seeds(cells, name) for name in known]
+    names = (f"seed {training.partition('/')[2]}" for training in trained)
+    yield markdown(("unseen", "", "seed 0 (shipped)", *names, "mean"), rows)
+
+
+def _over_seeds(cells: Sequence[CellResult], condition: str) -> list[str]:
+    found = [cell.success(condition) for cell in cells]
+    values = [100 * interval.value for interval in found]
+    mean = f"{sum(values) / len(values):.0f} % [{min(values):.0f}, {max(values):.0f}]"
+    settings = cells[0].settings
+    return [f"{settings['scenario']}, {settings['task']}", label(condition), *(i.percent() for i in found), mean]
+
+
+def _training(cell: CellResult) -> str:
+    """`recipe/seed` of an ablation's cell."""
+    return cell.name.split(":")[0]
+
+
+def _same_test(cell: CellResult, other: CellResult) -> bool:
+    """Whether two checkpoints were measured alike."""
+    same = ("scenario", "task", "seed", "bodies", "episodes")
+    alike = all(cell.settings[name] == other.settings.get(name) for name in same)
+    return "oracle" in other.seen and alike and play_of(cell) == play_of(other)
+
+
+def ablations(results: Mapping[Path, dict[str, Any]], pictures: Path) -> Iterator[str]:
+    """Recipes that differ from the shipped one in one thing.
+
+    Args:
+        pictures: where figures are, as the page sees it: of each result that of `recipes_figure`, by the file's name.
+    """
+    steps = None
+    for path, result in results.items():
+        if result["scale"]["steps"] != steps:
+            steps = result["scale"]["steps"]
+            yield f"## Ablations: {steps} steps"
+        yield (
+            f"`{path.name}`. Each recipe differs from the first in one thing; all share one vision tower "
+            "([what they are](benchmark.md#ablations)). The difference is to the first recipe on the same bodies and "
+            "in the same scenes, in percentage points, with the interval of a bootstrap over bodies."
+        )
+        about = {training["label"]: training["about"] for training in result["trainings"]}
+        cells = read_cells([path]) if "matrix" in result else []
+        if cells:
+            yield f"![Success by recipe]({(pictures / path.stem).as_posix()}.svg)"
+        whole = {cell.settings["scenario"]: cell for cell in cells if _training(cell) == "all"}
+        rows = [_recipe(cell, about, whole.get(cell.settings["scenario"])) for cell in cells]
+        success = (*map(label, ("before", "aligned", "oracle")), "less the first")
+        columns = ("recipe", "", "unseen", "play", "held-out play loss", *success)
+        yield markdown(columns, rows)
+        failed = [[t["label"], t["error"]] for t in result["trainings"] if "error" in t]
+        if failed:
+            yield markdown(("training that failed", "why"), failed)
+
+
+def recipes_figure(path: Path) -> "Figure":
+    """The cells of an ablation."""
+    panels: dict[str, dict[str, CellResult]] = {}
+    for cell in read_cells([path]):
+        panels.setdefault(f"unseen: {cell.settings['scenario']}", {})[_training(cell)] = cell
+    return figures.recipes(panels)
+
+
+def _recipe(cell: CellResult, about: Mapping[str, str], first: CellResult | None) -> list[str]:
+    known, name = conditions(cell), _training(cell)
+    success = [cell.success(n).percent() if n in known else "-" for n in ("before", "aligned", "oracle")]
+    less = "-"
+    if first is not None and first is not cell and "aligned" in known and "aligned" in conditions(first):
+        less = cell.less(first, "aligned").points()
+    told = [row["verdicts"]["aligned"] for row in cell.rows if "aligned" in row.get("verdicts", {})]
+    finite = [verdict for verdict in told if None not in (verdict["before"], verdict["after"])]
+    loss = drop({when: mean(verdict[when] for verdict in finite) for when in ("before", "after")}) if finite else "-"
+    settings = cell.settings
+    return [name, about.get(name, ""), settings["scenario"], str(max(settings["play"])), loss, *success, less]
