@@ -110,11 +110,9 @@ def main(args: list[str] | None = None) -> int:
     except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
         print(f"selfalign: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "selfalign: interrupted; the same command goes on where it stopped, where it keeps checkpoints",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as interrupt:
+        resumable = "interrupted; the same command goes on where it stopped, where it keeps checkpoints"
+        print(f"selfalign: {str(interrupt) or resumable}", file=sys.stderr)
         return 130
     return 0
 

@@ -1,5 +1,7 @@
 """`selfalign play --robot`: the example in the documentation, mistakes of the caller, and a simulated body."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +164,20 @@ def test_a_drawn_body_plays_by_its_axes(tmp_path, panda):
 def test_a_tempo_of_axes_that_are_not_moved_is_refused(tmp_path, capsys):
     assert main(["play", "--out", str(tmp_path / "play"), "--brisk"]) == 2
     assert "give --axes too" in capsys.readouterr().err and not (tmp_path / "play").exists()
+
+
+def test_an_interrupted_recording_does_not_promise_to_go_on(tmp_path, panda, capsys, monkeypatch):
+    looks = iter(range(100))
+    observe = SimulatedRobot.observe
+
+    def interrupted(robot):
+        if next(looks) == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+        return observe(robot)
+
+    monkeypatch.setattr(SimulatedRobot, "observe", interrupted)
+    args = ["--robot", "selfalign.sim.playing:panda", "--out", str(tmp_path / "play"), "--length", "6"]
+    assert main(["play", *args]) == 130
+    told = capsys.readouterr()
+    assert "holds the 1 trajectories that were finished" in told.out
+    assert told.err.strip().endswith("selfalign: the recording was interrupted")

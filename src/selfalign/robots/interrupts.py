@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_TOLD = "the recording was interrupted"
 
 
 class Interrupts:
@@ -36,7 +37,7 @@ class Interrupts:
         self._heeding = True
         try:
             if self._asked:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(_TOLD)
             yield
         finally:
             self._heeding = False
@@ -45,4 +46,4 @@ class Interrupts:
         self._asked = True
         if self._heeding:
             self._heeding = False
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(_TOLD)
