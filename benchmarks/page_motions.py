@@ -57,7 +57,7 @@ def _of_bodies(cell: CellResult, other: CellResult) -> CellResult:
 
 def _played_freely(cell: CellResult, other: CellResult) -> bool:
     """Whether a cell has the bodies and scenes of another one, after as much free play."""
-    same = ("scenario", "task", "seed", "episodes", "play_length")
+    same = ("scenario", "task", "seed", "episodes", "play_length", "acting")
     alike = all(cell.settings.get(name) == other.settings.get(name) for name in same)
     bodies = {row["name"] for row in other.rows} <= {row["name"] for row in cell.rows}
     own = alike and bodies and cell.fingerprint == other.fingerprint and play_of(cell) == play_of(other)

@@ -83,8 +83,8 @@ def _training(cell: CellResult) -> str:
 
 def _same_test(cell: CellResult, other: CellResult) -> bool:
     """Whether two checkpoints were measured alike."""
-    same = ("scenario", "task", "seed", "bodies", "episodes")
-    alike = all(cell.settings[name] == other.settings.get(name) for name in same)
+    same = ("scenario", "task", "seed", "bodies", "episodes", "acting")
+    alike = all(cell.settings.get(name) == other.settings.get(name) for name in same)
     return "oracle" in other.seen and alike and play_of(cell) == play_of(other)
 
 

@@ -83,9 +83,9 @@ def without_repeats(cells: Sequence[CellResult]) -> list[CellResult]:
 
 def _identity(cell: CellResult) -> tuple[Any, ...]:
     bodies = tuple(sorted(row["name"] for row in cell.rows))
-    alike = ("task", "seed", "episodes", "play_length", "execute", "num_steps")
+    alike = ("task", "seed", "episodes", "play_length", "execute", "num_steps", "acting")
     told = [cell.settings.get(name) for name in alike]
-    return cell.fingerprint, *told, motion_of(cell), play_of(cell), bodies
+    return cell.fingerprint, *map(str, told), motion_of(cell), play_of(cell), bodies
 
 
 def motion_of(cell: CellResult) -> str:

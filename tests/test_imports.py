@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "selfalign"
 # model and embodiments share a level: both build on types only, and neither knows the other.
 LEVELS = [
-    {"types", "workers", "configs", "calibration"},
+    {"types", "workers", "configs", "calibration", "acting"},
     {"cluster"},
     {"model", "embodiments"},
     {"data"},

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from selfalign import embodiments
+from selfalign.acting import Acting
 from selfalign.calibration import Calibration
 from selfalign.data.normalize import NormStats
 from selfalign.data.pretrained import kind_of, load_pretrained
@@ -48,6 +49,8 @@ class CheckpointInfo:
     stats: NormStats | None = None
     calibration: Calibration | None = None
     """Beside it in `calibration.json`, which counts only as long as `settings.json` names its sum."""
+    acting: Acting = Acting()
+    """Left out of the file where it is as trained."""
 
     def write(self, directory: Path) -> None:
         """Writes `settings.json` and `calibration.json`; whenever it is interrupted, what is there can be read."""
@@ -64,7 +67,8 @@ class CheckpointInfo:
     def _write_settings(self, directory: Path, named: dict[str, str]) -> None:
         data = {"format": SETTINGS_FORMAT, "fingerprint": self.fingerprint, "tokenizer": self.tokenizer}
         stats = {} if self.stats is None else {"norm_stats": self.stats.to_dict()}
-        data = {**data, "align": self.align.to_dict(), **stats, **named}
+        acting = {} if self.acting == Acting() else {"acting": self.acting.to_dict()}
+        data = {**data, "align": self.align.to_dict(), **stats, **acting, **named}
         write_json(directory / "settings.json", {**data, "sums": _sums(directory, data)})
 
     @classmethod
@@ -87,6 +91,7 @@ class CheckpointInfo:
                 raise ValueError(f"the tokenizer {data['tokenizer']!r} is not known")
             stats = NormStats.from_dict(data["norm_stats"]) if "norm_stats" in data else None
             info = cls(data["fingerprint"], data["tokenizer"], AlignSettings.from_dict(data["align"]), stats)
+            info = replace(info, acting=Acting.from_dict(data["acting"])) if "acting" in data else info
         except KeyError as error:
             problem = f"it lacks {error}"
         except (TypeError, AttributeError, ValueError) as error:
@@ -123,6 +128,19 @@ def set_calibration(directory: str | Path, calibration: Calibration) -> None:
     if calibration.fingerprint != info.fingerprint:
         raise ValueError(f"the calibration is of model {calibration.fingerprint}, {directory} of {info.fingerprint}")
     replace(info, calibration=calibration).write(directory)
+
+
+def set_acting(directory: str | Path, acting: Acting) -> None:
+    """Lets a checkpoint act with another speed and temperature. A calibration of how it acted before goes.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+        OSError: it cannot be written.
+    """
+    directory = Path(directory)
+    info = CheckpointInfo.read(directory)
+    if acting != info.acting:
+        replace(info, acting=acting, calibration=None).write(directory)
 
 
 def _sum(content: bytes) -> str:
@@ -162,7 +180,8 @@ def save_checkpoint(policy: Policy, directory: str | Path) -> Path:
         raise ValueError(f"a checkpoint cannot say that its tokenizer is {type(policy.tokenizer).__name__}")
     directory = Path(directory)
     save_model(policy.model, directory)
-    CheckpointInfo(policy.fingerprint(), words, policy.settings, policy.stats, policy.calibration).write(directory)
+    told = policy.settings, policy.stats, policy.calibration, policy.acting
+    CheckpointInfo(policy.fingerprint(), words, *told).write(directory)
     return directory
 
 
@@ -220,7 +239,7 @@ def _open(
         )
     words = _words(info.tokenizer, model.config, directory, tokenizer)
     policy = Policy(model.to(device), words, info.align)
-    return replace(policy, stats=info.stats, calibration=info.calibration)
+    return replace(policy, stats=info.stats, calibration=info.calibration, acting=info.acting)
 
 
 def tokenizer_of(directory: str | Path, config: VLAConfig, path: str | Path | None = None) -> Tokenizer:

@@ -21,6 +21,7 @@ from selfalign.baselines.encoder_run import EncoderRun
 from selfalign.baselines.tune import TuneConfig
 from selfalign.bench.adapt import AdaptConfig
 from selfalign.bench.calibrate import CalibrateConfig
+from selfalign.bench.choose_acting import ActingConfig
 from selfalign.bench.matrix import MatrixConfig
 from selfalign.commands.align import AlignCommand
 from selfalign.commands.convert import ConvertConfig
@@ -60,6 +61,7 @@ class Bench:
         Annotated[AdaptConfig, subcommand("adapt")]
         | Annotated[MatrixConfig, subcommand("matrix")]
         | Annotated[AblateConfig, subcommand("ablate")]
+        | Annotated[ActingConfig, subcommand("acting")]
         | Annotated[CalibrateConfig, subcommand("calibrate")]
         | Annotated[ReportConfig, subcommand("report")]
         | Annotated[FilmsConfig, subcommand("films")]

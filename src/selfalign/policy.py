@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from selfalign.acting import Acting
 from selfalign.calibration import Calibration
 from selfalign.data.episodes import IMAGE_PREFIX, Episode, Pairs, SparseEpisode
 from selfalign.data.features import check_size, stored_features
@@ -58,6 +59,8 @@ class Policy:
     """Names and conventions of the robot; None: LeRobot's names, and numbers that the model takes as they are."""
     calibration: Calibration | None = None
     """What a held-out play loss of this model is worth, where the checkpoint says so."""
+    acting: Acting = Acting()
+    """Speed and temperature that `act` takes unless told otherwise."""
     _fingerprint: dict[tuple[tuple[int, int], ...], str] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -89,6 +92,7 @@ class Policy:
         noise: Tensor | np.ndarray | None = None,
         num_steps: int = 10,
         stats: NormStats | None = None,
+        acting: Acting | None = None,
     ) -> Float[np.ndarray, "*B H A"]:
         """The next H actions in robot units: float32 [H, A], or [B, H, A] for a batch of observations.
 
@@ -99,6 +103,7 @@ class Policy:
             noise: [H, action_dim] or [B, H, action_dim] to start from, in the model's dimensions; drawn where None.
             num_steps: Euler steps.
             stats: normalisation to use instead of the context's own; with neither, the checkpoint's.
+            acting: speed and temperature; None: the checkpoint's own.
 
         Raises:
             ValueError: an observation that the model cannot read, missing statistics, or a context of another model;
@@ -112,14 +117,15 @@ class Policy:
         size = batch.batch_size
         if contexts and single is not None and single.batched and single.W1[0].shape[0] != size:
             raise ValueError(f"{single.W1[0].shape[0]} contexts for a batch of {size} observations; give one for each")
+        acting = self.acting if acting is None else acting
         shape = (size, self.model.config.action_horizon, self.model.config.action_dim)
-        actions = self.model.sample_actions(
-            batch, single, noise=self._noise(noise, shape, batched), num_steps=num_steps
-        )
+        given = self._noise(noise, shape, batched)
+        start = acting.temperature * (self.model.draw_noise(batch) if given is None else given)
+        actions = self.model.sample_actions(batch, single, noise=start, num_steps=num_steps)
         rows = actions.float().cpu().numpy()
         result = np.stack(
             [
-                s.unnormalize_action(unpad_dims(row, s.action_dim))
+                s.unnormalize_action(unpad_dims(row, s.action_dim), acting.speed)
                 for s, row in zip(_each(statistics, size, "statistics"), rows, strict=True)
             ]
         ).astype(np.float32)

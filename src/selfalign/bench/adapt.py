@@ -29,10 +29,10 @@ from selfalign.bench.subject import (
     SWAP,
     after,
     body_seed,
-    calibrated,
     collect_play,
     fit,
     fit_summary,
+    told_of,
 )
 from selfalign.bench.trials import BodyTrials
 from selfalign.model.context import EmbodimentContext
@@ -184,7 +184,7 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
         "settings": config.settings(),
         "fingerprint": policy.fingerprint(),
         "align": policy.settings.to_dict(),
-        **calibrated(policy),
+        **told_of(policy),
     }
     identity = json.loads(json.dumps(identity))
     finished = None if config.json is None else read_kept(config.json, identity)

@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ def _measure_amount(job: BodyJob, workshop: Workshop, amount: int) -> dict[str, 
     cell, made = job.cell, workshop.make(job.cell, amount)
     fitted = made.fitted
     run = RolloutConfig((cell.task,), cell.episodes, job.seed, cell.execute, cell.num_steps)
-    success = rollout(fitted.policy, job.body, fitted.context, run, arena=arena_of(job.body)).to_dict()
+    actor = replace(fitted.policy, acting=cell.acting(workshop.policy.acting))
+    success = rollout(actor, job.body, fitted.context, run, arena=arena_of(job.body)).to_dict()
     return {
         "success": success,
         "robot_seconds": made.robot_seconds,

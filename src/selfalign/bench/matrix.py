@@ -26,7 +26,7 @@ from selfalign.bench.methods import complete
 from selfalign.bench.plan import Cell, Plan
 from selfalign.bench.resident import close_arenas, policy_of
 from selfalign.bench.stats import amount_to_reach
-from selfalign.bench.subject import calibrated
+from selfalign.bench.subject import told_of
 from selfalign.cluster import Cluster, run_on
 from selfalign.configs import below, refuse
 from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
@@ -45,7 +45,8 @@ class MatrixConfig:
     """A plan of cells: checkpoints, methods, scenarios, tasks and amounts of play. Resumable, and cached by cell."""
 
     plan: str
-    """JSON file of the plan, or a name: smoke, headline, curve, few-shot, baselines, other-tasks, play-quality."""
+    """JSON file of the plan, or a name: smoke, headline, curve, few-shot, baselines, other-tasks, play-quality,
+    acting."""
     out: Path
     """Folder of the results."""
     checkpoint: str = "checkpoints/tiny"
@@ -154,7 +155,7 @@ def _open(cell: Cell, cache: Path) -> CellState:
             "settings": cell.measured(),
             "fingerprint": policy.fingerprint(),
             "align": json.loads(json.dumps(policy.settings.to_dict())),
-            **calibrated(policy),
+            **told_of(policy, cell.acting(policy.acting)),
             **_method(cell),
         }
         state.digest, state.rows = digest(state.identity), _digest_of_a_body(state.identity)
@@ -286,14 +287,14 @@ def _oracle(entry: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> 
     own = entry["settings"]
     if "error" in entry or own["region"] != "heldout" or own["demonstrations"] or len(entry["summary"]) < 2:
         return None
-    alike = ("scenario", "task", "seed", "execute", "num_steps", "play_length")
+    alike = ("scenario", "task", "seed", "execute", "num_steps", "play_length", "speed", "temperature")
 
     def fits(other: Mapping[str, Any]) -> bool:
         its = other["settings"]
-        aligned = its["region"] == "source" and its["method"] == "selfalign" and "error" not in other
-        return (
-            aligned and other["fingerprint"] == entry["fingerprint"] and all(its[name] == own[name] for name in alike)
-        )
+        if "error" in other or its["region"] != "source" or its["method"] != "selfalign":
+            return False
+        same = all(its.get(name) == own.get(name) for name in alike)
+        return same and other["fingerprint"] == entry["fingerprint"]
 
     return max(filter(fits, measured), key=lambda other: max(other["settings"]["play"]), default=None)
 

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from selfalign.acting import Acting
 from selfalign.baselines.choices import check_fair, chosen
 from selfalign.configs import below, refuse
 from selfalign.provenance import write_json
@@ -29,6 +30,8 @@ FROM_PLAY, FROM_DEMONSTRATIONS = ("pad", "prompt", "encoder"), ("finetune", "lor
 """Baselines by what they learn from."""
 ENCODER = "outputs/encoder.safetensors"
 """Where `bench encoder` writes the encoder, and the plan `baselines` looks for it."""
+SPEEDS, TEMPERATURES = (1.0, 1.4, 1.8, 2.2), (1.0, 0.7, 0.5)
+"""Of acting, that are tried."""
 HEADLINE: tuple[Scenario, ...] = ("camera", "action", "robot", "all")
 
 
@@ -67,6 +70,9 @@ class Cell:
     """Steps of each action chunk that are carried out before the policy is asked again."""
     num_steps: int = 10
     """Euler steps of the flow per chunk."""
+    speed: float | None = None
+    """Of acting (`selfalign.acting`); None: the checkpoint's own. So `temperature`."""
+    temperature: float | None = None
     features: str = ""
     """Folder of the stored features that the checkpoint was pretrained with, where it was."""
     weights: str = ""
@@ -96,6 +102,7 @@ class Cell:
         if not self.demonstrations and not self.play:
             wrong.append("neither play nor demonstrations")
         refuse("a cell", wrong)
+        self.acting(Acting())
 
     @property
     def amounts(self) -> tuple[int, ...]:
@@ -106,6 +113,15 @@ class Cell:
     def demonstrated(self) -> Kind:
         """What the demonstrations do."""
         return self.shown or self.task
+
+    def acting(self, own: Acting) -> Acting:
+        """How a policy acts in it, whose own way that is.
+
+        Raises:
+            ValueError: a speed or temperature that nothing acts with.
+        """
+        told = {"speed": self.speed, "temperature": self.temperature}
+        return dataclasses.replace(own, **{name: value for name, value in told.items() if value is not None})
 
     @property
     def name(self) -> str:
@@ -118,8 +134,9 @@ class Cell:
         """
         names = ("checkpoint", "label", "features", "weights")
         told = {name: value for name, value in dataclasses.asdict(self).items() if name not in names}
-        if self.shown is None:
-            del told["shown"]  # so that cells from before it was there are the same cells
+        for name in ("shown", "speed", "temperature"):
+            if told[name] is None:
+                del told[name]  # so that cells from before it was there are the same cells
         return json.loads(json.dumps(told))
 
     @classmethod
@@ -297,6 +314,23 @@ def play_quality(checkpoint: str, seed: int) -> list[Cell]:
     ]
 
 
+def acting(checkpoint: str, seed: int) -> list[Cell]:
+    """How fast, and how near to what is likely, should it act? To be asked of validation bodies."""
+    return [
+        Cell(
+            checkpoint,
+            scenario=scenario,
+            task=task,
+            seed=seed,
+            bodies=2,
+            speed=speed,
+            temperature=temperature,
+            label=f"speed {speed:g}, temperature {temperature:g}",
+        )
+        for speed, temperature, scenario, task in product(SPEEDS, TEMPERATURES, HEADLINE, KINDS)
+    ]
+
+
 PLANS: dict[str, Callable[[str, int], list[Cell]]] = {
     "smoke": smoke,
     "headline": headline,
@@ -306,4 +340,5 @@ PLANS: dict[str, Callable[[str, int], list[Cell]]] = {
     "baselines": baselines,
     "other-tasks": other_tasks,
     "play-quality": play_quality,
+    "acting": acting,
 }

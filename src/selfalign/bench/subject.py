@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from selfalign.acting import Acting
 from selfalign.align.offline import AlignConfig, AlignmentResult, align
 from selfalign.data.play import Play
 from selfalign.model.context import EmbodimentContext
@@ -32,9 +33,21 @@ def body_seed(seed: int, *where: int) -> int:
     return int(np.random.SeedSequence([seed, *where]).generate_state(1)[0])
 
 
-def calibrated(policy: Policy) -> dict[str, str]:
-    """The digest of a policy's calibration, where it has one: `align` returns the prior where that objects."""
-    return {} if policy.calibration is None else {"calibration": digest(policy.calibration.to_dict())}
+def told_of(policy: Policy, acting: Acting | None = None) -> dict[str, Any]:
+    """What numbers depend on beside a policy's weights and how it is aligned: the digest of its calibration, where it
+    has one (`align` returns the prior where that objects), and how it acts, where that is not as it was trained.
+
+    Args:
+        acting: in place of the policy's own.
+    """
+    acting = policy.acting if acting is None else acting
+    known = {} if policy.calibration is None else {"calibration": digest(policy.calibration.to_dict())}
+    return known if acting == Acting() else {**known, "acting": acting.to_dict()}
+
+
+def acts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What `told_of` has told a result of how bodies acted."""
+    return {name: result[name] for name in ("acting",) if name in result}
 
 
 def collect_play(

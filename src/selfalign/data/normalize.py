@@ -180,11 +180,18 @@ class NormStats:
     clip: float | None = None
     """Normalised numbers are kept within [-clip, clip], on the way in and on the way out; None: they are not. What it
     changes cannot be undone."""
+    displacements: tuple[bool, ...] | None = None
+    """Which numbers of an action are displacements, which can be larger for more speed; the others are places, or
+    grippers. None: not known."""
     _cache: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be positive (None does not clip), got {self.clip}")
+        if self.displacements is not None and len(self.displacements) != self.action_dim:
+            raise ValueError(
+                f"{len(self.displacements)} numbers are said to be displacements or not, actions have {self.action_dim}"
+            )
 
     @classmethod
     def from_arrays(
@@ -239,9 +246,14 @@ class NormStats:
         """Robot units -> normalised."""
         return self._normalize("action", values)
 
-    def unnormalize_action(self, values: Array) -> Array:
-        """Normalised -> robot units."""
-        return self._unnormalize("action", values)
+    def unnormalize_action(self, values: Array, speed: float = 1.0) -> Array:
+        """Normalised -> robot units, displacements multiplied by a speed."""
+        actions = self._unnormalize("action", values)
+        if speed == 1.0 or self.displacements is None:
+            return actions
+        factor = np.where(self.displacements, speed, 1.0).astype(np.float32)
+        scale = torch.from_numpy(factor).to(actions) if isinstance(actions, Tensor) else factor.astype(actions.dtype)
+        return actions * scale  # type: ignore[return-value]
 
     def _normalize(self, name: str, values: Array) -> Array:
         center, scale = self._affine(name, values)
@@ -271,12 +283,15 @@ class NormStats:
     def to_dict(self) -> dict[str, Any]:
         data = {"state": self.state.to_dict(), "action": self.action.to_dict(), "mode": self.mode}
         unusual = {name: getattr(self, name) for name in ("eps", "clip") if getattr(self, name)}
-        return {**data, **unusual}
+        known = {} if self.displacements is None else {"displacements": list(self.displacements)}
+        return {**data, **unusual, **known}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         state, action = FieldStats.from_dict(data["state"]), FieldStats.from_dict(data["action"])
-        return cls(state, action, data["mode"], data.get("eps", 0.0), data.get("clip"))
+        moved = data.get("displacements")
+        known = None if moved is None else tuple(map(bool, moved))
+        return cls(state, action, data["mode"], data.get("eps", 0.0), data.get("clip"), known)
 
     # ---- openpi's file ---------------------------------------------------------------------------------------------
 

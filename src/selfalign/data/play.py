@@ -113,7 +113,20 @@ class Play:
 
     def stats(self, mode: Mode = "zscore") -> NormStats:
         """This robot's own statistics."""
-        return NormStats.from_arrays(self.state(), self.action(), mode)
+        stats = NormStats.from_arrays(self.state(), self.action(), mode)
+        return replace(stats, displacements=self.displacements)
+
+    @property
+    def displacements(self) -> tuple[bool, ...] | None:
+        """Which numbers of an action are displacements, where the robot's description says so: by the `step` of its
+        `axes` (`selfalign play --robot`), or by the kind of a simulated body's action space."""
+        dims = self.episodes[0].action.shape[-1]
+        axes, space = self.embodiment.get("axes"), self.embodiment.get("action_space")
+        if isinstance(axes, Sequence) and len(axes) == dims:
+            return tuple(axis.get("step") is not None and not axis.get("toggles") for axis in axes)
+        if isinstance(space, Mapping) and "kind" in space:
+            return (*(str(space["kind"]).endswith("delta") for _ in range(dims - 1)), False)
+        return None
 
     def num_transitions(self, horizon: int) -> int:
         """Transitions (o_t, a_{t:t+H}, o_{t+H}) that lie within an episode."""

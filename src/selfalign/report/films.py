@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from selfalign.acting import Acting
 from selfalign.bench import plan
 from selfalign.bench.resident import arena_of, close_arenas
 from selfalign.bench.rollout import RolloutConfig, RolloutResult, rollout
-from selfalign.bench.subject import ALIGNED, BEFORE, calibrated
+from selfalign.bench.subject import ALIGNED, BEFORE, told_of
 from selfalign.bench.workshop import Workshop
 from selfalign.checkpoint import load
 from selfalign.configs import below, refuse
@@ -145,7 +146,7 @@ def _key(config: FilmsConfig, policy: Policy, failing: Failing) -> str:
     looks = {name: getattr(config, name) for name in ("episodes", "size", "kilobytes")}
     told = [
         failing.cell.fingerprint,
-        calibrated(policy),
+        told_of(policy),
         dict(failing.cell.settings),
         failing.row["body"],
         failing.row["seed"],
@@ -186,7 +187,8 @@ def act_again(config: FilmsConfig, policy: Policy, failing: Failing) -> dict[str
     """The episodes of a row, from its seeds, filmed: before aligning and after."""
     body, seed, cell = BodySpec.from_dict(failing.row["body"]), failing.row["seed"], planned(config.checkpoint, failing)
     workshop, amount = Workshop(policy, body, seed), max(cell.play)
-    acting = RolloutConfig(
+    acting = replace(policy, acting=cell.acting(policy.acting))
+    run = RolloutConfig(
         (cell.task,),
         cell.episodes,
         seed,
@@ -198,7 +200,7 @@ def act_again(config: FilmsConfig, policy: Policy, failing: Failing) -> dict[str
     results = {}
     for name, one in ((BEFORE, replace(cell, method="frozen", settings={})), (ALIGNED, cell)):
         context = workshop.make(one, amount).fitted.context
-        results[name] = rollout(policy, body, context, acting, arena=arena_of(body))
+        results[name] = rollout(acting, body, context, run, arena=arena_of(body))
     return results
 
 
@@ -206,7 +208,7 @@ def planned(checkpoint: Path, failing: Failing) -> plan.Cell:
     """What was measured of the body, as a cell of a matrix: other benchmarks say the same in fewer words."""
     settings = failing.cell.settings
     shared = ("scenario", "task", "seed", "bodies", "episodes", "play_length", "execute", "num_steps")
-    told = {name: settings[name] for name in shared}
+    told = {name: settings[name] for name in shared} | settings.get("acting", Acting().to_dict())
     if isinstance(settings["play"], int):
         return plan.Cell(str(checkpoint), play=(settings["play"],), **told)
     told |= {"settings": settings["settings"], "motion": settings["motion"]}

@@ -9,7 +9,7 @@ from typing import Any
 
 from selfalign.bench.attempts import RETURNED_PRIOR
 from selfalign.bench.cell import ROLES
-from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, body_seed
+from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, acts, body_seed
 from selfalign.report.results import AT, ORACLE, SEEN_BEFORE, CellResult
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.regions import SCENARIOS
@@ -96,7 +96,7 @@ def _bodies(path: Path, part: Mapping[str, Any]) -> Iterator[CellResult]:
             f"{scenario}, {settings['task']}, seed {settings['seed']}",
             [row for row in own if row.get("role", "heldout") == "heldout"],
             [row for row in own if row.get("role") == "source"],
-            {**settings, "scenario": scenario},
+            {**settings, **acts(part), "scenario": scenario},
             part["fingerprint"],
             path,
             part["provenance"],
@@ -132,7 +132,8 @@ def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[CellResult]:
         held_out = [entry for entry in entries if entry["settings"]["region"] == "heldout"]
         sources = [entry for entry in entries if entry["settings"]["region"] == "source"]
         aligned = [entry for entry in held_out if _method(entry) == "selfalign"]
-        settings = (aligned or entries)[0]["settings"]
+        first = (aligned or entries)[0]
+        settings = {**first["settings"], **acts(first)}
         digests = {entry.get("digest") for entry in held_out}
         speeds = [speed for speed in data.get("speed", ()) if speed["digest"] in digests]
         rows = _merged(held_out)

@@ -89,10 +89,12 @@ class CellResult:
 
     def attempts(self, calibration: Calibration | None = None) -> list[Attempt]:
         """Contexts with their verdicts, judged anew by a calibration of the same model where one is given. What success
-        to expect is left out where it is of another task than theirs, or does not say of which."""
+        to expect is left out where it is of another task than theirs, or does not say of which, and where bodies acted
+        with another speed or temperature than those of the calibration."""
         fitting = calibration if calibration is not None and calibration.fingerprint == self.fingerprint else None
         found = [attempt for row in self.rows for attempt in read_attempts(row, self.name, fitting)]
-        return [attempt if self._expects(attempt) else _without_expectation(attempt) for attempt in found]
+        alike = fitting is None or fitting.source.get("acting") == self.settings.get("acting")
+        return [attempt if alike and self._expects(attempt) else _without_expectation(attempt) for attempt in found]
 
     def _expects(self, attempt: Attempt) -> bool:
         expected = attempt.verdict.expected

@@ -45,12 +45,13 @@ def infer(policy: Policy, queries: Sequence[Query], num_steps: int) -> list[Floa
     What a robot gets does not depend on who shares its forward, but for rounding.
     """
     observation = concatenate(_same_prompt_length([query.observation for query in queries]))
-    noise = torch.stack([query.noise for query in queries]).to(policy.device)
+    acting = policy.acting
+    noise = acting.temperature * torch.stack([query.noise for query in queries]).to(policy.device)
     actions = policy.model.sample_actions(
         observation, _contexts([query.embodiment.context for query in queries]), noise=noise, num_steps=num_steps
     )
     rows = actions.float().cpu().numpy()
-    return [_in_robot_units(row, query.embodiment) for row, query in zip(rows, queries, strict=True)]
+    return [_in_robot_units(row, query.embodiment, acting.speed) for row, query in zip(rows, queries, strict=True)]
 
 
 def _same_prompt_length(observations: Sequence[Observation]) -> list[Observation]:
@@ -69,9 +70,11 @@ def _contexts(contexts: Sequence[EmbodimentContext]) -> EmbodimentContext:
     return contexts[0] if shared else EmbodimentContext.stack(contexts)
 
 
-def _in_robot_units(row: Float[np.ndarray, "H A"], embodiment: Embodiment) -> Float[np.ndarray, "H _"] | ValueError:
+def _in_robot_units(
+    row: Float[np.ndarray, "H A"], embodiment: Embodiment, speed: float
+) -> Float[np.ndarray, "H _"] | ValueError:
     stats = embodiment.stats
-    actions = stats.unnormalize_action(unpad_dims(row, stats.action_dim)).astype(np.float32)
+    actions = stats.unnormalize_action(unpad_dims(row, stats.action_dim), speed).astype(np.float32)
     if not np.isfinite(actions).all():
         return ValueError("the model gave NaN or infinite actions: are its weights and the context whole?")
     return actions
