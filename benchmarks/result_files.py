@@ -42,7 +42,7 @@ class Results:
     @classmethod
     def open(cls, folder: Path) -> Self:
         data = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-        shipped, ablated = read_both([path for path in data if is_bench(data[path])])
+        shipped, ablated = read_both([path for path in data if is_bench(data[path]) and not is_acting(data[path])])
         return cls(data, shipped, ablated, read_cells([path for path in data if format_of(data[path]) == CHECKS]))
 
     def of_format(self, name: str) -> dict[Path, Any]:
@@ -58,6 +58,11 @@ class Results:
     def repeated(self) -> list[CellResult]:
         """The shipped recipe, trained again."""
         return read_cells([path for path, data in self.of_format(ABLATIONS).items() if repeats(data)])
+
+    @property
+    def acting(self) -> list[Any]:
+        """Matrices of speeds and temperatures, which are of validation bodies."""
+        return [data for data in self.data.values() if is_acting(data)]
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -130,6 +135,11 @@ def is_bench(data: Any) -> bool:
     """Whether these are cells of a benchmark of adaptation."""
     told = format_of(data)
     return told == MATRIX or (told.startswith("selfalign-bench-") and told != CHECKS and "bodies" in data)
+
+
+def is_acting(data: Any) -> bool:
+    """Whether it is a matrix of speeds and temperatures, to choose by."""
+    return format_of(data) == MATRIX and data["plan"] == "acting"
 
 
 def format_of(data: Any) -> str:

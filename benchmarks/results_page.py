@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
+from page_acting import acting
 from page_motions import motions
 from page_recipes import ablations, recipes_figure, schemes, seeds
 from page_tables import MAIN, conditions, markdown
@@ -68,6 +69,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 "# Experiment results",
                 WRITTEN,
                 *adaptation(plain(shipped), figure),
+                *(part for measured in found.acting for part in acting(measured)),
                 *methods(shipped),
                 *tunings(list(found.of_format(TUNING).values())),
                 *over_play(shipped, (assets / AMOUNTS).as_posix()),

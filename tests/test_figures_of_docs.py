@@ -100,6 +100,22 @@ def test_other_motion_is_compared_to_free_motion_of_the_same_bodies(tmp_path: Pa
     assert [cell.settings["motion"] for cell in results.plain(cells)] == ["free"]
 
 
+def test_the_pair_that_acts_best_is_bold():
+    results = script("results_page")
+    entries = [
+        {**entry, "settings": {**entry["settings"], "speed": speed, "temperature": 0.5, "task": task}}
+        for entry in matrix_result()["cells"][1:2]
+        for speed, successes in ((1.0, 5), (1.4, 9))
+        for task in ("reach", "push", "lift")
+        for entry in [{**entry, "bodies": _with_successes(entry, successes)}]
+    ]
+    data = {"format": "selfalign-matrix-1", "plan": "acting", "cells": entries}
+    assert result_files.is_acting(data) and not result_files.is_acting({**data, "plan": "headline"})
+    _, text, table = results.acting(data)
+    assert "of 2 aligned *validation* bodies" in text
+    assert "| 1 | 0.5 | 50 % [35, 65] |" in table and "| **1.4** | **0.5** | **90 % [77, 96]** |" in table
+
+
 def test_recipes_are_compared_to_the_first_on_the_same_bodies(tmp_path: Path):
     results, matrix = script("results_page"), matrix_result()
     (_, aligned, *_) = matrix["cells"]

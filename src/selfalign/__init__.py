@@ -11,6 +11,7 @@
 `from selfalign.align.store import ContextStore`.
 """
 
+from selfalign.acting import Acting
 from selfalign.align.offline import AlignConfig, AlignmentResult, align
 from selfalign.align.store import ContextStore
 from selfalign.checkpoint import load
@@ -22,6 +23,7 @@ from selfalign.types import ActionChunk, Observation, Transition
 __all__ = [
     "load",
     "Policy",
+    "Acting",
     "Play",
     "align",
     "AlignConfig",

@@ -11,7 +11,7 @@ told. Both are chosen on validation bodies (`selfalign bench acting`), and the c
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 
@@ -34,6 +34,14 @@ class Acting:
             raise ValueError(f"the speed of acting must be positive, got {self.speed}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"the temperature of acting must be 0 or more, got {self.temperature}")
+
+    def but(self, speed: float | None = None, temperature: float | None = None) -> Self:
+        """The same with what is given."""
+        return replace(
+            self,
+            speed=self.speed if speed is None else speed,
+            temperature=self.temperature if temperature is None else temperature,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

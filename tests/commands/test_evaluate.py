@@ -1,13 +1,15 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from selfalign.acting import Acting
 from selfalign.bench.rollout import Arena
 from selfalign.bench.subject import collect_play, fit
-from selfalign.checkpoint import load
+from selfalign.checkpoint import load, save_checkpoint
 from selfalign.commands.evaluate import EvalConfig, read_body, run
 from selfalign.sim.bodies import sample_bodies
 
@@ -58,6 +60,23 @@ def test_prior_and_context_meet_the_same_scenes(files):
     words = [[episode["instruction"] for episode in result["outcomes"]] for result in runs]
     assert words[0] == words[1]
     assert runs[0]["outcomes"] != runs[1]["outcomes"]
+
+
+def test_speed_and_temperature_are_the_checkpoints_own_unless_they_are_given(files, tmp_path: Path):
+    checkpoint, context, body_file, _ = files
+    own = save_checkpoint(replace(load(checkpoint), acting=Acting(3.0, 0.5)), tmp_path)
+
+    def outcomes(checkpoint: Path, **acting: float) -> tuple[list, dict]:
+        config = EvalConfig(checkpoint, context, body_file, episodes=1, execute=8, num_steps=1, **acting)
+        result = run(config, show=False)
+        return result["outcomes"], result["acting"]
+
+    fast = outcomes(checkpoint, speed=3.0, temperature=0.5)
+    assert fast == outcomes(own) and fast[1] == {"speed": 3.0, "temperature": 0.5}
+    assert outcomes(own, speed=1.0, temperature=1.0) == outcomes(checkpoint)
+    assert fast[0] != outcomes(checkpoint)[0]
+    with pytest.raises(ValueError, match="the speed of acting must be positive"):
+        outcomes(checkpoint, speed=-1.0)
 
 
 def test_read_body(files, tmp_path: Path):

@@ -173,6 +173,12 @@ def test_a_calibration_judges_anew(results):
     pushing = replace(cell, settings={**cell.settings, "task": "push"})
     judged = pushing.attempts(make_calibration("0123", seen=(1.0, 1.05)))
     assert all(a.verdict.expected is None for a in judged), "a calibration of reaching expects nothing of pushing"
+    acting = {"speed": 1.4, "temperature": 0.5}
+    quick, told = replace(cell, settings={**cell.settings, "acting": acting}), make_calibration("0123")
+    assert all(a.verdict.expected is None for a in quick.attempts(told)), "nor one of other acting"
+    assert all(
+        a.verdict.expected is not None for a in quick.attempts(make_calibration("0123", source={"acting": acting}))
+    )
     assert sum(a.verdict.accepted for a in judged) < sum(a.verdict.accepted for a in pushing.attempts())
 
 

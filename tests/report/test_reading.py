@@ -65,6 +65,16 @@ def test_the_own_way_of_a_recipe_to_a_body_is_its_aligning(tmp_path):
     assert [row["success"] for row in recipe.rows] == [row["success"] for row in plain.rows]
 
 
+def test_cells_that_acted_otherwise_are_told_apart(tmp_path):
+    plain, quick = matrix_result(), matrix_result()
+    for entry in quick["cells"]:
+        entry["acting"] = {"speed": 1.4, "temperature": 0.7}
+    paths = [write(tmp_path / f"{name}.json", data) for name, data in (("plain", plain), ("quick", quick))]
+    first, second = read_cells(paths)
+    assert second.name == f"{first.name}, speed 1.4, temperature 0.7"
+    assert second.settings["acting"] == {"speed": 1.4, "temperature": 0.7} and "acting" not in first.settings
+
+
 def test_cells_of_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
     paths = [write(tmp_path / folder / "matrix.json", matrix_result()) for folder in ("first", "second")]
     names = [cell.name for cell in read_cells(paths)]

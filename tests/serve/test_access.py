@@ -104,6 +104,7 @@ def test_a_rate_is_kept_over_any_second():
         (lambda: Limits(rate=0), "must be positive: rate=0"),
         (lambda: Limits(message_mb=float("nan")), "must be positive: message_mb=nan"),
         (lambda: ServeConfig(max_batch=0), "must be positive: max_batch=0"),
+        (lambda: ServeConfig(speed=0.0), "the speed of acting must be positive"),
         (lambda: ServeConfig(max_wait_ms=-1), "max_wait_ms=-1"),
         (lambda: ServeConfig(port=70000), "port=70000"),
         (lambda: ServeConfig(tls_key=Path("key.pem")), "tls_key without tls_certificate"),

@@ -252,6 +252,7 @@ def test_the_command_serves_until_it_is_told_to_stop(policy, tmp_path):
     write_contexts(policy, tmp_path / "contexts")
     code = "import sys; from selfalign.cli import main; sys.exit(main())"
     arguments = ["serve", "--checkpoint", "checkpoint", "--contexts", "contexts", "--port", "0", "--num-steps", "1"]
+    arguments += ["--temperature", "0"]
     arguments += ["--rate", "50", "--rename", "cam", "observation.images.scene"]
     source = str(Path(__file__).parents[2] / "src")
     process = subprocess.Popen(
@@ -268,7 +269,8 @@ def test_the_command_serves_until_it_is_told_to_stop(policy, tmp_path):
         raw = observation()
         raw["cam"] = raw.pop("observation.images.scene")
         with Client(line.split()[-1], embodiment="fast") as client:
-            assert client.infer(raw)["actions"].shape == (4, 3)
+            actions = client.infer(raw)["actions"]
+            assert actions.shape == (4, 3) and np.array_equal(actions, client.infer(raw)["actions"]), "without noise"
             robot_context(policy, "new").save(tmp_path / "contexts" / "new.safetensors")
             process.send_signal(signal.SIGHUP)
             assert "serving fast, new, slow\n" in next(line for line in process.stderr if "serving" in line)

@@ -6,9 +6,10 @@ A pair's score is the mean over its cells, so that every scenario and every task
 aligned once, whatever they act with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
@@ -73,13 +74,20 @@ def best(result: Mapping[str, Any]) -> Acting:
 
 def success(result: Mapping[str, Any], task: str | None = None) -> dict[Acting, Interval]:
     """Mean success of each pair, over all cells or those of a task, with its interval over bodies."""
-    found: dict[Acting, list[Mapping[str, Any]]] = {}
+    found: dict[Acting, dict[str, list[Mapping[str, Any]]]] = {}
     for entry in result["cells"]:
         settings = entry["settings"]
         if task in (None, settings["task"]):
-            own = found.setdefault(Acting(settings["speed"], settings["temperature"]), [])
-            own += [row["results"][amount]["success"] for row in entry["bodies"] for amount in row["results"]]
-    return {acting: mean_success(rows) for acting, rows in found.items()}
+            bodies = found.setdefault(Acting(settings["speed"], settings["temperature"]), {})
+            for row in entry["bodies"]:
+                bodies.setdefault(row["name"], []).extend(of["success"] for of in row["results"].values())
+    return {acting: mean_success(list(map(_joined, bodies.values()))) for acting, bodies in found.items()}
+
+
+def _joined(successes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One body's success over several cells."""
+    totals = {name: sum(success[name] for success in successes) for name in ("successes", "episodes")}
+    return {"value": mean(success["value"] for success in successes), **totals}
 
 
 def _table(result: Mapping[str, Any], chosen: Acting) -> Table:

@@ -120,8 +120,7 @@ class Cell:
         Raises:
             ValueError: a speed or temperature that nothing acts with.
         """
-        told = {"speed": self.speed, "temperature": self.temperature}
-        return dataclasses.replace(own, **{name: value for name, value in told.items() if value is not None})
+        return own.but(self.speed, self.temperature)
 
     @property
     def name(self) -> str:

@@ -1,7 +1,7 @@
 """`selfalign eval`: success of one body under one context, in closed loop."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ class EvalConfig:
     """Steps of each action chunk that are carried out before the policy is asked again."""
     num_steps: int = 10
     """Euler steps of the flow per chunk."""
+    speed: float | None = None
+    """What displacements are multiplied by; None: the checkpoint's own speed."""
+    temperature: float | None = None
+    """What the noise that samples start from is multiplied by; None: the checkpoint's own temperature."""
     video: Path | None = None
     """Film of the first episodes, a .gif or an .mp4."""
     films: int = 3
@@ -56,12 +60,14 @@ def run(config: EvalConfig, *, show: bool = True) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no checkpoint, context or body.
-        ValueError: a damaged file, a context of another model, or a body that the context does not fit.
+        ValueError: a damaged file, a context of another model, a body that the context does not fit, or an impossible
+            speed or temperature.
     """
     console, watch = Console(quiet=not show), Stopwatch()
     if config.video is not None and config.video.suffix not in (".gif", ".mp4"):
         raise ValueError(f"a film is a .gif or an .mp4, got {config.video}")
     policy = load(config.checkpoint)
+    policy = replace(policy, acting=policy.acting.but(config.speed, config.temperature))
     body, context = read_body(config.body), policy.load_context(config.context)
     if config.prior:
         context = as_prior(policy, context)
@@ -84,6 +90,7 @@ def run(config: EvalConfig, *, show: bool = True) -> dict[str, Any]:
         "body": body.to_dict(),
         "context": "prior" if config.prior else str(config.context),
         "fingerprint": policy.fingerprint(),
+        "acting": policy.acting.to_dict(),
         "success": result.to_dict(),
         "outcomes": [
             {"instruction": o.instruction, "success": o.success, "progress": round(o.progress, 4)}

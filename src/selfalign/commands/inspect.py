@@ -98,9 +98,10 @@ def run(config: InspectConfig) -> None:
     elif config.checkpoint is not None:
         print_model(console, *read_config(config.checkpoint), config)
         if (config.checkpoint / "settings.json").is_file():
-            calibration = CheckpointInfo.read(config.checkpoint).calibration
-            if calibration is not None:
-                print_calibration(calibration, console)
+            info = CheckpointInfo.read(config.checkpoint)
+            console.print(f"It acts with speed {info.acting.speed:g} and temperature {info.acting.temperature:g}.")
+            if info.calibration is not None:
+                print_calibration(info.calibration, console)
     elif config.preset is not None:
         print_model(console, presets.get(config.preset), f"preset {config.preset}", config)
 
@@ -199,6 +200,8 @@ def context_table(context: EmbodimentContext, title: str) -> Table:
             stats = info.norm_stats[field]
             rows.append((f"{field}: mean", _numbers(stats["mean"])))
             rows.append((f"{field}: std", _numbers(stats["std"])))
+        moved = info.norm_stats.get("displacements")
+        rows.append(("action: displacements", "not known" if moved is None else ", ".join(map(str, moved))))
     return _table(title, ("", ""), rows)
 
 

@@ -93,7 +93,7 @@ def _bodies(path: Path, part: Mapping[str, Any]) -> Iterator[CellResult]:
     for scenario in dict.fromkeys(row.get("scenario", settings.get("scenario")) for row in rows):
         own = [row for row in rows if row.get("scenario", settings.get("scenario")) == scenario]
         yield CellResult(
-            f"{scenario}, {settings['task']}, seed {settings['seed']}",
+            f"{scenario}, {settings['task']}, seed {settings['seed']}{_acting(part)}",
             [row for row in own if row.get("role", "heldout") == "heldout"],
             [row for row in own if row.get("role") == "source"],
             {**settings, **acts(part), "scenario": scenario},
@@ -158,7 +158,13 @@ def _method(entry: Mapping[str, Any]) -> str:
 def _name(entry: Mapping[str, Any]) -> str:
     own = entry["settings"]
     motion = "" if own["motion"] == "free" else f", {own['motion']} play"
-    return f"{entry['label']}: {own['scenario']}, {own['task']}, seed {own['seed']}{motion}"
+    return f"{entry['label']}: {own['scenario']}, {own['task']}, seed {own['seed']}{motion}{_acting(entry)}"
+
+
+def _acting(part: Mapping[str, Any]) -> str:
+    """How bodies acted, where that was not as the policy was trained."""
+    told = part.get("acting")
+    return "" if told is None else f", speed {told['speed']:g}, temperature {told['temperature']:g}"
 
 
 def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from selfalign.acting import Acting
 from selfalign.online.config import LearnConfig
 
 MEGABYTE = 2**20
@@ -72,6 +73,10 @@ class ServeConfig:
     """How long a request may wait for others to join its forward. Nobody waits once every connection has asked."""
     num_steps: int = 10
     """Euler steps of the flow."""
+    speed: float | None = None
+    """What displacements are multiplied by; None: the checkpoint's own speed."""
+    temperature: float | None = None
+    """What the noise that samples start from is multiplied by; None: the checkpoint's own temperature."""
     device: str = "cpu"
     threads: int | None = None
     """Threads of the computation on a CPU; None: torch's choice."""
@@ -86,6 +91,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "max_batch", "num_steps")
+        Acting().but(self.speed, self.temperature)
         if not self.max_wait_ms >= 0 or not 0 <= self.port < 65536 or (self.threads is not None and self.threads < 1):
             raise ValueError(
                 f"max_wait_ms must not be negative, the port lies in 0..65535 and threads are at least 1; got "

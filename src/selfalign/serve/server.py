@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -260,6 +261,7 @@ def run(config: ServeConfig) -> None:
         torch.set_num_threads(config.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     policy = load(config.checkpoint, config.device, tokenizer=config.tokenizer)
+    policy = replace(policy, acting=policy.acting.but(config.speed, config.temperature))
     learning = None if config.learn is None else Learning.build(policy, config)
     contexts = ContextTable(policy, config.contexts, None if learning is None else learning.learner.adopt)
     asyncio.run(_run(policy, contexts, config, learning))
