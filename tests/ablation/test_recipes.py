@@ -155,13 +155,14 @@ CHANGES: dict[str, dict] = {
     **{f"play-{n}": {"play.trajectories": n} for n in (1, 2, 4)},
     "play-of-demonstrations": {"play.source": "demonstrations"},
     "units": {"play.unit_width": 1.0},
-    **{key: {} for key in ("new-narrow", "new-axes", "new-demonstrations", "new-little", "new-much")},
+    **{key: {} for key in ("new-narrow", "new-axes", "new-brisk", "new-demonstrations", "new-little", "new-much")},
 }
 """What each recipe changes of what is trained, `PretrainConfig` and (model) `VLAConfig`; what is not here stays."""
 MEASURED = {
     "latent-prompt": {"method": "prompt", "settings": {"steps": 300, "learning_rate": 1e-2}},
     "new-narrow": {"motion": "narrow"},
     "new-axes": {"motion": "axes"},
+    "new-brisk": {"motion": "brisk"},
     "new-demonstrations": {"motion": "demonstrations"},
     "new-little": {"play": (1, 3)},
     "new-much": {"play": (30, 100)},
