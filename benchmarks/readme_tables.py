@@ -18,10 +18,11 @@ from selfalign.sim.tasks import KINDS
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ("before", "random", "aligned", "oracle")
-UNTOUCHED, LOOKED_AT = "matrix_headline_seed1.json", "matrix_headline.json"
-"""Bodies that nobody had looked at before they were measured, and those that were looked at again and again."""
+HEADLINE_NOW, AS_TRAINED = "matrix_headline_seed2.json", "matrix_headline_seed1.json"
+"""The shipped checkpoint, and the same acting at speed 1 and temperature 1, on other bodies: nobody had looked at
+either's before they were measured."""
 STALE = "matrix_stale_seed1.json"
-"""The former, with the contexts of before they changed."""
+"""Those that act as trained, with the contexts of before they changed."""
 WAYS = ("aligned", "pad", "prompt", "nearest", "encoder", "lora", "finetune")
 WORDS: dict[str, dict[str, str]] = {
     "README.md": {
@@ -32,7 +33,9 @@ WORDS: dict[str, dict[str, str]] = {
         "reach": "reach",
         "push": "push",
         "lift": "lift",
-        "headline": "| unseen | task | before | random update | aligned | oracle | aligned, seed 0 | oracle, seed 0 |",
+        "headline": (
+            "| unseen | task | before | random update | aligned | oracle | aligned, as trained | oracle, as trained |"
+        ),
         "stale": "| what changed | with what was aligned before | aligned again |",
         "ways": (
             "| unseen | aligned | PAD | latent prompt | nearest of 60 stored contexts | context encoder "
@@ -49,7 +52,8 @@ WORDS: dict[str, dict[str, str]] = {
         "push": "推",
         "lift": "抬起",
         "headline": (
-            "| 未见过的 | 任务 | 对齐前 | 随机更新 | 对齐后 | 见过的身体 | 对齐后，种子 0 | 见过的身体，种子 0 |"
+            "| 未见过的 | 任务 | 对齐前 | 随机更新 | 对齐后 | 见过的身体 "
+            "| 对齐后，照训练时行动 | 见过的身体，照训练时行动 |"
         ),
         "stale": "| 什么变了 | 用变化之前对齐的上下文 | 重新对齐 |",
         "ways": (
@@ -64,9 +68,9 @@ WORDS: dict[str, dict[str, str]] = {
 
 def headline_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
     """Success on unseen bodies, in the order of tasks and scenarios."""
-    untouched, looked_at = (_by_what(read_cells([results / name])) for name in (UNTOUCHED, LOOKED_AT))
+    now, as_trained = (_by_what(read_cells([results / name])) for name in (HEADLINE_NOW, AS_TRAINED))
     for task, scenario in product(KINDS, HEADLINE):
-        first, second = untouched[task, scenario], looked_at[task, scenario]
+        first, second = now[task, scenario], as_trained[task, scenario]
         found = [first.success(name).percent() for name in COLUMNS]
         found[COLUMNS.index("aligned")] = f"**{found[COLUMNS.index('aligned')]}**"
         found += [second.success(name).percent() for name in ("aligned", "oracle")]
@@ -75,7 +79,7 @@ def headline_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
 
 def stale_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
     """Reaching with what was aligned before a body changed, and aligned again: `matrix_stale_seed1.json`."""
-    stale, again = (_by_what(read_cells([results / name])) for name in (STALE, UNTOUCHED))
+    stale, again = (_by_what(read_cells([results / name])) for name in (STALE, AS_TRAINED))
     for scenario in HEADLINE:
         found = stale["reach", scenario].success("stale"), again["reach", scenario].success("aligned")
         yield f"| {words[scenario]} | {' | '.join(one.percent() for one in found)} |"
