@@ -91,6 +91,7 @@ def run(config: DemoConfig, *, show: bool = True) -> dict[str, Any]:
         "format": FORMAT,
         "settings": config.settings(),
         "fingerprint": policy.fingerprint(),
+        "acting": policy.acting.to_dict(),
         "bodies": rows,
         "provenance": provenance(watch.seconds),
     }

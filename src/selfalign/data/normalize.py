@@ -251,9 +251,7 @@ class NormStats:
         actions = self._unnormalize("action", values)
         if speed == 1.0 or self.displacements is None:
             return actions
-        factor = np.where(self.displacements, speed, 1.0).astype(np.float32)
-        scale = torch.from_numpy(factor).to(actions) if isinstance(actions, Tensor) else factor.astype(actions.dtype)
-        return actions * scale  # type: ignore[return-value]
+        return actions * _like(np.where(self.displacements, speed, 1.0), actions)  # type: ignore[return-value]
 
     def _normalize(self, name: str, values: Array) -> Array:
         center, scale = self._affine(name, values)
@@ -274,11 +272,7 @@ class NormStats:
             raise ValueError(
                 f"the statistics are of {len(center)} {name} dimensions, the array has shape {list(values.shape)}"
             )
-        if isinstance(values, Tensor):
-            options = {"dtype": values.dtype, "device": values.device}
-            return torch.as_tensor(center, **options), torch.as_tensor(scale, **options)
-        dtype = values.dtype if np.issubdtype(values.dtype, np.floating) else np.float64
-        return center.astype(dtype), scale.astype(dtype)
+        return _like(center, values), _like(scale, values)
 
     def to_dict(self) -> dict[str, Any]:
         data = {"state": self.state.to_dict(), "action": self.action.to_dict(), "mode": self.mode}
@@ -382,6 +376,13 @@ class NormStats:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, data)
         return path
+
+
+def _like(numbers: np.ndarray, values: Array) -> Array:
+    """Numbers of the kind, float type and device of values that they are computed with."""
+    if isinstance(values, Tensor):
+        return torch.as_tensor(numbers, dtype=values.dtype, device=values.device)
+    return numbers.astype(values.dtype if np.issubdtype(values.dtype, np.floating) else np.float64)
 
 
 def _lerobot_file(path: str | Path) -> Path:
