@@ -62,6 +62,16 @@ def test_acting_is_the_plain_policy_between_the_robots_names_and_conventions(pol
     assert {key: x.shape for key, x in ROBOT.unpack(actions).items()} == {"command": (HORIZON, 3)}
 
 
+def test_speed_takes_targets_further_from_the_state(policy):
+    play, noise = gantry_play(), torch.randn(HORIZON, 5)
+    context = sa.align(policy, play, config=AlignConfig(steps=1)).context
+    episode = policy.repack_play(play).episodes[0]
+    raw, state = raw_observation(episode, 3), episode.state[3]
+    slow, fast = (policy.act(raw, context, noise=noise, acting=sa.Acting(speed)) for speed in (1.0, 2.0))
+    np.testing.assert_allclose(fast[:, :2] - state[:2], 2 * (slow[:, :2] - state[:2]), atol=1e-5)
+    np.testing.assert_array_equal(fast[:, 2], slow[:, 2], err_msg="the gripper is no displacement")
+
+
 def test_a_batch_acts_as_its_observations_one_by_one(policy):
     play, noise = gantry_play(), torch.randn(2, HORIZON, 5)
     stats, episode = policy.play_stats(play), policy.repack_play(play).episodes[0]

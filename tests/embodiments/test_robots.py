@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from selfalign import embodiments
-from selfalign.embodiments import aloha, so101
+from selfalign.embodiments import aloha, make_bool_mask, so101
 from selfalign.sim.robots import ROBOTS as SIMULATED
 
 FILES = {module.__name__.rpartition(".")[2]: module for module in embodiments.modules()}
@@ -76,6 +76,23 @@ def test_numbers_and_pictures_are_openpis(name):
         np.testing.assert_array_equal(seen[f"observation.images.{camera}"], picture)
     given = OPENPI[f"{name}.given"][:, : len(robot.action_names)]
     np.testing.assert_allclose(robot.inverse(state, given).actions, OPENPI[f"{name}.back"], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name, robot in ROBOTS.items() if robot.chunked])
+def test_what_depends_on_the_state_at_the_chunks_start_is_a_displacement(name):
+    robot, rng = ROBOTS[name], np.random.default_rng(0)
+    actions = rng.uniform(0.05, 0.95, (1, len(robot.action_names)))
+    here, there = (robot.forward(rng.uniform(0.05, 0.95, len(robot.state_names)), actions).actions for _ in range(2))
+    np.testing.assert_array_equal(robot.displacements, (here != there)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "moved"),
+    [("aloha_sim", 0), ("droid", 7), ("libero", 6), ("sim_panda", 3), ("sim_ur5e_panda_joint", 6)],
+)
+def test_displacements_that_no_step_makes_are_told(name, moved):
+    robot = ROBOTS[name]
+    assert robot.displacements == make_bool_mask(moved, moved - len(robot.action_names))
 
 
 def test_ur5e_is_openpis_recipe():

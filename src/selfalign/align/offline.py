@@ -172,8 +172,9 @@ def align(
     play = policy.repack_play(play)
     parts = _split(policy, play, config)
     stats = policy.play_stats(play) if stats is None else stats
-    if stats.displacements is None and policy.robot is None and play.displacements is not None:
-        stats = replace(stats, displacements=play.displacements)
+    moved = play.displacements if policy.robot is None else policy.robot.displacements
+    if stats.displacements is None and moved is not None:
+        stats = replace(stats, displacements=moved)
     began = time.perf_counter()
     with _frozen(policy.model), phases(progress, play.name) as phase:
         report = phase("watching play", len(play))

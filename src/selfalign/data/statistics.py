@@ -63,7 +63,8 @@ def norm_stats(
         for block_state, block_actions in _seen(robot, state, action, horizon if robot.chunked and horizon else 1):
             states.update(block_state)
             actions.update(block_actions)
-    return NormStats(states.finish(), actions.finish(), mode, clip=clip)
+    moved = None if robot is None else robot.displacements
+    return NormStats(states.finish(), actions.finish(), mode, clip=clip, displacements=moved)
 
 
 def dim_names(source: SourceData, column: str, robot: Embodiment | None) -> Sequence[str]:

@@ -61,6 +61,7 @@ class AdaptToPi:
     """ALOHA's joints and grippers -> those of openpi's base models."""
 
     reads_state: bool = False
+    displaces: tuple[bool, ...] = ()
 
     def forward(self, numbers: Numbers) -> Numbers:
         actions = numbers.actions

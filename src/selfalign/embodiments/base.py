@@ -48,6 +48,9 @@ class Embodiment:
     action: tuple[Part, ...]
     steps: tuple[Step, ...] = ()
     """Stage 2, in this order on the way in."""
+    displaced: tuple[bool, ...] = ()
+    """Which numbers of an action are displacements or velocities already; those beyond are not. What `steps` make of
+    targets need not be told."""
     unused: tuple[str, ...] = ()
     """Keys of pictures that the model does not see; any other picture is an error."""
     tasks: tuple[str, ...] = ("prompt",)
@@ -69,6 +72,12 @@ class Embodiment:
     def chunked(self) -> bool:
         """Whether an action depends on the state at its chunk's start, so that statistics need the horizon."""
         return any(step.reads_state for step in self.steps)
+
+    @property
+    def displacements(self) -> tuple[bool, ...]:
+        """Which numbers of the model's actions are displacements or velocities: the speed of acting multiplies them."""
+        masks = (self.displaced, *(step.displaces for step in self.steps))
+        return tuple(any(mask[i : i + 1] == (True,) for mask in masks) for i in range(len(self.action_names)))
 
     # ---- stage 1 ---------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ DROID = Embodiment(
         Part(("gripper",), ("observation/gripper_position", "gripper_position", "observation.state.gripper_position")),
     ),
     action=(Part((*JOINTS, "gripper"), ("actions",)),),
+    displaced=make_bool_mask(7, -1),
     unused=("observation/exterior_image_2_left", "exterior_image_2_left", "observation.images.exterior_2_left"),
     fps=15.0,
     asset_id="droid",

@@ -27,6 +27,7 @@ LIBERO = Embodiment(
     },
     state=(Part((*POSE, "left_finger", "right_finger"), ("observation/state", "state")),),
     action=(Part((*POSE, "gripper"), ("actions",)),),
+    displaced=make_bool_mask(6, -1),
     fps=10.0,
 )
 EXTRA_DELTA = replace(LIBERO, name="libero_extra_delta", steps=(DeltaActions(make_bool_mask(6, -1)),))

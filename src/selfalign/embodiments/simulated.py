@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from selfalign.embodiments.base import ACTION, IMAGES, STATE, TASK, Embodiment, Part
+from selfalign.embodiments.steps import make_bool_mask
 
 JOINTS = {
     "panda": 7,
@@ -41,6 +42,7 @@ def simulated(robot: str, joint: bool = False) -> Embodiment:
         cameras={camera: (IMAGES + camera,) for camera in ("scene", "wrist")},
         state=(Part((*moved, "opening"), (STATE,)),),
         action=(Part((*moved, "gripper"), (ACTION,)),),
+        displaced=make_bool_mask(len(moved), -1),
     )
 
 

@@ -26,6 +26,11 @@ class Step(Protocol):
         """Whether actions change with the state at the chunk's start: then a frame's action has no value of its own."""
         ...
 
+    @property
+    def displaces(self) -> tuple[bool, ...]:
+        """Which numbers of an action it makes displacements (`Embodiment.displacements`); those beyond are not."""
+        ...
+
     def forward(self, numbers: Numbers) -> Numbers:
         """The robot's numbers -> the model's."""
         ...
@@ -52,6 +57,10 @@ class DeltaActions:
 
     mask: tuple[bool, ...]
     reads_state: bool = True
+
+    @property
+    def displaces(self) -> tuple[bool, ...]:
+        return self.mask
 
     def forward(self, numbers: Numbers) -> Numbers:
         return self._shift(numbers, -1)
@@ -84,6 +93,7 @@ class DeltaPose:
     """
 
     reads_state: bool = True
+    displaces: tuple[bool, ...] = make_bool_mask(6)
 
     def forward(self, numbers: Numbers) -> Numbers:
         state, actions = self._checked(numbers)
