@@ -1,8 +1,19 @@
 #!/usr/bin/env bash
-# The numbers in README.md: every scenario, 12 held-out bodies of each, 20 episodes under each context; and films of what fails.
+# The numbers in README.md, but for those of other methods (8_compare.sh) and trainings (6_ablate.sh): every scenario and task on
+# bodies that nothing was chosen on, 20 episodes of each; bodies that change; amounts and kinds of play; and films of what
+# fails. About four hours on two quiet cores; what is finished is kept, so it may be stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for scenario in camera action joint robot all; do
+measure() { # name of the result, then flags
+    selfalign bench matrix --cache outputs/cells --out "outputs/$1" "${@:2}"
+    cp "outputs/$1/matrix.json" "benchmarks/results/matrix_$1.json"
+}
+measure headline_seed2 --plan benchmarks/plans/headline_seed2.json
+measure headline_seed1 --plan headline --seed 1 --speed 1 --temperature 1
+measure stale_seed1 --plan stale --seed 1 --speed 1 --temperature 1
+measure curve --plan curve --bodies 8 --speed 1 --temperature 1
+measure play_tempo --plan benchmarks/plans/play_tempo.json
+for scenario in camera action joint robot all; do # step by step, and under another body's context
     selfalign bench adapt --checkpoint checkpoints/tiny --scenario "$scenario" --bodies 12 --seed 0 --play 20 \
         --episodes 20 --json "benchmarks/results/adapt_tiny_${scenario}.json"
 done

@@ -157,6 +157,15 @@ def test_the_bodies_and_tasks_of_a_plan_by_name(checkpoint: Path, tmp_path: Path
         run(MatrixConfig("smoke", tmp_path, str(checkpoint), tasks=("lift",)), show=False)
 
 
+def test_a_plan_acts_as_it_is_told_where_its_cells_do_not_say():
+    own = Cell("tiny", speed=2.0)
+    plan = Plan("p", (Cell("tiny"), own)).acting_at(1.0, None)
+    assert plan.cells == (Cell("tiny", speed=1.0), own)
+    assert plan.acting_at(None, None) == plan
+    with pytest.raises(ValueError, match="speed of acting must be positive, got 0"):
+        MatrixConfig("smoke", Path("out"), speed=0.0)
+
+
 def test_a_plan_by_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setitem(REACHED, 2, 0.1)
     monkeypatch.setitem(REACHED, 4, 0.9)

@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from selfalign.acting import Acting
 from selfalign.bench import cell as cells
 from selfalign.bench.matrix_table import print_matrix
 from selfalign.bench.methods import complete
@@ -59,6 +60,10 @@ class MatrixConfig:
     """Cells of other tasks are left out."""
     bodies: int | None = None
     """Of each cell; None: as many as the plan says."""
+    speed: float | None = None
+    """Of acting, in cells that have none of their own; None: the checkpoint's. At 1 it acts as it was trained."""
+    temperature: float | None = None
+    """Likewise."""
     cache: Path | None = None
     """Folder of finished cells and bodies, which are not measured again; plans may share one. None: `out`."""
     workers: int = 2
@@ -68,6 +73,7 @@ class MatrixConfig:
 
     def __post_init__(self) -> None:
         refuse("bench matrix", below(self, workers=1, bodies=1, seed=0))
+        Acting().but(self.speed, self.temperature)  # raises for what nothing acts with
 
 
 @dataclass
@@ -94,6 +100,7 @@ def run(config: MatrixConfig, *, show: bool = True) -> dict[str, Any]:
     """Measures the plan that a config names; see `run_plan`."""
     seed = seeds_of(config.split)[0] if config.seed is None else config.seed
     plan = Plan.open(config.plan, config.checkpoint, seed).of_tasks(config.tasks)
+    plan = plan.acting_at(config.speed, config.temperature)
     plan = plan if config.bodies is None else plan.of_bodies(config.bodies)
     return run_plan(plan, config.out, cache=config.cache, workers=config.workers, cluster=config.cluster, show=show)
 

@@ -185,6 +185,22 @@ class Plan:
             raise ValueError(f"the plan {self.name!r} has no cell of {', '.join(tasks) or 'no task'}; it has {there}")
         return dataclasses.replace(self, cells=cells)
 
+    def acting_at(self, speed: float | None, temperature: float | None) -> Self:
+        """The same cells with a speed and a temperature, where they have none of their own; None changes nothing.
+
+        Raises:
+            ValueError: a speed or temperature that nothing acts with.
+        """
+        cells = tuple(
+            dataclasses.replace(
+                cell,
+                speed=speed if cell.speed is None else cell.speed,
+                temperature=temperature if cell.temperature is None else cell.temperature,
+            )
+            for cell in self.cells
+        )
+        return dataclasses.replace(self, cells=cells)
+
     def save(self, path: Path) -> Path:
         """Writes it as JSON, atomically."""
         cells = [json.loads(json.dumps(dataclasses.asdict(cell))) for cell in self.cells]
