@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from selfalign.acting import Acting
 from selfalign.bench.attempts import Attempt
 from selfalign.calibration import Calibration
 from selfalign.report.reading import MATRIX, read_cells
@@ -22,7 +23,7 @@ TUNING = "selfalign-tune-1"
 """The format of `bench tune`."""
 FREE = "free"
 """The motion of play where nothing else is said."""
-CALIBRATION = ROOT / "checkpoints/tiny/calibration.json"
+CALIBRATION, SETTINGS = (ROOT / "checkpoints/tiny" / name for name in ("calibration.json", "settings.json"))
 """Of the shipped checkpoint."""
 
 
@@ -123,6 +124,16 @@ def judged(cells: Sequence[CellResult]) -> list[Attempt]:
 def shipped_calibration() -> Calibration:
     """Of the shipped checkpoint."""
     return Calibration.from_dict(json.loads(CALIBRATION.read_text(encoding="utf-8")))
+
+
+def shipped_acting() -> Acting:
+    """Of the shipped checkpoint."""
+    return Acting.from_dict(json.loads(SETTINGS.read_text(encoding="utf-8"))["acting"])
+
+
+def acting_of(cell: CellResult) -> Acting:
+    """How bodies acted in it; where nothing is said, as the policy was trained."""
+    return Acting.from_dict(cell.settings.get("acting", Acting().to_dict()))
 
 
 def repeats(result: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 from page_acting import acting
+from page_adaptation import adaptation, as_shipped
 from page_motions import motions
 from page_recipes import ablations, recipes_figure, schemes, seeds
 from page_tables import MAIN, conditions, markdown
@@ -77,7 +78,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *seeds(plain(shipped), found.repeated),
                 *schemes(found.ablated),
                 *ablations(found.recipes, assets),
-                *fails(plain(shipped), films, assets / films.name),
+                *fails(as_shipped(plain(shipped)), films, assets / films.name),
                 *verdicts(found.attempts, (assets / VERDICTS).as_posix()),
                 *(part for told in found.of_format(DEMO).values() for part in demo(told)),
                 *experts(data.get(results / "experts.json")),
@@ -88,29 +89,6 @@ def page(results: Path, figure: str, films: Path) -> str:
         )
         + "\n"
     )
-
-
-def adaptation(cells: Sequence[CellResult], figure: str) -> Iterator[str]:
-    """Success before and after aligning."""
-    if not cells:
-        return
-    yield "## Does a body act better after its own play?"
-    yield (
-        "Success on bodies that the checkpoint has never had: means over bodies with the 95 % interval of a bootstrap "
-        "over bodies. A random update is as large as the alignment's, *another body's* is another unseen body's, and "
-        "the oracle is aligned bodies of the kinds that the checkpoint was trained on."
-    )
-    yield f"![Success on unseen bodies]({figure})"
-    shown = [name for name in MAIN if any(name in conditions(cell) for cell in cells)]
-    rows = []
-    for cell in cells:
-        found = [percent(cell.success(name).to_dict()) if name in conditions(cell) else "-" for name in shown]
-        rows.append([cell.name, str(len(cell.rows)), *found])
-    yield markdown(("unseen", "bodies", *map(label, shown)), rows)
-    costs = [[cell.name, *_costs(cell)] for cell in cells if all("seconds" in row for row in cell.rows)]
-    if costs:
-        yield "What a body costs, on average, in seconds; the context is what is fitted."
-        yield markdown(("unseen", "play", "align", "robot's own time of play", "context"), costs)
 
 
 def methods(cells: Sequence[CellResult]) -> Iterator[str]:
@@ -195,13 +173,6 @@ def fails(cells: Sequence[CellResult], films: Path, seen: Path) -> Iterator[str]
     for film in read_films(films):
         yield f"![{film['body']}, before and after aligning]({(seen / film['file']).as_posix()})"
         yield f"*{caption(film)}*"
-
-
-def _costs(cell: CellResult) -> list[str]:
-    count = len(cell.rows)
-    times = [f"{sum(row['seconds'][name] for row in cell.rows) / count:.0f}" for name in ("play", "align")]
-    robot = sum(row["play"]["robot_seconds"] for row in cell.rows) / count
-    return [*times, f"{robot:.0f}", f"{1000 * cell.rows[0]['context_megabytes']:.0f} kB"]
 
 
 def verdicts(attempts: Sequence[Attempt], picture: str) -> Iterator[str]:
@@ -326,7 +297,7 @@ def main(config: Config) -> None:
     drawn = {config.figure.with_name(VERDICTS): verdicts_figure(attempts)}
     expecting = [attempt for attempt in attempts if attempt.verdict.expected is not None]
     drawn[config.figure.with_name("calibration.svg")] = figures.calibration_curve(shipped_calibration(), expecting)
-    drawn[config.figure] = figures.overview(cells)
+    drawn[config.figure] = figures.overview(as_shipped(cells))
     if amounts := varied(found.shipped):
         drawn[config.figure.with_name(AMOUNTS)] = figures.over_amounts(amounts)
     curves = [cell for cell in cells if 10 in cell.success_by_steps()][: figures.TOGETHER]

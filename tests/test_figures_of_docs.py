@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 import result_files
 
-from bench.attempting import matrix_result, outcome, write
+from bench.attempting import adapt_result, matrix_result, outcome, write
 from selfalign import presets
 from selfalign.report.reading import read_cells
 
@@ -50,6 +50,34 @@ def test_films_of_what_fails_are_on_the_page(tmp_path: Path):
     told = "action, lift, seed 0: b. Before 0 of 20, after 7 of 20. Shown: lift the red cube: failed."
     parts = list(results.fails(cells, tmp_path, Path("assets/failures")))
     assert parts[-2:] == ["![b, before and after aligning](assets/failures/a.gif)", f"*{told}*"]
+
+
+def test_what_two_files_say_of_the_same_bodies_is_one_row_below_how_the_shipped_checkpoint_acts(tmp_path: Path):
+    results, own = script("results_page"), result_files.shipped_acting()
+
+    def only(condition: str) -> dict:
+        result = adapt_result()
+        for row in result["bodies"]:
+            row["success"] = {name: found for name, found in row["success"].items() if name in (condition, "oracle")}
+        return result
+
+    written = {"a": only("before"), "b": only("aligned"), "c": adapt_result("action", acting=own.to_dict())}
+    cells = read_cells([write(tmp_path / f"{name}.json", result) for name, result in written.items()])
+    parts = list(results.adaptation(cells, "x.svg"))
+    assert [part for part in parts if part.startswith(("### ", "!"))] == [
+        f"### As the shipped checkpoint acts: {own}",
+        "![Success on unseen bodies](x.svg)",
+        "### As it was trained: speed 1, temperature 1",
+    ]
+    (line,) = parts[-1].splitlines()[2:]
+    assert line.startswith("| reach | camera | 0 | 3 |") and "-" not in line.split("|"), "each has its column"
+    values = [f"{100 * cells[i].success(name).value:.0f} %" for i, name in ((0, "before"), (1, "aligned"))]
+    assert [cell.split(" [")[0].strip() for cell in line.split("|")[5:7]] == values
+    assert [cell.name for cell in results.as_shipped(cells)] == [
+        f"action, reach, seed 0, {own}",
+        cells[0].name,
+        cells[1].name,
+    ]
 
 
 def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):

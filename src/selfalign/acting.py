@@ -35,6 +35,9 @@ class Acting:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"the temperature of acting must be 0 or more, got {self.temperature}")
 
+    def __str__(self) -> str:
+        return f"speed {self.speed:g}, temperature {self.temperature:g}"
+
     def but(self, speed: float | None = None, temperature: float | None = None) -> Self:
         """The same with what is given."""
         return replace(

@@ -340,7 +340,7 @@ def acting(checkpoint: str, seed: int) -> list[Cell]:
             bodies=2,
             speed=speed,
             temperature=temperature,
-            label=f"speed {speed:g}, temperature {temperature:g}",
+            label=str(Acting(speed, temperature)),
         )
         for speed, temperature, scenario, task in product(SPEEDS, TEMPERATURES, HEADLINE, KINDS)
     ]

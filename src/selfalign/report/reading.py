@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from selfalign.acting import Acting
 from selfalign.bench.attempts import RETURNED_PRIOR
 from selfalign.bench.cell import ROLES
 from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, acts, body_seed
@@ -163,8 +164,7 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 def _acting(part: Mapping[str, Any]) -> str:
     """How bodies acted, where that was not as the policy was trained."""
-    told = part.get("acting")
-    return "" if told is None else f", speed {told['speed']:g}, temperature {told['temperature']:g}"
+    return f", {Acting.from_dict(part['acting'])}" if part.get("acting") is not None else ""
 
 
 def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
