@@ -17,4 +17,5 @@ for scenario in camera action joint robot all; do # step by step, and under anot
     selfalign bench adapt --checkpoint checkpoints/tiny --scenario "$scenario" --bodies 12 --seed 0 --play 20 \
         --episodes 20 --json "benchmarks/results/adapt_tiny_${scenario}.json"
 done
-selfalign bench films benchmarks/results/adapt_tiny_*.json --out docs/assets/failures
+selfalign bench films benchmarks/results/matrix_headline_seed2.json benchmarks/results/adapt_tiny_joint.json \
+    --out docs/assets/failures
