@@ -1,22 +1,13 @@
-"""The page of results on other trainings than the shipped one: of schemes, of seeds, and of recipes that differ in one
-thing."""
+"""The page of results on other trainings than the shipped one: of schemes, and of seeds."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from statistics import mean
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
 
 from page_tables import MAIN, conditions, markdown
 from result_files import ABLATION, play_of
 
 from selfalign.bench.stats import bootstrap_mean
-from selfalign.bench.tables import drop, label, percent
-from selfalign.report import figures
-from selfalign.report.reading import read_cells
+from selfalign.bench.tables import label, percent
 from selfalign.report.results import CellResult
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def schemes(cells: Sequence[CellResult]) -> Iterator[str]:
@@ -86,54 +77,3 @@ def _same_test(cell: CellResult, other: CellResult) -> bool:
     same = ("scenario", "task", "seed", "bodies", "episodes", "acting")
     alike = all(cell.settings.get(name) == other.settings.get(name) for name in same)
     return "oracle" in other.seen and alike and play_of(cell) == play_of(other)
-
-
-def ablations(results: Mapping[Path, dict[str, Any]], pictures: Path) -> Iterator[str]:
-    """Recipes that differ from the shipped one in one thing.
-
-    Args:
-        pictures: where figures are, as the page sees it: of each result that of `recipes_figure`, by the file's name.
-    """
-    steps = None
-    for path, result in results.items():
-        if result["scale"]["steps"] != steps:
-            steps = result["scale"]["steps"]
-            yield f"## Ablations: {steps} steps"
-        yield (
-            f"`{path.name}`. Each recipe differs from the first in one thing; all share one vision tower "
-            "([what they are](benchmark.md#ablations)). The difference is to the first recipe on the same bodies and "
-            "in the same scenes, in percentage points, with the interval of a bootstrap over bodies."
-        )
-        about = {training["label"]: training["about"] for training in result["trainings"]}
-        cells = read_cells([path]) if "matrix" in result else []
-        if cells:
-            yield f"![Success by recipe]({(pictures / path.stem).as_posix()}.svg)"
-        whole = {cell.settings["scenario"]: cell for cell in cells if _training(cell) == "all"}
-        rows = [_recipe(cell, about, whole.get(cell.settings["scenario"])) for cell in cells]
-        success = (*map(label, ("before", "aligned", "oracle")), "less the first")
-        columns = ("recipe", "", "unseen", "play", "held-out play loss", *success)
-        yield markdown(columns, rows)
-        failed = [[t["label"], t["error"]] for t in result["trainings"] if "error" in t]
-        if failed:
-            yield markdown(("training that failed", "why"), failed)
-
-
-def recipes_figure(path: Path) -> "Figure":
-    """The cells of an ablation."""
-    panels: dict[str, dict[str, CellResult]] = {}
-    for cell in read_cells([path]):
-        panels.setdefault(f"unseen: {cell.settings['scenario']}", {})[_training(cell)] = cell
-    return figures.recipes(panels)
-
-
-def _recipe(cell: CellResult, about: Mapping[str, str], first: CellResult | None) -> list[str]:
-    known, name = conditions(cell), _training(cell)
-    success = [cell.success(n).percent() if n in known else "-" for n in ("before", "aligned", "oracle")]
-    less = "-"
-    if first is not None and first is not cell and "aligned" in known and "aligned" in conditions(first):
-        less = cell.less(first, "aligned").points()
-    told = [row["verdicts"]["aligned"] for row in cell.rows if "aligned" in row.get("verdicts", {})]
-    finite = [verdict for verdict in told if None not in (verdict["before"], verdict["after"])]
-    loss = drop({when: mean(verdict[when] for verdict in finite) for when in ("before", "after")}) if finite else "-"
-    settings = cell.settings
-    return [name, about.get(name, ""), settings["scenario"], str(max(settings["play"])), loss, *success, less]

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
+from page_ablations import PICTURES, ablations, by_scale, measured, recipes_figure
 from page_acting import acting
 from page_adaptation import adaptation, as_shipped
 from page_motions import motions
-from page_recipes import ablations, recipes_figure, schemes, seeds
+from page_recipes import schemes, seeds
 from page_tables import MAIN, conditions, markdown
 from result_files import FREE, ROOT, TUNING, Results, motion_of, shipped_calibration
 
@@ -302,9 +303,9 @@ def main(config: Config) -> None:
         drawn[config.figure.with_name(AMOUNTS)] = figures.over_amounts(amounts)
     curves = [cell for cell in cells if 10 in cell.success_by_steps()][: figures.TOGETHER]
     drawn[config.curves] = figures.over_steps(curves)
-    for path, result in found.recipes.items():
-        if "matrix" in result:
-            drawn[config.figure.with_name(f"{path.stem}.svg")] = recipes_figure(path)
+    for scale, files in by_scale(found.recipes).items():
+        if recipes := measured(files):
+            drawn[config.figure.with_name(PICTURES[scale])] = recipes_figure(recipes)
     for path, picture in drawn.items():
         path.write_text(figures.svg(picture), encoding="utf-8")
     print(f"{config.page}, {config.figure} and {config.curves}")

@@ -155,21 +155,49 @@ def test_recipes_are_compared_to_the_first_on_the_same_bodies(tmp_path: Path):
         entry["settings"] = {**entry["settings"], "play": [1, 20]}
     trainings = [{"label": "all", "about": "the recipe"}, {"label": "closed", "about": "x"}]
     broken = {"label": "baseline", "about": "y", "error": "it broke"}
-    ablation = {"format": "selfalign-ablation-1", "scale": {"steps": 2500}, "trainings": [*trainings, broken]}
+    ablation = {"format": "selfalign-ablation-1", "scale": {"name": "ablation"}, "trainings": [*trainings, broken]}
     ablation["matrix"] = {**matrix, "cells": [first, other]}
     path = write(tmp_path / "ablation.json", ablation)
     *_, picture, table, failed = results.ablations({path: ablation}, Path("assets"))
     assert picture == "![Success by recipe](assets/ablation.svg)"
-    assert "| all | the recipe | action | 20 | 3.00 -> 1.00 | - | 90 % [70, 97] | - | - |" in table
+    assert "| all | the recipe | 3.00 -> 1.00 | 90 % [70, 97] | - | - |" in table
     # The ends of the bootstrap's interval over two bodies are the bodies: 3 and 7 of 10, less 9.
-    assert "| closed | x | action | 20 | 3.00 -> 1.00 | - | 50 % [30, 70] | - | -40 [-60, -20] |" in table
+    assert "| closed | x | 3.00 -> 1.00 | 50 % [30, 70] | - | -40 [-60, -20] |" in table
     assert "| baseline | it broke |" in failed
-    (axis,) = results.recipes_figure(path).axes
+    (axis,) = results.recipes_figure(results.measured({path: ablation})).axes
     drawn = {line.get_label(): line.get_xdata() for line in axis.lines}
     assert drawn["aligned (what align returns)"] == pytest.approx([90, 50])
     assert not {"before", "oracle"} & {str(name).split()[0] for name in drawn}, "they were not measured"
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["all", "closed"]
     assert axis.get_title() == "unseen: action"
+
+
+def test_recipes_of_several_files_are_one_table_in_the_order_of_the_recipes(tmp_path: Path):
+    results, files = script("results_page"), {}
+    (frozen, aligned, *_) = matrix_result()["cells"]
+    for name, labels, scale in (
+        ("a", ("all", "span-8"), "ablation"),
+        ("b", ("all", "closed"), "ablation"),
+        ("c", ("all",), "shipped"),
+    ):
+        cells = [{**entry, "label": label} for label in labels for entry in (frozen, aligned)]
+        for entry in cells:
+            entry["settings"] = {**entry["settings"], "play": [20]}
+        trainings = [{"label": label, "about": f"that of {name}"} for label in labels]
+        ablation = {"format": "selfalign-ablation-1", "scale": {"name": scale}, "trainings": trainings}
+        ablation["matrix"] = {**matrix_result(), "cells": cells}
+        files[write(tmp_path / f"{name}.json", ablation)] = ablation
+    parts = list(results.ablations(files, Path("assets")))
+    assert [part for part in parts if part.startswith("##")] == [
+        "## Ablations: 2,500 steps",
+        "## Ablations: 10,000 steps",
+    ]
+    rows = [part.splitlines()[2:] for part in parts if part.startswith("| recipe")]
+    assert [[line.split(" | ")[0] for line in table] for table in rows] == [
+        ["| all", "| closed", "| span-8"],
+        ["| all"],
+    ]
+    assert parts[-1] == "Before aligning, no recipe succeeds in more than 10 % of episodes."
 
 
 def test_trainings_with_other_seeds_stand_beside_the_shipped_one(tmp_path: Path):
