@@ -9,6 +9,7 @@ from typing import Any, Self
 from selfalign.acting import Acting
 from selfalign.bench.attempts import Attempt
 from selfalign.calibration import Calibration
+from selfalign.checkpoint import CheckpointInfo
 from selfalign.report.reading import MATRIX, read_cells
 from selfalign.report.results import CellResult
 
@@ -23,8 +24,9 @@ TUNING = "selfalign-tune-1"
 """The format of `bench tune`."""
 FREE = "free"
 """The motion of play where nothing else is said."""
-CALIBRATION, SETTINGS = (ROOT / "checkpoints/tiny" / name for name in ("calibration.json", "settings.json"))
-"""Of the shipped checkpoint."""
+CHECKPOINT = ROOT / "checkpoints/tiny"
+"""The shipped one."""
+CALIBRATION = CHECKPOINT / "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def judged(cells: Sequence[CellResult]) -> list[Attempt]:
         if cell.fingerprint == calibration.fingerprint and cell.settings["seed"] == fitted_to:
             continue
         for attempt in cell.attempts(calibration):
-            told = cell.settings["task"], cell.settings["seed"], motion_of(cell)
+            told = cell.settings["task"], cell.settings["seed"], motion_of(cell), acting_of(cell)
             own = cell.fingerprint, *told, attempt.body, attempt.kind
             found.setdefault(own, attempt)
     return list(found.values())
@@ -128,7 +130,7 @@ def shipped_calibration() -> Calibration:
 
 def shipped_acting() -> Acting:
     """Of the shipped checkpoint."""
-    return Acting.from_dict(json.loads(SETTINGS.read_text(encoding="utf-8"))["acting"])
+    return CheckpointInfo.read(CHECKPOINT).acting
 
 
 def acting_of(cell: CellResult) -> Acting:

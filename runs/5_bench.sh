@@ -12,10 +12,12 @@ measure headline_seed2 --plan benchmarks/plans/headline_seed2.json
 measure headline_seed1 --plan headline --seed 1 --speed 1 --temperature 1
 measure stale_seed1 --plan stale --seed 1 --speed 1 --temperature 1
 measure curve --plan curve --bodies 8 --speed 1 --temperature 1
-measure play_tempo --plan benchmarks/plans/play_tempo.json
+for plan in play_tempo play_motions; do
+    measure "$plan" --plan "benchmarks/plans/$plan.json"
+done
 for scenario in camera action joint robot all; do # step by step, and under another body's context
     selfalign bench adapt --checkpoint checkpoints/tiny --scenario "$scenario" --bodies 12 --seed 0 --play 20 \
-        --episodes 20 --json "benchmarks/results/adapt_tiny_${scenario}.json"
+        --episodes 20 --speed 1 --temperature 1 --json "benchmarks/results/adapt_tiny_${scenario}.json"
 done
 selfalign bench films benchmarks/results/matrix_headline_seed2.json benchmarks/results/adapt_tiny_joint.json \
     --out docs/assets/failures

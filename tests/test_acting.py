@@ -61,6 +61,7 @@ def test_without_temperature_every_sample_is_the_same(policy, stats):
     assert not np.array_equal(*(policy.act(raw, stats=stats, acting=Acting()) for _ in range(2)))
 
 
+@pytest.mark.filterwarnings("ignore:the policy acts with a speed, which does nothing")
 def test_where_it_is_not_known_what_moves_speed_changes_nothing(policy):
     raw, noise, unknown = raw_observation(make_episode(50), 2, "go"), torch.randn(HORIZON, 5), make_play().stats()
     assert unknown.displacements is None
@@ -92,7 +93,8 @@ def test_a_robots_description_says_which_numbers_are_displacements():
     for kind, expected in (("ee_delta", (True, True, False)), ("ee_absolute", (False, False, False))):
         body = BodySpec(action_space=ActionSpace(kind))
         assert replace(make_play(), embodiment=body.to_dict()).displacements == expected
-    assert replace(make_play(), embodiment={"name": "r"}).displacements is None
+    for unknown in ({"name": "r"}, {"axes": ["x", "y", "gripper"]}, {"axes": "xyz"}, {"axes": [{"name": "x"}] * 3}):
+        assert replace(make_play(), embodiment=unknown).displacements is None
 
 
 def test_contexts_know_what_moves_whosever_statistics_they_have(policy):
@@ -101,6 +103,33 @@ def test_contexts_know_what_moves_whosever_statistics_they_have(policy):
     for stats in (None, make_play().stats()):
         context = align(policy, play, config=config, progress=False, stats=stats).fitted
         assert NormStats.from_dict(context.info.norm_stats).displacements == (True, True, False)
+
+
+def test_bodies_of_a_batch_move_by_their_own_displacements(policy, stats):
+    prior, noise = policy.model.prior().detach(), torch.randn(2, HORIZON, 5)
+    raw = raw_observation(make_play().episodes[0], None)
+    raw = {key: value[:2] for key, value in raw.items() if key != "task"} | {"task": ["go", "go"]}
+    masks = MOVED, (False, False, True)
+    contexts = [prior.with_info(norm_stats=replace(stats, displacements=mask).to_dict()) for mask in masks]
+    slow, fast = (policy.act(raw, contexts, noise=noise, acting=Acting(speed)) for speed in (1.0, 2.0))
+    for before, after, mask in zip(slow, fast, masks, strict=True):
+        np.testing.assert_allclose(after, before * np.where(mask, 2.0, 1.0), rtol=1e-5)
+
+
+def test_speed_that_does_nothing_is_told(policy):
+    quick = policy.acting_at(speed=2.0)
+    unknown = make_play()
+    with pytest.warns(UserWarning, match="nobody says which numbers of an action are displacements"):
+        context = align(quick, unknown, config=AlignConfig(steps=1), progress=False).fitted
+    with pytest.warns(UserWarning, match="nobody says which numbers"):
+        quick.act(raw_observation(unknown.episodes[0], 0), context)
+
+
+def test_other_acting_has_no_calibration(policy):
+    policy = replace(policy, calibration=make_calibration(policy.fingerprint()))
+    assert policy.acting_at() is policy and policy.acting_at(speed=1.0) is policy
+    other = policy.acting_at(temperature=0.5)
+    assert other.acting == Acting(1.0, 0.5) and other.calibration is None and policy.calibration is not None
 
 
 def test_a_server_acts_as_the_policy_does(tmp_path: Path):

@@ -70,7 +70,7 @@ def test_what_two_files_say_of_the_same_bodies_is_one_row_below_how_the_shipped_
         "### As it was trained: speed 1, temperature 1",
     ]
     (line,) = parts[-1].splitlines()[2:]
-    assert line.startswith("| reach | camera | 0 | 3 |") and "-" not in line.split("|"), "each has its column"
+    assert line.startswith("| reach | camera | 0 | 3 |") and " - " not in line.split("|"), "each has its column"
     values = [f"{100 * cells[i].success(name).value:.0f} %" for i, name in ((0, "before"), (1, "aligned"))]
     assert [cell.split(" [")[0].strip() for cell in line.split("|")[5:7]] == values
     assert [cell.name for cell in results.as_shipped(cells)] == [

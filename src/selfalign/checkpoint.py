@@ -120,13 +120,16 @@ def set_calibration(directory: str | Path, calibration: Calibration) -> None:
     """Puts a calibration into a checkpoint, in place of an older one.
 
     Raises:
-        ValueError: it is of another model, or the checkpoint is damaged.
+        ValueError: it is of another model or of another way to act, or the checkpoint is damaged.
         OSError: the checkpoint cannot be written.
     """
     directory = Path(directory)
     info = CheckpointInfo.read(directory)
     if calibration.fingerprint != info.fingerprint:
         raise ValueError(f"the calibration is of model {calibration.fingerprint}, {directory} of {info.fingerprint}")
+    acted = Acting.from_dict(calibration.source.get("acting") or Acting().to_dict())
+    if acted != info.acting:
+        raise ValueError(f"the calibration is of acting at {acted}, {directory} acts at {info.acting}; calibrate again")
     replace(info, calibration=calibration).write(directory)
 
 

@@ -9,6 +9,7 @@ context.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,10 @@ from selfalign.types import ActionChunk, Observation, TensorStruct, Transition
 STATE, TASK = "observation.state", "task"
 TOWER_BATCH = 64
 """Frames that the vision tower reads at once."""
+UNKNOWN_DISPLACEMENTS = (
+    "the policy acts with a speed, which does nothing here: nobody says which numbers of an action are displacements. "
+    "Align to play whose description says it (docs/acting.md), give a robot, or act with speed 1"
+)
 Sample = TypeVar("Sample", bound=TensorStruct)
 
 
@@ -82,6 +87,16 @@ class Policy:
             self._fingerprint[versions] = self.model.fingerprint()
         return self._fingerprint[versions]
 
+    def acting_at(self, speed: float | None = None, temperature: float | None = None) -> "Policy":
+        """The same policy with another speed or temperature; None leaves its own. Where that changes anything, it has
+        no calibration: that was of how it acted before.
+
+        Raises:
+            ValueError: a speed or temperature that nothing acts with.
+        """
+        acting = self.acting.but(speed, temperature)
+        return self if acting == self.acting else dataclasses.replace(self, acting=acting, calibration=None)
+
     # ---- acting ----------------------------------------------------------------------------------------------------
 
     def act(
@@ -100,7 +115,8 @@ class Policy:
             observation: one raw observation, or a batch of them.
             context: of the robot; one for each robot of the batch as a list (or one batched context); None reads the
                 prior W0.
-            noise: [H, action_dim] or [B, H, action_dim] to start from, in the model's dimensions; drawn where None.
+            noise: [H, action_dim] or [B, H, action_dim] in the model's dimensions, which the temperature multiplies;
+                drawn where None.
             num_steps: Euler steps.
             stats: normalisation to use instead of the context's own; with neither, the checkpoint's.
             acting: speed and temperature; None: the checkpoint's own.
@@ -112,12 +128,15 @@ class Policy:
         contexts, single = self._contexts(context)
         own = [self.stats] if self.stats is not None else []
         statistics = [stats] if stats is not None else [_stats_of(c) for c in contexts] or own
+        statistics = [self.with_displacements(one) for one in statistics]
         raw = self._repack(observation)
         batch, batched = self._observation(raw, statistics)
         size = batch.batch_size
         if contexts and single is not None and single.batched and single.W1[0].shape[0] != size:
             raise ValueError(f"{single.W1[0].shape[0]} contexts for a batch of {size} observations; give one for each")
         acting = self.acting if acting is None else acting
+        if acting.speed != 1 and any(one.displacements is None for one in statistics):
+            warnings.warn(UNKNOWN_DISPLACEMENTS, stacklevel=2)
         shape = (size, self.model.config.action_horizon, self.model.config.action_dim)
         given = self._noise(noise, shape, batched)
         start = acting.temperature * (self.model.draw_noise(batch) if given is None else given)
@@ -282,6 +301,16 @@ class Policy:
         stats = norm_stats(numbers, robot=self.robot, horizon=self.model.config.action_horizon)
         stats.warn_near_constant(self.robot.state_names, self.robot.action_names)
         return stats
+
+    def with_displacements(self, stats: NormStats, play: Play | None = None) -> NormStats:
+        """Statistics with which of their numbers are displacements, where they do not say it and the robot does, or
+        the description of the play."""
+        told = None if play is None else play.displacements
+        moved = told if self.robot is None else self.robot.displacements or told
+        if stats.displacements is not None or moved is None:
+            return stats
+        padded = (*moved, *(False for _ in range(stats.action_dim)))[: stats.action_dim]
+        return dataclasses.replace(stats, displacements=padded)
 
     def transitions(self, play: Play | Iterable[Episode], stats: NormStats, *, stride: int = 1) -> Transition:
         """All (o_t, a_{t:t+H}, o_{t+H}) that lie within an episode, ready for the prefix.

@@ -125,7 +125,7 @@ def digest(identity: Any, letters: int = 16) -> str:
 
 
 def read_kept(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a file of results holds, if it is whole and of exactly this measurement."""
+    """What a file of results holds, if it is whole and of exactly this measurement; None is what it does not tell."""
     if not path.is_file():
         return None
     try:

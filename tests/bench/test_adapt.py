@@ -67,6 +67,20 @@ def test_finished_work_is_cleared_away_and_not_repeated(measured, monkeypatch: p
     assert run(config, show=False) == result
 
 
+def test_it_acts_as_it_is_told(measured, tmp_path: Path):
+    config, plain = measured
+    quick = run(replace(config, json=tmp_path / "quick.json", speed=3.0), show=False)
+    assert plain["acting"] is None and quick["acting"] == {"speed": 3.0, "temperature": 1.0}
+    for name in ("verdict", "action_loss"):
+        assert [row.get(name) for row in quick["bodies"]] == [row.get(name) for row in plain["bodies"]], (
+            "fits are alike"
+        )
+    progress = [[row["success"]["aligned"]["mean_progress"] for row in of["bodies"][:2]] for of in (plain, quick)]
+    assert progress[0] != progress[1]
+    with pytest.raises(ValueError, match="the temperature of acting must be 0 or more"):
+        AdaptConfig(temperature=-1.0)
+
+
 def test_an_interrupted_run_goes_on_and_gives_the_same(measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config, result = measured
     config = replace(config, json=tmp_path / "out.json")

@@ -15,6 +15,7 @@ from selfalign.bench import calibrate
 from selfalign.bench.attempts import read_attempts
 from selfalign.bench.calibrate import CalibrateConfig, held_out_grid, late, run
 from selfalign.calibration import Calibration
+from selfalign.checkpoint import set_acting, set_calibration
 from selfalign.provenance import write_json
 from selfalign.sim.seeds import VALIDATION_FROM
 
@@ -125,6 +126,22 @@ def test_checking_changes_nothing(mine: Path, tmp_path: Path, monkeypatch: pytes
     assert result["checked"] == sa.load(mine).calibration.to_dict() and "calibration" not in result
     (aligned,) = [a for a in read_attempts(result["bodies"][0], "", sa.load(mine).calibration) if a.kind == "aligned"]
     assert aligned.verdict.accepted and aligned.verdict.expected is not None
+
+
+def test_what_was_measured_of_other_acting_is_measured_again(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = CalibrateConfig(mine, out=tmp_path / "c.json", **SMALL)
+    monkeypatch.setattr(calibrate, "measure_pair", made_up)
+    set_acting(mine, sa.Acting(2.0))
+    old = run(config, show=False)
+    set_acting(mine, sa.Acting())
+    with pytest.raises(ValueError, match=r"of acting at speed 2, temperature 1, .* acts at speed 1, temperature 1"):
+        set_calibration(mine, Calibration.from_dict(old["calibration"]))
+    measured: list[str] = []
+    monkeypatch.setattr(calibrate, "measure_pair", lambda job: measured.append(made_up(job)))
+    assert run(config, show=False)["acting"] is None and measured
+    assert sa.load(mine).calibration.source.get("acting") is None
 
 
 def test_errors_come_before_the_work(tmp_path: Path):

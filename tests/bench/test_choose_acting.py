@@ -13,7 +13,7 @@ from selfalign.bench.cell import BodyJob, bodies_of, measure_body
 from selfalign.bench.choose_acting import ActingConfig, best, run, success
 from selfalign.bench.plan import HEADLINE, SPEEDS, TEMPERATURES, Cell, Plan
 from selfalign.bench.stats import wilson
-from selfalign.bench.subject import told_of
+from selfalign.bench.subject import identity_of
 from selfalign.bench.workshop import Workshop
 from selfalign.checkpoint import load, save_checkpoint
 from selfalign.sim.tasks import KINDS
@@ -74,7 +74,7 @@ def test_it_is_written_into_the_checkpoint(checkpoint: Path, tmp_path: Path, mon
     found = load(own)
     assert found.acting == Acting(*BEST) and found.calibration is None
     assert {(cell.bodies, cell.checkpoint) for cell in plans[0].cells} == {(3, str(own))}
-    assert "acts with speed 1.4 and temperature 0.7 now" in " ".join(capsys.readouterr().out.split())
+    assert "acts at speed 1.4, temperature 0.7 now" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_cell_that_fails_chooses_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -105,16 +105,40 @@ def test_a_cell_says_how_it_acts_only_where_it_does():
 
 def test_numbers_of_other_acting_are_other_numbers(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     policy = load(checkpoint)
-    assert told_of(policy) == {} and told_of(policy, Acting(2.0)) == {"acting": {"speed": 2.0, "temperature": 1.0}}
+    none = {"calibration": None, "acting": None}
+    assert identity_of(policy) == none
+    assert identity_of(policy, Acting(2.0)) == {**none, "acting": {"speed": 2.0, "temperature": 1.0}}
     own = save_checkpoint(replace(policy, acting=Acting(2.0)), tmp_path)
     cell = Cell(str(checkpoint), bodies=1)
     states = [
-        matrix._open(one, tmp_path)
+        matrix._open(one, tmp_path, True)
         for one in (cell, replace(cell, checkpoint=str(own)), replace(cell, speed=2.0), replace(cell, speed=1.0))
     ]
     digests = [state.digest for state in states]
     assert len(set(digests)) == 4 and not any(state.error for state in states)
-    assert [state.identity.get("acting", {}).get("speed") for state in states] == [None, 2.0, 2.0, None]
+    assert [(state.identity["acting"] or {}).get("speed") for state in states] == [None, 2.0, 2.0, None]
+
+
+def test_what_to_choose_by_does_not_depend_on_the_calibration_that_goes(checkpoint: Path, tmp_path: Path):
+    policy = load(checkpoint)
+    own = save_checkpoint(replace(policy, calibration=make_calibration(policy.fingerprint())), tmp_path / "own")
+    plain, with_it, without = (
+        matrix._open(Cell(str(folder), bodies=1), tmp_path, calibrated)
+        for folder, calibrated in ((checkpoint, True), (own, True), (own, False))
+    )
+    assert plain.digest == without.digest != with_it.digest
+    assert not without.jobs[0].calibrated and with_it.jobs[0].calibrated
+
+
+def test_success_is_expected_of_the_checkpoints_own_acting_alone(checkpoint: Path):
+    policy = load(checkpoint)
+    policy = replace(policy, calibration=make_calibration(policy.fingerprint(), seen=(0.0, 100.0)))
+    cell = Cell(str(checkpoint), seed=4, bodies=1, episodes=1, play=(2,), play_length=11, settings={"steps": 1})
+    body = bodies_of(cell)[0]
+    shop = Workshop(policy, body, BodyJob("x", cell, 0, body).seed)
+    rows = [measure_body(BodyJob("x", one, 0, body), shop) for one in (cell, replace(cell, speed=2.0))]
+    own, other = (row["results"]["2"]["verdict"] for row in rows)
+    assert own["expected"] is not None and other == {**own, "expected": None}
 
 
 def test_bodies_are_fitted_once_and_act_as_their_cell_says(checkpoint: Path):

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from selfalign import embodiments
-from selfalign.embodiments import aloha, make_bool_mask, so101
+from selfalign.embodiments import DeltaActions, aloha, make_bool_mask, so101
 from selfalign.sim.robots import ROBOTS as SIMULATED
 
 FILES = {module.__name__.rpartition(".")[2]: module for module in embodiments.modules()}
@@ -78,21 +78,33 @@ def test_numbers_and_pictures_are_openpis(name):
     np.testing.assert_allclose(robot.inverse(state, given).actions, OPENPI[f"{name}.back"], atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name, robot in ROBOTS.items() if robot.chunked])
-def test_what_depends_on_the_state_at_the_chunks_start_is_a_displacement(name):
+@pytest.mark.parametrize("name", ["aloha", "droid_joint_position", "franka_joint", "so101", "ur5e"])
+def test_twice_the_speed_is_a_target_twice_as_far_from_the_state(name):
     robot, rng = ROBOTS[name], np.random.default_rng(0)
-    actions = rng.uniform(0.05, 0.95, (1, len(robot.action_names)))
-    here, there = (robot.forward(rng.uniform(0.05, 0.95, len(robot.state_names)), actions).actions for _ in range(2))
-    np.testing.assert_array_equal(robot.displacements, (here != there)[0])
+    state = rng.uniform(0.2, 0.4, len(robot.state_names))
+    near = rng.uniform(0.2, 0.4, (3, len(robot.action_names)))
+    seen, actions = robot.forward(state, near)
+    far = robot.inverse(seen, actions * np.where(robot.displacements, 2.0, 1.0)).actions
+    arms = [i for i, action in enumerate(robot.action_names) if "gripper" not in action]
+    np.testing.assert_allclose(far[:, arms] - state[arms], 2 * (near - state)[:, arms], atol=1e-9)
+    grippers = [i for i in range(len(robot.action_names)) if i not in arms]
+    np.testing.assert_allclose(far[:, grippers], near[:, grippers], atol=1e-9)
 
 
 @pytest.mark.parametrize(
     ("name", "moved"),
-    [("aloha_sim", 0), ("droid", 7), ("libero", 6), ("sim_panda", 3), ("sim_ur5e_panda_joint", 6)],
+    [("franka_cartesian", 6), ("droid", 7), ("libero", 6), ("sim_panda", 3), ("sim_ur5e_panda_joint", 6)],
 )
-def test_displacements_that_no_step_makes_are_told(name, moved):
+def test_which_numbers_are_displacements(name, moved):
     robot = ROBOTS[name]
     assert robot.displacements == make_bool_mask(moved, moved - len(robot.action_names))
+
+
+def test_what_nobody_says_is_not_known_and_a_displacement_less_the_state_is_none():
+    assert ROBOTS["aloha_sim"].displacements is None
+    assert not any(ROBOTS["libero_extra_delta"].displacements), "the state would be multiplied with it"
+    listed = replace(ROBOTS["droid"], displaced=None, steps=(DeltaActions([True, False]),))
+    assert listed.displacements == make_bool_mask(1, -7)
 
 
 def test_ur5e_is_openpis_recipe():

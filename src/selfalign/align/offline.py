@@ -7,6 +7,7 @@ The held-out loss is measured on the same samples, noise and flow times every ti
 
 import math
 import time
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -29,7 +30,7 @@ from selfalign.model.context import EmbodimentContext
 from selfalign.model.contexts import Coordinates
 from selfalign.model.losses import Losses, LossWeights
 from selfalign.model.policy import VLA
-from selfalign.policy import Policy
+from selfalign.policy import UNKNOWN_DISPLACEMENTS, Policy
 from selfalign.settings import AlignSettings
 
 UNREHEARSED = "this checkpoint has not rehearsed alignment: a lower play loss need not make it act better"
@@ -172,9 +173,9 @@ def align(
     play = policy.repack_play(play)
     parts = _split(policy, play, config)
     stats = policy.play_stats(play) if stats is None else stats
-    moved = play.displacements if policy.robot is None else policy.robot.displacements
-    if stats.displacements is None and moved is not None:
-        stats = replace(stats, displacements=moved)
+    stats = policy.with_displacements(stats, play)
+    if policy.acting.speed != 1 and stats.displacements is None:
+        warnings.warn(UNKNOWN_DISPLACEMENTS, stacklevel=2)
     began = time.perf_counter()
     with _frozen(policy.model), phases(progress, play.name) as phase:
         report = phase("watching play", len(play))

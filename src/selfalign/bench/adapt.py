@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from rich.console import Console
 
+from selfalign.acting import Acting
 from selfalign.baselines.samples import action_losses
 from selfalign.bench import tables
 from selfalign.bench.resident import arena_of, close_arenas, policy_of
@@ -32,7 +33,7 @@ from selfalign.bench.subject import (
     collect_play,
     fit,
     fit_summary,
-    told_of,
+    identity_of,
 )
 from selfalign.bench.trials import BodyTrials
 from selfalign.model.context import EmbodimentContext
@@ -56,7 +57,7 @@ class AdaptConfig(BodyTrials):
     """Success on unseen bodies before and after aligning to their play, beside nulls and an oracle."""
 
     title: ClassVar[str] = "bench adapt"
-    aside: ClassVar[tuple[str, ...]] = (*BodyTrials.aside, "json")
+    aside: ClassVar[tuple[str, ...]] = (*BodyTrials.aside, "json", "speed", "temperature")
 
     bodies: int = 12
     """How many held-out bodies; as many source bodies for the oracle."""
@@ -65,8 +66,21 @@ class AdaptConfig(BodyTrials):
     scenario: Scenario = "camera"
     """What is unseen: camera, action (the action frame), joint (joint control in an unseen joint order), robot (the
     arm), or all of camera, frame and arm at once."""
+    speed: float | None = None
+    """Of acting; None: the checkpoint's own. At 1 it acts as it was trained."""
+    temperature: float | None = None
+    """Likewise."""
     json: Path | None = None
     """Where to write the results; also what makes an interrupted run resumable."""
+
+    @property
+    def policy(self) -> Policy:
+        """As it acts here."""
+        return policy_of(self.checkpoint).acting_at(self.speed, self.temperature)
+
+    def wrong(self) -> list[str]:
+        Acting().but(self.speed, self.temperature)  # raises for what nothing acts with
+        return super().wrong()
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -112,7 +126,7 @@ class Job:
 
 def fit_body(job: Job) -> str:
     """Stage one: play and alignment; contexts and a summary go to the folder."""
-    config, policy, watch = job.config, policy_of(job.config.checkpoint), Stopwatch()
+    config, policy, watch = job.config, job.config.policy, Stopwatch()
     sim = arena_of(job.body).simulations(1)[0]
     play = collect_play(policy, job.body, config.play, config.play_length, job.seed, sim)
     seconds = {"play": watch.lap()}
@@ -140,7 +154,7 @@ def fit_body(job: Job) -> str:
 
 def evaluate_body(job: Job) -> str:
     """Stage two: episodes under every context; the finished row goes to the folder."""
-    config, policy, watch = job.config, policy_of(job.config.checkpoint), Stopwatch()
+    config, policy, watch = job.config, job.config.policy, Stopwatch()
     run = config.rollout(job.seed)
     results = {}
     for condition, context in _contexts(job, policy):
@@ -178,13 +192,13 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
         RuntimeError: a worker died.
     """
     console, watch = Console(quiet=not show), Stopwatch()
-    policy = policy_of(config.checkpoint)
+    policy = config.policy
     identity = {
         "format": FORMAT,
         "settings": config.settings(),
         "fingerprint": policy.fingerprint(),
         "align": policy.settings.to_dict(),
-        **told_of(policy),
+        **identity_of(policy),
     }
     identity = json.loads(json.dumps(identity))
     finished = None if config.json is None else read_kept(config.json, identity)

@@ -35,12 +35,12 @@ from selfalign.bench.subject import (
     RANDOM,
     SWAP,
     Fit,
-    acts,
+    acting_told,
     after,
     body_seed,
     collect_play,
     fit,
-    told_of,
+    identity_of,
 )
 from selfalign.bench.trials import BodyTrials
 from selfalign.calibration import Calibration
@@ -134,7 +134,7 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What is known of a body before it acts."""
+    """What is known of a body before it acting_told."""
 
     body: BodySpec
     seed: int
@@ -248,7 +248,7 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
         raise ValueError(f"{config.checkpoint} has no calibration to check; run `selfalign bench calibrate` first")
     align = policy.settings.to_dict()
     identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint(), "align": align}
-    identity |= told_of(replace(policy, calibration=None))
+    identity["acting"] = identity_of(policy)["acting"]
     identity = json.loads(json.dumps(identity))
     result = read_kept(config.out, identity)
     if result is not None and config.contexts is not None and not any(config.contexts.glob("*.safetensors")):
@@ -284,7 +284,7 @@ def calibration_of(result: Mapping[str, Any]) -> Calibration:
         attempts,
         fingerprint=result["fingerprint"],
         task=result["settings"]["task"],
-        source={"settings": result["settings"], **acts(result), **made},
+        source={"settings": result["settings"], **acting_told(result), **made},
     )
 
 

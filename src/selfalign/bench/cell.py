@@ -34,6 +34,8 @@ class BodyJob:
     cell: Cell
     index: int
     body: BodySpec
+    calibrated: bool = True
+    """Bodies are aligned with the checkpoint's calibration, where it has one."""
 
     @property
     def seed(self) -> int:
@@ -80,7 +82,9 @@ def row_path(folder: Path, job: BodyJob) -> Path:
 def measure(group: Group) -> list[dict[str, Any]]:
     """What a worker does: the rows of a group's jobs; for one that fails, `error` and where it was raised."""
     first, rows = group.jobs[0], []
-    workshop = Workshop(policy_of(first.cell.checkpoint), first.body, first.seed)
+    policy = policy_of(first.cell.checkpoint)
+    policy = policy if first.calibrated else replace(policy, calibration=None)
+    workshop = Workshop(policy, first.body, first.seed)
     for job in group.jobs:
         try:
             row = measure_body(job, workshop)
@@ -121,13 +125,16 @@ def _measure_amount(job: BodyJob, workshop: Workshop, amount: int) -> dict[str, 
     run = RolloutConfig((cell.task,), cell.episodes, job.seed, cell.execute, cell.num_steps)
     actor = replace(fitted.policy, acting=cell.acting(workshop.policy.acting))
     success = rollout(actor, job.body, fitted.context, run, arena=arena_of(job.body)).to_dict()
+    told = {name: fitted.history[name] for name in TOLD if name in fitted.history}
+    if "verdict" in told and actor.acting != workshop.policy.acting:
+        told["verdict"] = {**told["verdict"], "expected": None}  # which is of how the checkpoint acts
     return {
         "success": success,
         "robot_seconds": made.robot_seconds,
         "fit_seconds": round(fitted.seconds, 2),
         "peak_megabytes": made.peak_megabytes,
         "bytes_stored": fitted.bytes_stored,
-        **{name: fitted.history[name] for name in TOLD if name in fitted.history},
+        **told,
         "config": fitted.config,
     }
 

@@ -56,13 +56,14 @@ def run(config: ActingConfig, *, show: bool = True) -> Acting:
     """
     load(config.checkpoint)  # before hours of work
     plan = Plan.open("acting", str(config.checkpoint), config.seed).of_bodies(config.bodies)
-    result = run_plan(plan, config.out, cache=config.cache, workers=config.workers, show=show, table=False)
+    told: dict[str, Any] = {"cache": config.cache, "workers": config.workers, "show": show, "table": False}
+    result = run_plan(plan, config.out, calibrated=False, **told)  # which goes, so that a second run finds the same
     if result["failed"]:
         raise RuntimeError(f"{result['failed']} cells failed: {config.out / 'matrix.json'} says why; run it again")
     chosen, console = best(result), Console(quiet=not show)
     console.print(_table(result, chosen))
     set_acting(config.checkpoint, chosen)
-    console.print(f"{config.checkpoint} acts with speed {chosen.speed:g} and temperature {chosen.temperature:g} now.")
+    console.print(f"{config.checkpoint} acts at {chosen} now.")
     return chosen
 
 

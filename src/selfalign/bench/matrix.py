@@ -14,7 +14,7 @@ of all) once, and a cell of more bodies begins with those that a cell of fewer h
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from selfalign.bench.methods import complete
 from selfalign.bench.plan import Cell, Plan
 from selfalign.bench.resident import close_arenas, policy_of
 from selfalign.bench.stats import amount_to_reach
-from selfalign.bench.subject import told_of
+from selfalign.bench.subject import identity_of
 from selfalign.cluster import Cluster, run_on
 from selfalign.configs import below, refuse
 from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
@@ -112,12 +112,16 @@ def run_plan(
     cache: Path | None = None,
     workers: int = 2,
     cluster: Cluster = "none",
+    calibrated: bool = True,
     show: bool = True,
     table: bool = True,
 ) -> dict[str, Any]:
     """Measures what is not there yet, prints a table, writes `matrix.json`, and returns what it wrote.
 
     A cell that fails is in it with its error; the others are measured all the same, and the next run tries it again.
+
+    Args:
+        calibrated: let checkpoints have the calibration that they have.
 
     Raises:
         RuntimeError: a worker died.
@@ -126,7 +130,7 @@ def run_plan(
     console, watch = Console(quiet=not show), Stopwatch()
     cache = out if cache is None else cache
     plan.save(out / "plan.json")
-    states = [_open(cell, cache) for cell in plan.cells]
+    states = [_open(cell, cache, calibrated) for cell in plan.cells]
     try:
         _measure(states, cache / "bodies", workers, cluster, show)
     except KeyboardInterrupt:
@@ -152,22 +156,23 @@ def run_plan(
     return result
 
 
-def _open(cell: Cell, cache: Path) -> CellState:
+def _open(cell: Cell, cache: Path, calibrated: bool) -> CellState:
     """A cell with what is known of it; a checkpoint or a task that it cannot have is its error."""
     state = CellState(cell)
     try:
         policy = policy_of(cell.checkpoint)
+        policy = policy if calibrated else replace(policy, calibration=None)
         state.identity = {
             "format": CELL_FORMAT,
             "settings": cell.measured(),
             "fingerprint": policy.fingerprint(),
             "align": json.loads(json.dumps(policy.settings.to_dict())),
-            **told_of(policy, cell.acting(policy.acting)),
+            **identity_of(policy, cell.acting(policy.acting)),
             **_method(cell),
         }
         state.digest, state.rows = digest(state.identity), _digest_of_a_body(state.identity)
         bodies = cells.bodies_of(cell)
-        state.jobs = [cells.BodyJob(state.rows, cell, index, body) for index, body in enumerate(bodies)]
+        state.jobs = [cells.BodyJob(state.rows, cell, index, body, calibrated) for index, body in enumerate(bodies)]
     except (TypeError, ValueError, OSError) as error:  # also settings of a wrong type
         state.error = f"{type(error).__name__}: {error}"
         return state
@@ -294,14 +299,14 @@ def _oracle(entry: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> 
     own = entry["settings"]
     if "error" in entry or own["region"] != "heldout" or own["demonstrations"] or len(entry["summary"]) < 2:
         return None
-    alike = ("scenario", "task", "seed", "execute", "num_steps", "play_length", "speed", "temperature")
+    alike = ("scenario", "task", "seed", "execute", "num_steps", "play_length")
 
     def fits(other: Mapping[str, Any]) -> bool:
         its = other["settings"]
         if "error" in other or its["region"] != "source" or its["method"] != "selfalign":
             return False
         same = all(its.get(name) == own.get(name) for name in alike)
-        return same and other["fingerprint"] == entry["fingerprint"]
+        return same and all(other.get(name) == entry.get(name) for name in ("fingerprint", "acting"))
 
     return max(filter(fits, measured), key=lambda other: max(other["settings"]["play"]), default=None)
 

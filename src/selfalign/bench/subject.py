@@ -33,21 +33,23 @@ def body_seed(seed: int, *where: int) -> int:
     return int(np.random.SeedSequence([seed, *where]).generate_state(1)[0])
 
 
-def told_of(policy: Policy, acting: Acting | None = None) -> dict[str, Any]:
-    """What numbers depend on beside a policy's weights and how it is aligned: the digest of its calibration, where it
-    has one (`align` returns the prior where that objects), and how it acts, where that is not as it was trained.
+def identity_of(policy: Policy, acting: Acting | None = None) -> dict[str, Any]:
+    """What numbers depend on beside a policy's weights and how it is aligned: the digest of its calibration (`align`
+    returns the prior where that objects), and how it acts; None where it has none, and acts as it was trained.
 
     Args:
         acting: in place of the policy's own.
     """
     acting = policy.acting if acting is None else acting
-    known = {} if policy.calibration is None else {"calibration": digest(policy.calibration.to_dict())}
-    return known if acting == Acting() else {**known, "acting": acting.to_dict()}
+    return {
+        "calibration": None if policy.calibration is None else digest(policy.calibration.to_dict()),
+        "acting": None if acting == Acting() else acting.to_dict(),
+    }
 
 
-def acts(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What `told_of` has told a result of how bodies acted."""
-    return {name: result[name] for name in ("acting",) if name in result}
+def acting_told(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What `identity_of` has told a result of how bodies acted, where that is not as the policy was trained."""
+    return {} if result.get("acting") is None else {"acting": result["acting"]}
 
 
 def collect_play(

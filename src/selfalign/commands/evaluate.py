@@ -1,7 +1,7 @@
 """`selfalign eval`: success of one body under one context, in closed loop."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,7 @@ def run(config: EvalConfig, *, show: bool = True) -> dict[str, Any]:
     console, watch = Console(quiet=not show), Stopwatch()
     if config.video is not None and config.video.suffix not in (".gif", ".mp4"):
         raise ValueError(f"a film is a .gif or an .mp4, got {config.video}")
-    policy = load(config.checkpoint)
-    policy = replace(policy, acting=policy.acting.but(config.speed, config.temperature))
+    policy = load(config.checkpoint).acting_at(config.speed, config.temperature)
     body, context = read_body(config.body), policy.load_context(config.context)
     if config.prior:
         context = as_prior(policy, context)

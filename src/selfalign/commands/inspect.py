@@ -99,7 +99,7 @@ def run(config: InspectConfig) -> None:
         print_model(console, *read_config(config.checkpoint), config)
         if (config.checkpoint / "settings.json").is_file():
             info = CheckpointInfo.read(config.checkpoint)
-            console.print(f"It acts with speed {info.acting.speed:g} and temperature {info.acting.temperature:g}.")
+            console.print(f"It acts at {info.acting}.")
             if info.calibration is not None:
                 print_calibration(info.calibration, console)
     elif config.preset is not None:

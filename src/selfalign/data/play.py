@@ -122,8 +122,13 @@ class Play:
         `axes` (`selfalign play --robot`), or by the kind of a simulated body's action space."""
         dims = self.episodes[0].action.shape[-1]
         axes, space = self.embodiment.get("axes"), self.embodiment.get("action_space")
-        if isinstance(axes, Sequence) and len(axes) == dims:
-            return tuple(axis.get("step") is not None and not axis.get("toggles") for axis in axes)
+        axes = (
+            [axis for axis in axes if isinstance(axis, Mapping) and "step" in axis]
+            if isinstance(axes, list | tuple)
+            else []
+        )
+        if len(axes) == dims:
+            return tuple(axis["step"] is not None and not axis.get("toggles") for axis in axes)
         if isinstance(space, Mapping) and "kind" in space:
             return (*(str(space["kind"]).endswith("delta") for _ in range(dims - 1)), False)
         return None

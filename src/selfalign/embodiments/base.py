@@ -48,9 +48,9 @@ class Embodiment:
     action: tuple[Part, ...]
     steps: tuple[Step, ...] = ()
     """Stage 2, in this order on the way in."""
-    displaced: tuple[bool, ...] = ()
-    """Which numbers of an action are displacements or velocities already; those beyond are not. What `steps` make of
-    targets need not be told."""
+    displaced: tuple[bool, ...] | None = None
+    """Which numbers of an action are displacements or velocities as the robot takes them; those beyond are not. What
+    `steps` make of targets need not be told. None: not known."""
     unused: tuple[str, ...] = ()
     """Keys of pictures that the model does not see; any other picture is an error."""
     tasks: tuple[str, ...] = ("prompt",)
@@ -74,10 +74,13 @@ class Embodiment:
         return any(step.reads_state for step in self.steps)
 
     @property
-    def displacements(self) -> tuple[bool, ...]:
-        """Which numbers of the model's actions are displacements or velocities: the speed of acting multiplies them."""
-        masks = (self.displaced, *(step.displaces for step in self.steps))
-        return tuple(any(mask[i : i + 1] == (True,) for mask in masks) for i in range(len(self.action_names)))
+    def displacements(self) -> tuple[bool, ...] | None:
+        """Which numbers of the model's actions are displacements or velocities, which the speed of acting multiplies;
+        None where nothing says it. A displacement from which a step subtracts the state all the same is none."""
+        masks = [step.displaces for step in self.steps if any(step.displaces)]
+        masks += [] if self.displaced is None else [self.displaced]
+        dims = range(len(self.action_names))
+        return tuple(sum(i < len(mask) and mask[i] for mask in masks) == 1 for i in dims) if masks else None
 
     # ---- stage 1 ---------------------------------------------------------------------------------------------------
 

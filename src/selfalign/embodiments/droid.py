@@ -34,7 +34,9 @@ DROID = Embodiment(
     fps=15.0,
     asset_id="droid",
 )
-JOINT_POSITION = replace(DROID, name="droid_joint_position", steps=(DeltaActions(make_bool_mask(7, -1)),))
+JOINT_POSITION = replace(
+    DROID, name="droid_joint_position", displaced=None, steps=(DeltaActions(make_bool_mask(7, -1)),)
+)
 ROBOTS = (DROID, JOINT_POSITION)
 
 

@@ -20,7 +20,7 @@ from selfalign.acting import Acting
 from selfalign.bench import plan
 from selfalign.bench.resident import arena_of, close_arenas
 from selfalign.bench.rollout import RolloutConfig, RolloutResult, rollout
-from selfalign.bench.subject import ALIGNED, BEFORE, told_of
+from selfalign.bench.subject import ALIGNED, BEFORE, identity_of
 from selfalign.bench.workshop import Workshop
 from selfalign.checkpoint import load
 from selfalign.configs import below, refuse
@@ -146,7 +146,7 @@ def _key(config: FilmsConfig, policy: Policy, failing: Failing) -> str:
     looks = {name: getattr(config, name) for name in ("episodes", "size", "kilobytes")}
     told = [
         failing.cell.fingerprint,
-        told_of(policy),
+        identity_of(policy),
         dict(failing.cell.settings),
         failing.row["body"],
         failing.row["seed"],

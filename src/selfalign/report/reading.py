@@ -10,7 +10,7 @@ from typing import Any
 from selfalign.acting import Acting
 from selfalign.bench.attempts import RETURNED_PRIOR
 from selfalign.bench.cell import ROLES
-from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, acts, body_seed
+from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, acting_told, body_seed
 from selfalign.report.results import AT, ORACLE, SEEN_BEFORE, CellResult
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.regions import SCENARIOS
@@ -97,7 +97,7 @@ def _bodies(path: Path, part: Mapping[str, Any]) -> Iterator[CellResult]:
             f"{scenario}, {settings['task']}, seed {settings['seed']}{_acting(part)}",
             [row for row in own if row.get("role", "heldout") == "heldout"],
             [row for row in own if row.get("role") == "source"],
-            {**settings, **acts(part), "scenario": scenario},
+            {**settings, **acting_told(part), "scenario": scenario},
             part["fingerprint"],
             path,
             part["provenance"],
@@ -134,7 +134,7 @@ def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[CellResult]:
         sources = [entry for entry in entries if entry["settings"]["region"] == "source"]
         aligned = [entry for entry in held_out if _method(entry) == "selfalign"]
         first = (aligned or entries)[0]
-        settings = {**first["settings"], **acts(first)}
+        settings = {**first["settings"], **acting_told(first)}
         digests = {entry.get("digest") for entry in held_out}
         speeds = [speed for speed in data.get("speed", ()) if speed["digest"] in digests]
         rows = _merged(held_out)

@@ -9,7 +9,7 @@ from pathlib import Path
 from selfalign.align.store import ContextStore
 from selfalign.data.normalize import NormStats
 from selfalign.model.context import EmbodimentContext
-from selfalign.policy import Policy
+from selfalign.policy import UNKNOWN_DISPLACEMENTS, Policy
 
 OWN = "checkpoint"
 """Name under which the robot that a checkpoint was trained on is served."""
@@ -140,7 +140,9 @@ class ContextTable:
             raise ValueError("its context has weights that are NaN or infinite; align again, or restore a copy")
         if context.info.norm_stats is None:
             raise ValueError("its context carries no normalisation statistics; `selfalign align` writes them")
-        stats = NormStats.from_dict(context.info.norm_stats)
+        stats = self._policy.with_displacements(NormStats.from_dict(context.info.norm_stats))
+        if self._policy.acting.speed != 1 and stats.displacements is None:
+            log.warning("embodiment %r: %s", name, UNKNOWN_DISPLACEMENTS)
         config = self._policy.model.config
         if stats.state_dim > config.state_dim or stats.action_dim > config.action_dim:
             raise ValueError(

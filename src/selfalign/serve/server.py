@@ -14,7 +14,6 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -261,7 +260,7 @@ def run(config: ServeConfig) -> None:
         torch.set_num_threads(config.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     policy = load(config.checkpoint, config.device, tokenizer=config.tokenizer)
-    policy = replace(policy, acting=policy.acting.but(config.speed, config.temperature))
+    policy = policy.acting_at(config.speed, config.temperature)
     learning = None if config.learn is None else Learning.build(policy, config)
     contexts = ContextTable(policy, config.contexts, None if learning is None else learning.learner.adopt)
     asyncio.run(_run(policy, contexts, config, learning))
@@ -288,7 +287,7 @@ async def _run(policy: Policy, contexts: ContextTable, config: ServeConfig, lear
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, server.stop)
         loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, _refresh, contexts)
-        log.info("serving %s on %s", ", ".join(contexts.names), server.address)
+        log.info("serving %s on %s, acting at %s", ", ".join(contexts.names), server.address, policy.acting)
         if not is_loopback(config.host) and config.tls_certificate is None:
             log.warning("without TLS, keys and pictures cross the network in clear text: give --tls-certificate")
         await server.finished()
