@@ -61,12 +61,24 @@ def _table(cells: Sequence[CellResult]) -> str:
         key = told["seed"], KINDS.index(told["task"]), SCENARIOS.index(told["scenario"]), len(cell.rows)
         rows.setdefault(key, []).append(cell)
     shown = [name for name in MAIN if any(name in conditions(cell) for cell in cells)]
+    with_oracle = any("oracle" in conditions(cell) and "aligned" in conditions(cell) for cell in cells)
     lines = []
     for (seed, task, scenario, bodies), group in sorted(rows.items()):
         found = {name: cell.success(name) for cell in reversed(group) for name in conditions(cell)}
         values = [percent(found[name].to_dict()) if name in found else "-" for name in shown]
+        if with_oracle:
+            values.append(_of_oracle(group))
         lines.append([KINDS[task], SCENARIOS[scenario], str(seed), str(bodies), *values])
-    return markdown(("task", "unseen", "seed", "bodies", *map(label, shown)), lines)
+    ratio = ("aligned / oracle",) if with_oracle else ()
+    return markdown(("task", "unseen", "seed", "bodies", *map(label, shown), *ratio), lines)
+
+
+def _of_oracle(group: Sequence[CellResult]) -> str:
+    """Of the first cell that has both."""
+    for cell in group:
+        if "aligned" in cell.conditions and "oracle" in cell.seen:
+            return cell.of_oracle("aligned").short()
+    return "-"
 
 
 def _costs(cell: CellResult) -> list[str]:

@@ -16,14 +16,12 @@ def schemes(cells: Sequence[CellResult]) -> Iterator[str]:
         return
     yield "## What is rehearsal worth?"
     yield (
-        "One vision tower, data and number of steps (2,000, a fifth of the shipped checkpoint's); contexts were "
-        "rehearsed, or were one learned context per source body, or one for all, which the action loss moved too. Then "
-        "unseen bodies are aligned as always. With one context per source body the play loss falls nearly as far as "
-        "with rehearsal, and success does not follow: low play loss alone proves nothing. (That is the action loss's "
-        "doing, not the bodies': [ablations](#ablations-2500-steps), *no-rehearsal* and *attached*. Those two were "
-        "aligned at a constant rate, the others at one that falls.) *one_camera* is "
-        "rehearsed like the others on 60 rigs that share one camera (the others: 300 rigs, a camera each): what a "
-        "policy makes of unseen cameras if its sources never moved theirs. How they were trained is in "
+        "2,000 steps, a fifth of the shipped checkpoint's; one vision tower. *rehearsal*: as shipped. *per_body*: a "
+        "learned context for each source body. *global*: one for all; in these two the action loss moves the contexts, "
+        "and bodies are aligned at a constant rate. *one_camera*: rehearsed on 60 rigs that share a camera (the "
+        "others: 300 rigs, a camera each). *per_body* lowers the play loss nearly as far as *rehearsal*, and fails: "
+        "low play loss alone proves nothing. That is the action loss's doing ([ablations](#ablations-2500-steps): "
+        "*no-rehearsal* beside *no-rehearsal-attached*). How they were trained is in "
         "[benchmarks/README.md](../benchmarks/README.md#ablations)."
     )
     shown = [name for name in MAIN if any(name in conditions(cell) for cell in cells)]

@@ -4,10 +4,13 @@ python benchmarks/readme_tables.py
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
+
+from page_ablations import measured
 
 from selfalign.bench.plan import HEADLINE
 from selfalign.bench.stats import Interval
@@ -23,6 +26,24 @@ HEADLINE_NOW, AS_TRAINED = "matrix_headline_seed2.json", "matrix_headline_seed1.
 either's before they were measured."""
 STALE = "matrix_stale_seed1.json"
 """Those that act as trained, with the contexts of before they changed."""
+TEMPO = "matrix_play_tempo.json"
+"""How bodies play, as the shipped checkpoint acts."""
+MOTIONS = {
+    "free": "the tip is led about, as in all other tables",
+    "brisk": "by the axes, `--tempo brisk`",
+    "axes": "by the axes, calmly (the default)",
+}
+ABLATIONS = ("ablation.json", "ablation_contexts.json")
+CONTEXTS = {
+    "all": "rehearsed, new bodies all the time (shipped)",
+    "bodies-64": "rehearsed, 64 fixed bodies",
+    "no-rehearsal-512": "learned, one for each of 512 bodies",
+    "no-rehearsal": "learned, one for each of 64 bodies",
+    "no-rehearsal-attached": "learned, 64 bodies, moved by the action loss too",
+    "attached": "rehearsed, moved by the action loss too",
+    "global-w": "one for all bodies",
+}
+"""Recipes of the ablation, told in words."""
 WAYS = ("aligned", "pad", "prompt", "nearest", "encoder", "lora", "finetune")
 WORDS: dict[str, dict[str, str]] = {
     "README.md": {
@@ -34,14 +55,16 @@ WORDS: dict[str, dict[str, str]] = {
         "push": "push",
         "lift": "lift",
         "headline": (
-            "| unseen | task | before | random update | aligned | oracle | aligned, as trained | oracle, as trained |"
+            "| unseen | task | before | random update | aligned | oracle | aligned / oracle | aligned, as trained |"
         ),
+        "contexts": "| contexts in pretraining | unseen cameras | unseen action frames | bodies of seen kinds |",
+        "play": "| play | unseen cameras | unseen action frames |",
         "stale": "| what changed | with what was aligned before | aligned again |",
         "ways": (
             "| unseen | aligned | PAD | latent prompt | nearest of 60 stored contexts | context encoder "
             "| LoRA, 20 shown | fine-tuning, 20 shown |"
         ),
-        "demo": "| unseen | before | after | loss on held-out play | random update | align |",
+        "demo": "| unseen | before | after | loss on held-out play | loss, random update | align |",
     },
     "README.zh.md": {
         "camera": "相机",
@@ -52,8 +75,7 @@ WORDS: dict[str, dict[str, str]] = {
         "push": "推",
         "lift": "抬起",
         "headline": (
-            "| 未见过的 | 任务 | 对齐前 | 随机更新 | 对齐后 | 见过的身体 "
-            "| 对齐后，照训练时行动 | 见过的身体，照训练时行动 |"
+            "| 未见过的 | 任务 | 对齐前 | 随机更新 | 对齐后 | 见过的身体 | 对齐后 / 见过的身体 | 对齐后，照训练时行动 |"
         ),
         "stale": "| 什么变了 | 用变化之前对齐的上下文 | 重新对齐 |",
         "ways": (
@@ -73,8 +95,42 @@ def headline_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
         first, second = now[task, scenario], as_trained[task, scenario]
         found = [first.success(name).percent() for name in COLUMNS]
         found[COLUMNS.index("aligned")] = f"**{found[COLUMNS.index('aligned')]}**"
-        found += [second.success(name).percent() for name in ("aligned", "oracle")]
+        found += [first.of_oracle("aligned").short(), second.success("aligned").percent()]
         yield f"| {words[scenario]} | {words[task]} | {' | '.join(found)} |"
+
+
+def context_rows(results: Path, _: Mapping[str, str]) -> Iterator[str]:
+    """How contexts come about in pretraining, and reaching after aligning: the ablation's files."""
+    found = measured({path: json.loads(path.read_text()) for path in (results / name for name in ABLATIONS)})
+    for recipe, told in CONTEXTS.items():
+        camera, action = (found[recipe][scenario] for scenario in ("camera", "action"))
+        unseen = [cell.success("aligned").percent() for cell in (camera, action)]
+        seen = ", ".join(f"{100 * cell.success('oracle').value:.0f}" for cell in (camera, action))
+        yield f"| {told} | {' | '.join(unseen)} | {seen} % |"
+
+
+def play_rows(results: Path, _: Mapping[str, str]) -> Iterator[str]:
+    """Reaching, pushing and lifting of the same bodies, after other motion in play: `matrix_play_tempo.json`."""
+    cells = read_cells([results / name for name in (HEADLINE_NOW, TEMPO)])
+    for motion, told in MOTIONS.items():
+        columns = []
+        for scenario in ("camera", "action"):
+            own = [cell for cell in cells if cell.settings["scenario"] == scenario]
+            played = {task: _with(own, task, motion) for task in KINDS}
+            few = {row["name"] for row in _with(own, KINDS[0], "brisk").rows}
+            values = [_mean(cell, few) for cell in played.values()]
+            columns.append(f"{' / '.join(f'{100 * value:.0f}' for value in values)} %")
+        yield f"| {told} | {' | '.join(columns)} |"
+
+
+def _with(cells: Sequence[CellResult], task: str, motion: str) -> CellResult:
+    told = {"task": task, "motion": motion}
+    return next(cell for cell in cells if all(cell.settings[name] == value for name, value in told.items()))
+
+
+def _mean(cell: CellResult, bodies: Collection[str]) -> float:
+    """Success after aligning of some of its bodies."""
+    return mean(row["success"]["aligned"]["value"] for row in cell.rows if row["name"] in bodies)
 
 
 def stale_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
@@ -122,7 +178,9 @@ def with_tables(text: str, results: Path, words: Mapping[str, str]) -> str:
     Raises:
         ValueError: it has no line that begins one of them.
     """
-    for name, rows in (("headline", headline_rows), ("stale", stale_rows), ("ways", way_rows), ("demo", demo_rows)):
+    for name, rows in ROWS.items():
+        if name not in words:
+            continue  # the page has no such table
         lines, head = text.split("\n"), words[name]
         if head not in lines:
             raise ValueError(f"no line {head!r} in the page")
@@ -131,6 +189,17 @@ def with_tables(text: str, results: Path, words: Mapping[str, str]) -> str:
         rule = "|" + "---|" * (head.count("|") - 1)
         text = "\n".join([*lines[:begin], head, rule, *rows(results, words), *lines[end:]])
     return text
+
+
+ROWS: Mapping[str, Callable[[Path, Mapping[str, str]], Iterator[str]]] = {
+    "headline": headline_rows,
+    "contexts": context_rows,
+    "play": play_rows,
+    "stale": stale_rows,
+    "ways": way_rows,
+    "demo": demo_rows,
+}
+"""What each table holds below its first line."""
 
 
 def main() -> None:

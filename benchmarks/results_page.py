@@ -185,7 +185,8 @@ def verdicts(attempts: Sequence[Attempt], picture: str) -> Iterator[str]:
     yield (
         "An attempt is a context of a body that the calibration was not fitted to: after a number of steps, as `align` "
         "returned it, another body's, or a random update; of the shipped checkpoint and of the trainings of *What is "
-        "rehearsal worth?*, each once. Those of the shipped checkpoint are judged by its calibration. An attempt "
+        "rehearsal worth?*, each once. Those of the shipped checkpoint are judged by its calibration, which is of how "
+        "it acts now: of the many in which it acted as it was trained, no success is expected. An attempt "
         "*gained* if success after - success before > 0 in the same scenes; accepted without gain is a false accept. "
         "Where `align` has rejected a fit, the body acted under the prior, and there is no attempt. A verdict's null "
         "is a random update, so rejecting those is no achievement: the curves say what is left without."

@@ -9,7 +9,7 @@ from selfalign.report.results import CellResult
 
 TEXT = (
     "Episodes that fail after aligning, the worst first. Where the oracle (seen bodies, aligned in the same way) "
-    "misses as many, it is the policy that falls short; where it misses fewer, it is the adaptation."
+    "misses as many, it is the policy that falls short; where it misses clearly fewer, it is the adaptation."
 )
 OF_EACH, LISTED = 3, 12
 """Bodies that are named, of each cell and together."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.bench.attempts import Attempt, read_attempts
-from selfalign.bench.stats import Interval, bootstrap_mean, mean_success
+from selfalign.bench.stats import Interval, bootstrap_mean, bootstrap_ratio, mean_success
 from selfalign.calibration import Calibration
 
 ORACLE, SEEN_BEFORE = "oracle", "seen_before"
@@ -62,6 +62,14 @@ class CellResult:
         theirs = {row["name"]: row["success"][condition] for row in other.rows if condition in row["success"]}
         both = [row for row in self.rows if condition in row["success"] and row["name"] in theirs]
         return bootstrap_mean([row["success"][condition]["value"] - theirs[row["name"]]["value"] for row in both])
+
+    def of_oracle(self, condition: str) -> Interval:
+        """The mean success under a condition over that of the oracle, with a bootstrap over the bodies of both."""
+        rows, sources = ([row["success"] for row in of] for of in (self.rows, self.sources))
+        return bootstrap_ratio(
+            [success[condition]["value"] for success in rows if condition in success],
+            [success[ORACLE]["value"] for success in sources if ORACLE in success],
+        )
 
     def success_by_steps(self) -> dict[int, Interval]:
         """Success after numbers of alignment steps, 0 being the prior."""
