@@ -64,6 +64,7 @@ def test_a_conversation_is_openpis(server):
         told = unpack(metadata)
         assert told["embodiments"]["slow"] == {"state_dim": 3, "action_dim": 3}
         assert (told["cameras"], told["image_size"], told["action_horizon"]) == (["scene"], 16, 4)
+        assert told["acting"] == {"speed": 1.0, "temperature": 1.0}
         for count in range(3):
             socket.send(pack({**observation(), "embodiment": "slow"}))
             reply = socket.recv()
