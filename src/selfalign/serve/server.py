@@ -287,7 +287,8 @@ async def _run(policy: Policy, contexts: ContextTable, config: ServeConfig, lear
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, server.stop)
         loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, _refresh, contexts)
-        log.info("serving %s on %s, acting at %s", ", ".join(contexts.names), server.address, policy.acting)
+        log.info("acting at %s", policy.acting)
+        log.info("serving %s on %s", ", ".join(contexts.names), server.address)
         if not is_loopback(config.host) and config.tls_certificate is None:
             log.warning("without TLS, keys and pictures cross the network in clear text: give --tls-certificate")
         await server.finished()
