@@ -82,6 +82,15 @@ def test_through_selfalign_and_back(tmp_path, kind, foreign):
     assert_same_stats(sa.load(own).stats, sa.load(source).stats)
 
 
+def test_how_a_policy_acts_has_no_place_elsewhere(tmp_path):
+    own = run(write_openpi(tmp_path / "source", "pi0"), tmp_path / "own", "selfalign")
+    set_acting(own, sa.Acting(1.5, 0.7))
+    told = convert(ConvertConfig(own, tmp_path / "back", "openpi"))
+    assert "does not say how it acts (speed 1.5, temperature 0.7), for which openpi has no place" in told
+    aligned = run(own, tmp_path / "out", "pi0_aligned", ttt_heads=2, ttt_head_dim=8)
+    assert sa.load(aligned).acting == sa.Acting(1.5, 0.7)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_own_format_is_the_policy_that_sa_load_gives(tmp_path, kind):
     source = write_openpi(tmp_path / "source", kind, dtype=torch.bfloat16)

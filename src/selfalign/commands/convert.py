@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import Positional
 
 from selfalign import presets
+from selfalign.acting import Acting
 from selfalign.checkpoint import CheckpointInfo
 from selfalign.data import lerobot_policy
 from selfalign.data.normalize import NormStats
@@ -113,7 +114,13 @@ def convert(config: ConvertConfig) -> str:
             tensors = write_own(directory, source, target_config(source.config, config), config)
         size = sum(tensor.num_bytes for tensor in tensors.values()) / 1e9
         stats = "no statistics" if source.stats is None else f"statistics ({source.stats.mode})"
-    return f"{config.destination}: {config.to} from {source.kind}, {len(tensors)} tensors, {size:.3f} GB, {stats}"
+    told = f"{config.destination}: {config.to} from {source.kind}, {len(tensors)} tensors, {size:.3f} GB, {stats}"
+    lost = config.to in ("openpi", "lerobot") and source.info.acting != Acting()
+    return (
+        f"{told}; it does not say how it acts ({source.info.acting}), for which {config.to} has no place"
+        if lost
+        else told
+    )
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
