@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import selfalign as sa
 from checkpoints import draw_stats, edit_json, golden_for, write_hollow, write_lerobot, write_openpi
 from selfalign import presets
+from selfalign.checkpoint import set_acting
 from selfalign.cli import main
 from selfalign.commands import convert as convert_module
 from selfalign.commands.convert import ConvertConfig, convert, foreign_tensors, open_source

@@ -115,12 +115,9 @@ def convert(config: ConvertConfig) -> str:
         size = sum(tensor.num_bytes for tensor in tensors.values()) / 1e9
         stats = "no statistics" if source.stats is None else f"statistics ({source.stats.mode})"
     told = f"{config.destination}: {config.to} from {source.kind}, {len(tensors)} tensors, {size:.3f} GB, {stats}"
-    lost = config.to in ("openpi", "lerobot") and source.info.acting != Acting()
-    return (
-        f"{told}; it does not say how it acts ({source.info.acting}), for which {config.to} has no place"
-        if lost
-        else told
-    )
+    if config.to in ("openpi", "lerobot") and source.info.acting != Acting():
+        told += f"; it does not say how it acts ({source.info.acting}), for which {config.to} has no place"
+    return told
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
