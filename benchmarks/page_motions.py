@@ -5,7 +5,7 @@ from dataclasses import replace
 from statistics import mean
 
 from page_tables import markdown
-from result_files import FREE, motion_of, play_of
+from result_files import FREE, motion_of, played_freely
 
 from selfalign.align.verdict import Verdict
 from selfalign.bench.tables import label
@@ -30,7 +30,7 @@ def motions(cells: Sequence[CellResult]) -> Iterator[str]:
     rows = []
     for cell in others:
         told = f"{cell.settings['scenario']}, {cell.settings['task']}, seed {cell.settings['seed']}"
-        free = next((_of_bodies(other, cell) for other in cells if _played_freely(other, cell)), None)
+        free = next((_of_bodies(other, cell) for other in cells if played_freely(other, cell)), None)
         known = ["-", "-"] if free is None else [free.success("aligned").percent(), cell.less(free, "aligned").points()]
         seconds = mean(row["costs"]["aligned"]["robot_seconds"] for row in cell.rows)
         own = cell.success("aligned").percent(), *known, *_foretold(cell)
@@ -53,12 +53,3 @@ def _of_bodies(cell: CellResult, other: CellResult) -> CellResult:
     """What a cell has of another one's bodies."""
     names = {row["name"] for row in other.rows}
     return replace(cell, rows=[row for row in cell.rows if row["name"] in names])
-
-
-def _played_freely(cell: CellResult, other: CellResult) -> bool:
-    """Whether a cell has the bodies and scenes of another one, after as much free play."""
-    same = ("scenario", "task", "seed", "episodes", "play_length", "acting")
-    alike = all(cell.settings.get(name) == other.settings.get(name) for name in same)
-    bodies = {row["name"] for row in other.rows} <= {row["name"] for row in cell.rows}
-    own = alike and bodies and cell.fingerprint == other.fingerprint and play_of(cell) == play_of(other)
-    return own and motion_of(cell) == FREE and "aligned" in cell.conditions

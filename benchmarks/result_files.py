@@ -107,6 +107,27 @@ def play_of(cell: CellResult) -> int:
     return max(play, default=0) if isinstance(play, list) else play
 
 
+def played_freely(cell: CellResult, other: CellResult) -> bool:
+    """Whether a cell has the bodies and scenes of another one, aligned after as much free play."""
+    same = ("scenario", "task", "seed", "episodes", "play_length", "acting")
+    alike = all(cell.settings.get(name) == other.settings.get(name) for name in same)
+    bodies = {row["name"] for row in other.rows} <= {row["name"] for row in cell.rows}
+    own = alike and bodies and cell.fingerprint == other.fingerprint and play_of(cell) == play_of(other)
+    return own and motion_of(cell) == FREE and "aligned" in cell.conditions
+
+
+def beside_aligned(cell: CellResult, cells: Sequence[CellResult]) -> CellResult:
+    """A cell of other methods with what another one of the same bodies and scenes has of aligning, and its oracle."""
+    if "aligned" in cell.conditions:
+        return cell
+    other = next((other for other in cells if played_freely(other, cell)), None)
+    if other is None:
+        return cell
+    theirs = {row["name"]: row["success"] for row in other.rows}
+    rows = [{**row, "success": {**theirs[row["name"]], **row["success"]}} for row in cell.rows]
+    return replace(cell, rows=rows, sources=other.sources)
+
+
 def judged(cells: Sequence[CellResult]) -> list[Attempt]:
     """Attempts on bodies that the shipped calibration was not fitted to, judged by it where they are its model's; each
     once, however many results have it."""

@@ -15,7 +15,7 @@ from page_adaptation import adaptation, as_shipped
 from page_motions import motions
 from page_recipes import schemes, seeds
 from page_tables import MAIN, conditions, markdown
-from result_files import FREE, ROOT, TUNING, Results, motion_of, shipped_calibration
+from result_files import FREE, ROOT, TUNING, Results, beside_aligned, motion_of, shipped_calibration
 
 from selfalign.baselines.choices import setting
 from selfalign.bench.attempts import Attempt
@@ -94,7 +94,7 @@ def page(results: Path, figure: str, films: Path) -> str:
 
 def methods(cells: Sequence[CellResult]) -> Iterator[str]:
     """What else can be made of the same play, or of demonstrations, and what it costs."""
-    found = [cell for cell in cells if at_one_amount(cell)]
+    found = [beside_aligned(cell, cells) for cell in cells if at_one_amount(cell)]
     if not found:
         return
     others = list(dict.fromkeys(name for cell in found for name in at_one_amount(cell)))

@@ -105,6 +105,22 @@ def test_matrices_and_ablations_are_on_the_page(tmp_path: Path):
     ]
 
 
+def test_a_method_in_a_file_of_its_own_stands_beside_what_aligning_gives_the_same_bodies(tmp_path: Path):
+    results, whole = script("results_page"), matrix_result()
+    for entry in whole["cells"]:
+        entry["settings"]["play"] = [20]
+    parts = {
+        "aligning": [entry for entry in whole["cells"] if entry["settings"]["method"] in ("selfalign", "frozen")],
+        "lora": [entry for entry in whole["cells"] if entry["settings"]["method"] == "lora"],
+    }
+    cells = read_cells([write(tmp_path / f"{name}.json", {**whole, "cells": of}) for name, of in parts.items()])
+    told = "\n".join(results.methods(cells))
+    assert "+40 [+40, +40]" in told and "90 % [70, 97] | 50 % [30, 70] | 80 % [58, 92]" in told
+    (lora,) = [cell for cell in cells if "lora" in cell.conditions]
+    elsewhere = replace(lora, settings={**lora.settings, "seed": 1})
+    assert result_files.beside_aligned(elsewhere, cells) is elsewhere
+
+
 def test_other_motion_is_compared_to_free_motion_of_the_same_bodies(tmp_path: Path):
     results, free = script("results_page"), matrix_result()
     free["cells"] = [entry for entry in free["cells"] if entry["settings"]["method"] == "selfalign"]
