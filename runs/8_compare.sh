@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Other ways to a new body, beside Selfalign: each method is tuned with the same number of trials on validation bodies, what
-# is best goes into src/selfalign/baselines/choices.json (commit it), and the plans measure test bodies with it. All act as the
-# checkpoint was trained. Tuning takes about three hours of one core, the plans two of two; what is finished is kept, so it
+# is best goes into src/selfalign/baselines/choices.json (commit it), and the plans measure test bodies with it. All but the last
+# act as the checkpoint was trained. Tuning takes about three hours of one core, the plans three of two; what is finished is kept, so it
 # may be stopped. The encoder learns from the recordings of 1_pretrain.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,6 +18,6 @@ selfalign bench encoder --data data/sources --features runs/tiny --out outputs/e
 for method in pad prompt lora finetune; do tune "$method"; done
 measure baselines --plan baselines --bodies 8 --speed 1 --temperature 1
 python benchmarks/context_map.py --out benchmarks/results/context_map.json # keeps the contexts that `nearest` looks up
-for plan in nearest few_shot_finetune other_tasks_finetune; do
+for plan in nearest few_shot_finetune other_tasks_finetune demonstrations_seed2; do
     measure "$plan" --plan "benchmarks/plans/$plan.json"
 done
