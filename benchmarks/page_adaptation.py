@@ -23,7 +23,7 @@ def adaptation(cells: Sequence[CellResult], figure: str) -> Iterator[str]:
         "the oracle is aligned bodies of the kinds that the checkpoint was trained on."
     )
     for acting, group in by_acting(cells).items():
-        yield f"### {_told(acting)}: {acting}"
+        yield f"### {told_acting(acting)}: {acting}"
         if acting == shipped_acting():
             yield f"![Success on unseen bodies]({figure})"
         yield _table(group)
@@ -48,7 +48,8 @@ def as_shipped(cells: Sequence[CellResult]) -> list[CellResult]:
     return [*own, *(cell for cell in cells if cell.settings["scenario"] not in there)]
 
 
-def _told(acting: Acting) -> str:
+def told_acting(acting: Acting) -> str:
+    """Whose way of acting it is."""
     known = {Acting(): "As it was trained", shipped_acting(): "As the shipped checkpoint acts"}
     return known.get(acting, "Otherwise")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from page_adaptation import by_acting, told_acting
 from page_tables import MAIN, conditions, markdown
 from result_files import ABLATION, play_of
 
@@ -46,15 +47,22 @@ def seeds(shipped: Sequence[CellResult], again: Sequence[CellResult]) -> Iterato
         "vision tower and recordings are the same. Each is aligned on the same unseen bodies and acts in the same "
         "scenes. The last column is the mean over trainings and, in brackets, the lowest and the highest of them."
     )
-    rows = []
-    for first in shipped:
-        found = {_training(cell): cell for cell in again if _same_test(cell, first)}
-        cells = [first, *found.values()]
-        known = [name for name in ("before", "aligned", "oracle") if all(name in conditions(cell) for cell in cells)]
-        if list(found) == trained:
-            rows += [_over_seeds(cells, name) for name in known]
     names = (f"seed {training.partition('/')[2]}" for training in trained)
-    yield markdown(("unseen", "", "seed 0 (shipped)", *names, "mean"), rows)
+    columns = "unseen", "", "seed 0 (shipped)", *names, "mean"
+    for acting, group in by_acting(shipped).items():
+        rows = [row for first in group for row in _beside(first, again, trained)]
+        if rows:
+            yield f"{told_acting(acting)} ({acting}):"
+            yield markdown(columns, rows)
+
+
+def _beside(first: CellResult, again: Sequence[CellResult], trained: Sequence[str]) -> Iterator[list[str]]:
+    """Rows of a cell of the shipped checkpoint, if every other training was measured alike."""
+    found = {_training(cell): cell for cell in again if _same_test(cell, first)}
+    cells = [first, *(found[training] for training in trained if training in found)]
+    if len(cells) > len(trained):
+        known = [name for name in ("before", "aligned", "oracle") if all(name in conditions(cell) for cell in cells)]
+        yield from (_over_seeds(cells, name) for name in known)
 
 
 def _over_seeds(cells: Sequence[CellResult], condition: str) -> list[str]:

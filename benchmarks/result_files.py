@@ -22,6 +22,8 @@ CHECKS = "selfalign-bench-calibrate-1"
 """The format of `bench calibrate`: bodies act under contexts that were fitted badly on purpose, too."""
 TUNING = "selfalign-tune-1"
 """The format of `bench tune`."""
+SEEDS = "training-seeds"
+"""The plan that measures the shipped recipe, trained again (`plans/training_seeds.json`)."""
 FREE = "free"
 """The motion of play where nothing else is said."""
 CHECKPOINT = ROOT / "checkpoints/tiny"
@@ -45,7 +47,8 @@ class Results:
     @classmethod
     def open(cls, folder: Path) -> Self:
         data = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-        shipped, ablated = read_both([path for path in data if is_bench(data[path]) and not is_acting(data[path])])
+        apart = [path for path, told in data.items() if is_acting(told) or repeats(told)]
+        shipped, ablated = read_both([path for path in data if is_bench(data[path]) and path not in apart])
         return cls(data, shipped, ablated, read_cells([path for path in data if format_of(data[path]) == CHECKS]))
 
     def of_format(self, name: str) -> dict[Path, Any]:
@@ -60,7 +63,7 @@ class Results:
     @property
     def repeated(self) -> list[CellResult]:
         """The shipped recipe, trained again."""
-        return read_cells([path for path, data in self.of_format(ABLATIONS).items() if repeats(data)])
+        return read_cells([path for path, data in self.data.items() if repeats(data)])
 
     @property
     def acting(self) -> list[Any]:
@@ -159,10 +162,12 @@ def acting_of(cell: CellResult) -> Acting:
     return Acting.from_dict(cell.settings.get("acting", Acting().to_dict()))
 
 
-def repeats(result: dict[str, Any]) -> bool:
-    """Whether an ablation is trainings of the shipped recipe alone, at its own scale."""
-    names = {training["label"].split("/")[0] for training in result["trainings"]}
-    return names == {"all"} and result["scale"]["name"] == "shipped" and "matrix" in result
+def repeats(data: Any) -> bool:
+    """Whether it is of trainings of the shipped recipe alone, at its own scale: a matrix of them, or an ablation."""
+    if format_of(data) != ABLATIONS:
+        return format_of(data) == MATRIX and data["plan"] == SEEDS
+    names = {training["label"].split("/")[0] for training in data["trainings"]}
+    return names == {"all"} and data["scale"]["name"] == "shipped" and "matrix" in data
 
 
 def is_bench(data: Any) -> bool:

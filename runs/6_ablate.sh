@@ -11,7 +11,13 @@ cp runs/ablation/ablation.json benchmarks/results/ablation.json
 selfalign bench ablate --out runs/ablation_shipped --scale shipped --split test --cells headline --tower checkpoints/tiny \
     --trainings 2 --threads 1
 cp runs/ablation_shipped/ablation.json benchmarks/results/ablation_shipped.json
-# The shipped recipe with two other seeds.
+# The shipped recipe with two other seeds; then, on the bodies of the headline and acting as the shipped checkpoint does, in every task.
 selfalign bench ablate --out outputs/seeds --scale shipped --split test --cells all --seeds 1 2 --tower checkpoints/tiny \
     --trainings 2 --threads 1
 cp outputs/seeds/ablation.json benchmarks/results/ablation_seeds.json
+for seed in 1 2; do # where the plan looks for them
+    recipe=$(grep -l "\"seed\": $seed\b" outputs/seeds/trainings/*/recipe.json)
+    ln -sfn "trainings/$(basename "$(dirname "$recipe")")" "outputs/seeds/seed-$seed"
+done
+selfalign bench matrix --plan benchmarks/plans/training_seeds.json --out outputs/training_seeds --cache outputs/cells
+cp outputs/training_seeds/matrix.json benchmarks/results/matrix_training_seeds.json

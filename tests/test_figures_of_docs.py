@@ -13,6 +13,7 @@ import result_files
 
 from bench.attempting import adapt_result, matrix_result, outcome, write
 from selfalign import presets
+from selfalign.bench.plan import Plan
 from selfalign.report.reading import read_cells
 
 pytest.importorskip("matplotlib")
@@ -231,14 +232,22 @@ def test_trainings_with_other_seeds_stand_beside_the_shipped_one(tmp_path: Path)
     ablation["matrix"] = {**shipped, "cells": again}
     (first,) = read_cells([write(tmp_path / "shipped.json", shipped)])
     cells = read_cells([write(tmp_path / "again.json", ablation)])
-    table = list(results.seeds([first], cells))[-1].splitlines()
+    *_, told, table = results.seeds([first], cells)
+    table = table.splitlines()
+    assert told == "As it was trained (speed 1, temperature 1):"
     assert table[0] == "| unseen |  | seed 0 (shipped) | seed 1 | seed 2 | mean |"
     values = "90 % [70, 97] | 50 % [30, 70] | 60 % [39, 78] | 67 % [50, 90]"
     assert f"| action, reach | aligned (what align returns) | {values} |" in table
     other = replace(first, settings={**first.settings, "bodies": 3})
-    assert len(list(results.seeds([other], cells))[-1].splitlines()) == 2, "other bodies: no row"
+    assert not any(part.startswith("|") for part in results.seeds([other], cells)), "other bodies: no table"
+    mixed = [cells[0], replace(cells[1], settings=other.settings)]
+    assert not any(part.startswith("|") for part in results.seeds([first], mixed)), "one training has other bodies"
     assert result_files.repeats(ablation) and not result_files.repeats({**ablation, "scale": {"name": "ablation"}})
     assert not result_files.repeats({**ablation, "trainings": [*trainings, {"label": "closed"}]})
+    matrix = {**ablation["matrix"], "plan": result_files.SEEDS}
+    assert result_files.repeats(matrix) and not result_files.repeats(shipped)
+    plan = Plan.open(ROOT / "benchmarks/plans/training_seeds.json")
+    assert plan.name == result_files.SEEDS
 
 
 def _with_successes(entry: dict, successes: int) -> list[dict]:
