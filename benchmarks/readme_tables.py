@@ -1,4 +1,4 @@
-"""Writes the tables of results in README.md and README.zh.md from benchmarks/results: no number there is typed by hand.
+"""Writes the tables of results of the READMEs and docs/findings.md from benchmarks/results: no number is typed by hand.
 
 python benchmarks/readme_tables.py
 """
@@ -45,26 +45,32 @@ CONTEXTS = {
 }
 """Recipes of the ablation, told in words."""
 WAYS = ("aligned", "pad", "prompt", "nearest", "encoder", "lora", "finetune")
+ENGLISH = {
+    "camera": "camera",
+    "action": "action frame",
+    "robot": "arm (UR5e)",
+    "all": "camera, frame and arm at once",
+    "reach": "reach",
+    "push": "push",
+    "lift": "lift",
+}
 WORDS: dict[str, dict[str, str]] = {
     "README.md": {
-        "camera": "camera",
-        "action": "action frame",
-        "robot": "arm (UR5e)",
-        "all": "camera, frame and arm at once",
-        "reach": "reach",
-        "push": "push",
-        "lift": "lift",
+        **ENGLISH,
         "headline": (
             "| unseen | task | before | random update | aligned | oracle | aligned / oracle | aligned, as trained |"
         ),
         "contexts": "| contexts in pretraining | unseen cameras | unseen action frames | bodies of seen kinds |",
+        "demo": "| unseen | before | after | loss on held-out play | loss, random update | align |",
+    },
+    "docs/findings.md": {
+        **ENGLISH,
         "play": "| play | unseen cameras | unseen action frames |",
         "stale": "| what changed | with what was aligned before | aligned again |",
         "ways": (
             "| unseen | aligned | PAD | latent prompt | nearest of 60 stored contexts | context encoder "
             "| LoRA, 20 shown | fine-tuning, 20 shown |"
         ),
-        "demo": "| unseen | before | after | loss on held-out play | loss, random update | align |",
     },
     "README.zh.md": {
         "camera": "相机",
@@ -76,11 +82,6 @@ WORDS: dict[str, dict[str, str]] = {
         "lift": "抬起",
         "headline": (
             "| 未见过的 | 任务 | 对齐前 | 随机更新 | 对齐后 | 见过的身体 | 对齐后 / 见过的身体 | 对齐后，照训练时行动 |"
-        ),
-        "stale": "| 什么变了 | 用变化之前对齐的上下文 | 重新对齐 |",
-        "ways": (
-            "| 未见过的 | 对齐 | PAD | 潜在提示 | 60 个已存上下文中最近的 | 上下文编码器 "
-            "| LoRA（20 个演示） | 微调（20 个演示） |"
         ),
         "demo": "| 未见过的 | 对齐前 | 对齐后 | 留出的玩耍数据上的损失 | 随机更新 | 对齐用时 |",
     },
@@ -203,7 +204,7 @@ ROWS: Mapping[str, Callable[[Path, Mapping[str, str]], Iterator[str]]] = {
 
 
 def main() -> None:
-    """Writes both pages."""
+    """Writes the pages."""
     for name, words in WORDS.items():
         page = ROOT / name
         page.write_text(

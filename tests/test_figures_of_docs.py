@@ -30,7 +30,7 @@ def test_the_page_of_results_is_what_the_results_say():
     assert page == (ROOT / "docs/experiment_results.md").read_text(), "run python benchmarks/results_page.py"
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md", "docs/findings.md"])
 def test_the_readmes_tables_are_what_the_results_say(name):
     tables, text = script("readme_tables"), (ROOT / name).read_text(encoding="utf-8")
     told = tables.with_tables(text, ROOT / "benchmarks/results", tables.WORDS[name])
