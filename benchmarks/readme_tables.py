@@ -60,11 +60,11 @@ WORDS: dict[str, dict[str, str]] = {
         "headline": (
             "| unseen | task | before | random update | aligned | oracle | aligned / oracle | aligned, as trained |"
         ),
-        "contexts": "| contexts in pretraining | unseen cameras | unseen action frames | bodies of seen kinds |",
         "demo": "| unseen | before | after | loss on held-out play | loss, random update | align |",
     },
     "docs/findings.md": {
         **ENGLISH,
+        "contexts": "| contexts in pretraining | unseen cameras | unseen action frames | bodies of seen kinds |",
         "play": "| play | unseen cameras | unseen action frames |",
         "stale": "| what changed | with what was aligned before | aligned again |",
         "ways": (

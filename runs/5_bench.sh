@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The numbers in README.md, but for those of other methods (8_compare.sh) and trainings (6_ablate.sh): every scenario and task on
+# The numbers in README.md and docs/findings.md, but for those of other methods (8_compare.sh) and trainings (6_ablate.sh): every scenario and task on
 # bodies that nothing was chosen on, 20 episodes of each; bodies that change; amounts and kinds of play; and films of what
 # fails. About four hours on two quiet cores; what is finished is kept, so it may be stopped.
 set -euo pipefail
@@ -18,6 +18,10 @@ done
 for scenario in camera action joint robot all; do # step by step, and under another body's context
     selfalign bench adapt --checkpoint checkpoints/tiny --scenario "$scenario" --bodies 12 --seed 0 --play 20 \
         --episodes 20 --speed 1 --temperature 1 --json "benchmarks/results/adapt_tiny_${scenario}.json"
+done
+for pair in action_push action_lift robot_lift; do
+    selfalign bench adapt --checkpoint checkpoints/tiny --scenario "${pair%_*}" --task "${pair#*_}" --bodies 12 --seed 0 --play 20 \
+        --episodes 20 --speed 1 --temperature 1 --json "benchmarks/results/adapt_tiny_${pair}.json"
 done
 selfalign bench films benchmarks/results/matrix_headline_seed2.json benchmarks/results/adapt_tiny_joint.json \
     --out docs/assets/failures

@@ -18,6 +18,7 @@ selfalign bench encoder --data data/sources --features runs/tiny --out outputs/e
 for method in pad prompt lora finetune; do tune "$method"; done
 measure baselines --plan baselines --bodies 8 --speed 1 --temperature 1
 python benchmarks/context_map.py --out benchmarks/results/context_map.json # keeps the contexts that `nearest` looks up
-for plan in nearest few_shot_finetune other_tasks_finetune demonstrations_seed2; do
+for plan in nearest few_shot_finetune other_tasks_finetune; do
     measure "$plan" --plan "benchmarks/plans/$plan.json"
 done
+measure demonstrations_seed2 --plan benchmarks/plans/demonstrations_seed2.json --tasks reach push

@@ -91,7 +91,7 @@ LOSSES = {
     "no-ttt-loss": Recipe("without L_ttt", {"losses": {"lambda_ttt": 0.0}}),
     "ttt-loss-1": Recipe("L_ttt weighs as much as the others", {"losses": {"lambda_ttt": 1.0}}),
     "ttt-loss-alone": Recipe("L_ttt alone", _losses(ttt=1.0)),
-    "open-perception": Recipe("the seeds' mask, which leaks labels", {"model": {"open_perception": True}}),
+    "open-perception": Recipe("perception sees all blocks, which leaks labels", {"model": {"open_perception": True}}),
 }
 """Which losses earn their keep."""
 
