@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from page_adaptation import by_acting, told_acting
 from page_tables import MAIN, conditions, markdown
-from result_files import ABLATION, play_of
+from result_files import ABLATION, play_of, same_test
 
 from selfalign.bench.stats import bootstrap_mean
 from selfalign.bench.tables import label, percent
@@ -80,6 +80,5 @@ def _training(cell: CellResult) -> str:
 
 def _same_test(cell: CellResult, other: CellResult) -> bool:
     """Whether two checkpoints were measured alike."""
-    same = ("scenario", "task", "seed", "bodies", "episodes", "acting")
-    alike = all(cell.settings.get(name) == other.settings.get(name) for name in same)
+    alike = same_test(cell, other) and cell.settings["bodies"] == other.settings["bodies"]
     return "oracle" in other.seen and alike and play_of(cell) == play_of(other)

@@ -8,13 +8,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from page_ablations import measured
 
 from selfalign.bench.plan import HEADLINE
-from selfalign.bench.stats import Interval
-from selfalign.bench.tables import drop
+from selfalign.bench.tables import drop, percent
 from selfalign.report.reading import read_cells
 from selfalign.report.results import CellResult
 from selfalign.sim.tasks import KINDS
@@ -167,10 +165,6 @@ def demo_rows(results: Path, words: Mapping[str, str]) -> Iterator[str]:
             f"{row['seconds']['align']:.0f} s",
         )
         yield f"| {' | '.join(cells)} |"
-
-
-def percent(interval: Mapping[str, Any]) -> str:
-    return Interval.from_dict(interval).percent()
 
 
 def with_tables(text: str, results: Path, words: Mapping[str, str]) -> str:

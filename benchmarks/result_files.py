@@ -8,8 +8,10 @@ from typing import Any, Self
 
 from selfalign.acting import Acting
 from selfalign.bench.attempts import Attempt
+from selfalign.bench.plan import SAME_TEST
 from selfalign.calibration import Calibration
 from selfalign.checkpoint import CheckpointInfo
+from selfalign.report.quality import judged
 from selfalign.report.reading import MATRIX, read_cells
 from selfalign.report.results import CellResult
 
@@ -72,8 +74,8 @@ class Results:
 
     @property
     def attempts(self) -> list[Attempt]:
-        """See `judged`."""
-        return judged([*self.shipped, *self.ablated, *self.checked])
+        """On bodies that the shipped calibration was not fitted to, judged by it where they are its model's."""
+        return judged([*self.shipped, *self.ablated, *self.checked], shipped_calibration())
 
 
 def read_both(paths: Sequence[Path]) -> tuple[list[CellResult], list[CellResult]]:
@@ -94,8 +96,7 @@ def without_repeats(cells: Sequence[CellResult]) -> list[CellResult]:
 
 def _identity(cell: CellResult) -> tuple[Any, ...]:
     bodies = tuple(sorted(row["name"] for row in cell.rows))
-    alike = ("task", "seed", "episodes", "play_length", "execute", "num_steps", "acting")
-    told = [cell.settings.get(name) for name in alike]
+    told = [cell.settings.get(name) for name in (*SAME_TEST, "acting")]
     return cell.fingerprint, *map(str, told), motion_of(cell), play_of(cell), bodies
 
 
@@ -112,11 +113,15 @@ def play_of(cell: CellResult) -> int:
 
 def played_freely(cell: CellResult, other: CellResult) -> bool:
     """Whether a cell has the bodies and scenes of another one, aligned after as much free play."""
-    same = ("scenario", "task", "seed", "episodes", "play_length", "acting")
-    alike = all(cell.settings.get(name) == other.settings.get(name) for name in same)
+    alike = same_test(cell, other)
     bodies = {row["name"] for row in other.rows} <= {row["name"] for row in cell.rows}
     own = alike and bodies and cell.fingerprint == other.fingerprint and play_of(cell) == play_of(other)
     return own and motion_of(cell) == FREE and "aligned" in cell.conditions
+
+
+def same_test(cell: CellResult, other: CellResult) -> bool:
+    """Whether two cells were measured alike, and bodies acted alike."""
+    return all(cell.settings.get(name) == other.settings.get(name) for name in (*SAME_TEST, "acting"))
 
 
 def beside_aligned(cell: CellResult, cells: Sequence[CellResult]) -> CellResult:
@@ -129,22 +134,6 @@ def beside_aligned(cell: CellResult, cells: Sequence[CellResult]) -> CellResult:
     theirs = {row["name"]: row["success"] for row in other.rows}
     rows = [{**row, "success": {**theirs[row["name"]], **row["success"]}} for row in cell.rows]
     return replace(cell, rows=rows, sources=other.sources)
-
-
-def judged(cells: Sequence[CellResult]) -> list[Attempt]:
-    """Attempts on bodies that the shipped calibration was not fitted to, judged by it where they are its model's; each
-    once, however many results have it."""
-    calibration = shipped_calibration()
-    fitted_to = calibration.source["settings"]["seed"]
-    found: dict[Any, Attempt] = {}
-    for cell in cells:
-        if cell.fingerprint == calibration.fingerprint and cell.settings["seed"] == fitted_to:
-            continue
-        for attempt in cell.attempts(calibration):
-            told = cell.settings["task"], cell.settings["seed"], motion_of(cell), acting_of(cell)
-            own = cell.fingerprint, *told, attempt.body, attempt.kind
-            found.setdefault(own, attempt)
-    return list(found.values())
 
 
 def shipped_calibration() -> Calibration:

@@ -97,7 +97,9 @@ def test_a_training_that_fails_stops_no_other(config: AblateConfig, monkeypatch:
         train(flags)
 
     monkeypatch.setattr(ablation.pretrain, "run", broken)
-    result = run(replace(config, cells=("global-w", "all")), show=False)
+    with pytest.raises(RuntimeError, match=r"1 trainings and 0 cells failed: .*ablation\.json says why"):
+        run(replace(config, cells=("global-w", "all")), show=False)
+    result = json.loads((config.out / "ablation.json").read_text())
     assert result["trainings"][0]["error"] == "ValueError: it does not learn"
     assert "error" not in result["trainings"][1]
 

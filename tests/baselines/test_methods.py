@@ -182,6 +182,11 @@ def test_demonstrations_alone_give_the_statistics():
     states = np.concatenate([e.state for e in demonstrations])
     assert adapted.context.info.norm_stats is not None
     np.testing.assert_allclose(adapted.context.info.norm_stats["state"]["mean"], states.mean(0), atol=1e-6)
+    assert adapted.context.info.norm_stats.get("displacements") is None, "nobody has said what moves the arm"
+    told = {"name": "mine", "action_space": {"kind": "ee_delta"}}
+    described = fit("finetune", policy, None, demonstrations, config=QUICK["finetune"], embodiment=told).context.info
+    assert described.embodiment == "mine"
+    assert described.norm_stats is not None and described.norm_stats["displacements"] == [True, True, False]
 
 
 def test_methods_without_demonstrations_do_not_see_any():

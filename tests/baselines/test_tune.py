@@ -133,6 +133,8 @@ def test_demonstrations_that_cannot_judge_are_named():
 def test_flags_are_checked_before_anything_is_recorded(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"trials=0 \(at least 1\)"):
         TuneConfig("lora", trials=0)
+    with pytest.raises(ValueError, match="choose for selfalign"):
+        TuneConfig("selfalign", choose=tmp_path / "choices.json")
     with pytest.raises(ValueError, match="no method 'magic'"):
         TuneConfig("magic")
     wrong = {"{": "is not JSON", "[1]": "is not an object", '{"ranks": 1}': "no setting 'ranks'"}

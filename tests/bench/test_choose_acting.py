@@ -1,5 +1,6 @@
 """Which speed and temperature are chosen, by whom they are read, and a cell that acts with its own."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,9 +106,14 @@ def test_a_cell_says_how_it_acts_only_where_it_does():
 
 def test_numbers_of_other_acting_are_other_numbers(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     policy = load(checkpoint)
-    none = {"calibration": None, "acting": None}
-    assert identity_of(policy) == none
-    assert identity_of(policy, Acting(2.0)) == {**none, "acting": {"speed": 2.0, "temperature": 1.0}}
+    none = {
+        "fingerprint": policy.fingerprint(),
+        "align": policy.settings.to_dict(),
+        "calibration": None,
+        "acting": None,
+    }
+    assert identity_of(policy) == json.loads(json.dumps(none))
+    assert identity_of(policy, Acting(2.0)) == {**identity_of(policy), "acting": {"speed": 2.0, "temperature": 1.0}}
     own = save_checkpoint(replace(policy, acting=Acting(2.0)), tmp_path)
     cell = Cell(str(checkpoint), bodies=1)
     states = [

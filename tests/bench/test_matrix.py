@@ -19,6 +19,7 @@ from selfalign.bench.matrix import MatrixConfig, run, run_plan
 from selfalign.bench.plan import Cell, Motion, Plan, with_oracle
 from selfalign.bench.workshop import Workshop
 from selfalign.checkpoint import load
+from selfalign.cli import main
 from selfalign.model.losses import LossWeights
 from selfalign.model.weights import read_json
 from selfalign.settings import AlignSettings
@@ -126,6 +127,53 @@ def test_how_a_checkpoint_is_aligned_is_part_of_a_cell(curve: Cell, tmp_path: Pa
         monkeypatch.setattr(matrix, "policy_of", lambda path, changes=changes: replace(before, **changes))
         found.add(run_plan(plan, tmp_path, workers=1, show=False)["cells"][0]["digest"])
     assert len(found) == 4
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_not_measured(
+    curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    done, began = Measured(monkeypatch), replace(matrix.policy_of(curve.checkpoint), settings=AlignSettings(steps=3))
+    monkeypatch.setattr(matrix, "policy_of", lambda path: began)  # workers find the one on disk
+    (entry,) = run_plan(Plan("p", (curve,)), tmp_path, workers=1, show=False)["cells"]
+    assert "the checkpoint has changed since this run began (align)" in entry["error"] and done == []
+    assert not list(tmp_path.glob("bodies/*/*.json"))
+
+
+def test_a_checkpoint_that_goes_meanwhile_is_an_error_of_its_cells(
+    curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    Measured(monkeypatch)
+    found = cells.policy_of
+
+    def gone(path: str):
+        if path == "gone":
+            raise FileNotFoundError("no checkpoint gone")
+        return found(path)
+
+    monkeypatch.setattr(matrix, "policy_of", lambda path: found(curve.checkpoint))
+    monkeypatch.setattr(cells, "policy_of", gone)
+    plan = Plan("p", (replace(curve, checkpoint="gone", episodes=3), curve))
+    first, second = run_plan(plan, tmp_path, workers=1, show=False)["cells"]
+    assert first["error"].endswith("FileNotFoundError: no checkpoint gone") and "error" not in second
+
+
+def test_the_command_fails_where_a_cell_does(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    Measured(monkeypatch)
+    command = ["bench", "matrix", "--plan", "smoke", "--out", str(tmp_path), "--checkpoint", str(tmp_path / "none")]
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert f"3 of 3 cells failed: {tmp_path / 'matrix.json'} says why" in told
+    assert read_json(tmp_path / "matrix.json")["failed"] == 3
+
+
+def test_a_plan_in_a_file_says_itself_what_it_measures(curve: Cell, tmp_path: Path):
+    path = Plan("p", (curve,)).save(tmp_path / "plan.json")
+    for given in ({"checkpoint": "other"}, {"split": "validation"}, {"seed": 7}):
+        (name,) = given
+        with pytest.raises(ValueError, match=rf"{name} for the plan '.*plan\.json' \(a file says its own\)"):
+            MatrixConfig(str(path), tmp_path, **given)
+    with pytest.raises(ValueError, match=r"split='test' and seed=7 \(one of them\)"):
+        MatrixConfig("smoke", tmp_path, split="test", seed=7)
 
 
 def test_a_cell_that_fails_stops_no_other(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ from selfalign.bench.stats import (
     amount_to_reach,
     bootstrap_mean,
     bootstrap_ratio,
+    expanded,
     mean_success,
     rank_correlation,
     wilson,
@@ -97,6 +98,8 @@ def test_ratio_of_means():
     interval = bootstrap_ratio([0.9, 0.8, 1.0], [1.0, 1.0, 0.9, 0.9])
     assert interval.value == pytest.approx(0.9 / 0.95)
     assert interval.low < interval.value < interval.high
+    alone = bootstrap_ratio([0.8], [1.0, 0.9])
+    assert alone.value == pytest.approx(0.8 / 0.95) and alone.low is alone.high is None, "one body has no spread"
     with pytest.raises(ValueError, match="mean is 0"):
         bootstrap_ratio([1.0], [0.0, 0.0])
 
@@ -142,7 +145,8 @@ def test_its_interval_is_that_of_a_plain_bootstrap():
         draws.append(plainly_reached(drawn, [top[i] for i in tops], 0.9))
     found = amount_to_reach(curve, top)
     order = sorted(draws, key=lambda n: 1e9 if n is None else n)
-    assert (found.low, found.high) == (order[50], order[-51])
+    least, most = (order[round(end * 1999)] for end in expanded(0.95, 6))
+    assert (found.low, found.high) == (least, most)
     assert found.share == pytest.approx(sum(n is not None for n in draws) / len(draws), abs=0.04)
 
 

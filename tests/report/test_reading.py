@@ -93,6 +93,29 @@ def test_what_was_measured_with_other_settings_is_not_merged(tmp_path):
         read_cells([write(tmp_path / "other.json", matrix)])
 
 
+def test_cells_of_one_name_are_measured_alike(tmp_path):
+    matrix = matrix_result()
+    for region, name, value in (("heldout", "execute", 16), ("source", "episodes", 3)):
+        changed = copy.deepcopy(matrix)
+        entry = next(entry for entry in changed["cells"] if entry["settings"]["region"] == region)
+        for other in changed["cells"]:
+            other["settings"][name] = 4
+        entry["settings"][name] = value
+        told = f"have {name} {' and '.join(map(str, sorted((4, value))))}, and cannot be compared"
+        with pytest.raises(ValueError, match=told):
+            read_cells([write(tmp_path / f"{name}.json", changed)])
+
+
+def test_however_a_body_plays_its_oracle_plays_freely(tmp_path):
+    matrix = matrix_result()
+    for entry in matrix["cells"]:
+        if entry["settings"]["region"] == "heldout":
+            entry["settings"]["motion"] = "axes"
+    (cell,) = read_cells([write(tmp_path / "axes.json", matrix)])
+    (free,) = read_cells([write(tmp_path / "free.json", matrix_result())])
+    assert "axes play" in cell.name and cell.success("oracle") == free.success("oracle")
+
+
 def test_bodies_are_called_as_they_are_called_now(tmp_path):
     matrix = matrix_result()
     (now,) = read_cells([write(tmp_path / "now.json", matrix)])

@@ -114,7 +114,7 @@ def run(config: AblateConfig, *, show: bool = True) -> dict[str, Any]:
 
     Raises:
         ValueError, FileNotFoundError: no such cell; data, snapshots or features that are not there.
-        RuntimeError: a worker died.
+        RuntimeError: a worker died; or, after all else was done and written, a training or a cell failed.
         KeyboardInterrupt: after the step that was running was saved.
     """
     console, watch = Console(quiet=not show), Stopwatch()
@@ -141,7 +141,13 @@ def run(config: AblateConfig, *, show: bool = True) -> dict[str, Any]:
         matrix = run_plan(plan, bench, workers=config.workers, cluster=config.cluster, show=show, table=False)
         result["matrix"] = matrix
         print_ablation(matrix, console)
-    console.print(f"Written to {write_json(config.out / 'ablation.json', result)}")
+    path = write_json(config.out / "ablation.json", result)
+    console.print(f"Written to {path}")
+    wrong = len(failed), result["matrix"]["failed"] if "matrix" in result else 0
+    if any(wrong):
+        raise RuntimeError(
+            f"{wrong[0]} trainings and {wrong[1]} cells failed: {path} says why; the same command goes on"
+        )
     return result
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -45,17 +45,24 @@ class Given:
     demonstrations: tuple[Episode, ...]
     seed: int
     progress: bool
+    embodiment: Mapping[str, Any] = field(default_factory=dict)
+    """Description of the body, where there is no play that has it."""
 
     @cached_property
     def stats(self) -> NormStats:
         """The body's statistics: of its play where there is some, else of its demonstrations."""
-        source = self.play if self.play is not None else Play.from_episodes(self.demonstrations, name="demonstrations")
-        return self.policy.play_stats(source)
+        return self.policy.play_stats(
+            Play.from_episodes(self.demonstrations, self.embodiment, "demonstrations")
+            if self.play is None
+            else self.play
+        )
 
     @property
     def body(self) -> str:
         """Its name."""
-        return "" if self.play is None else str(self.play.embodiment.get("name", self.play.name))
+        if self.play is None:
+            return str(self.embodiment.get("name", ""))
+        return str(self.play.embodiment.get("name", self.play.name))
 
     def own_play(self) -> Play:
         """The play, with the cameras under the model's names, checked to fit the model."""

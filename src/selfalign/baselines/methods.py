@@ -94,6 +94,7 @@ def fit(
     *,
     seed: int = 0,
     config: Any = None,
+    embodiment: Mapping[str, Any] = MappingProxyType({}),
     progress: bool = False,
 ) -> Adapted:
     """Brings a policy to a body. Neither the policy nor torch's random state is changed.
@@ -106,6 +107,8 @@ def fit(
         seed: of everything that is drawn, where the config has no seed of its own.
         config: the method's config, or a mapping with what differs from its defaults, which are what was chosen on
             validation bodies (`baselines/choices.json`) where it was tuned; None: the defaults.
+        embodiment: description of the body, where there is no play that has it: it says what of an action is a
+            displacement.
         progress: show a progress bar.
 
     Raises:
@@ -123,7 +126,7 @@ def fit(
     began = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        outcome = method.adapt(Given(policy, play, shown, seed, progress), settings)
+        outcome = method.adapt(Given(policy, play, shown, seed, progress, embodiment), settings)
     return Adapted(
         name,
         told(settings),

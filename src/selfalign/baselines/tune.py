@@ -127,7 +127,7 @@ def tune(
             if path is not None:
                 write_json(path, _result(identity, rows))
             bar.finished(f"{rows[-1]['score']}")
-    return _result(identity, rows)
+    return _result(identity, rows[:wanted])
 
 
 def _trial(
@@ -201,6 +201,10 @@ class TuneConfig:
         wrong = below(self, trials=1, bodies=1, play=2, play_length=2, demonstrations=1, judged=1)
         if self.seed < VALIDATION_FROM:
             wrong.append(f"seed={self.seed} (at least {VALIDATION_FROM}: those below are for results)")
+        if self.choose is not None and self.method == "selfalign":
+            wrong.append(
+                "choose for selfalign (the checkpoint says how it is aligned: write the best into settings.json)"
+            )
         refuse("bench tune", wrong)
         if self.method not in METHODS:
             raise ValueError(f"no method {self.method!r}; there are: {', '.join(METHODS)}")

@@ -10,7 +10,7 @@ kept beside the output, so an interrupted run goes on where it stopped.
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -30,6 +30,7 @@ from selfalign.bench.subject import (
     SWAP,
     after,
     body_seed,
+    check_unchanged,
     collect_play,
     fit,
     fit_summary,
@@ -98,12 +99,20 @@ class Job:
     body: BodySpec
     folder: Path
     """Of finished parts."""
+    identity: Mapping[str, Any]
+    """What the policy was when the run began (`identity_of`)."""
     partner: str | None = None
     """Name of the file with the context of another body, for the swap."""
 
     @property
     def key(self) -> str:
         return f"{self.role}-{self.index:03d}"
+
+    def policy(self) -> Policy:
+        """As it acts here; raises `RuntimeError` where the checkpoint has changed."""
+        policy = self.config.policy
+        check_unchanged(policy, self.identity)
+        return policy
 
     @property
     def seed(self) -> int:
@@ -126,7 +135,7 @@ class Job:
 
 def fit_body(job: Job) -> str:
     """Stage one: play and alignment; contexts and a summary go to the folder."""
-    config, policy, watch = job.config, job.config.policy, Stopwatch()
+    config, policy, watch = job.config, job.policy(), Stopwatch()
     sim = arena_of(job.body).simulations(1)[0]
     play = collect_play(policy, job.body, config.play, config.play_length, job.seed, sim)
     seconds = {"play": watch.lap()}
@@ -154,7 +163,7 @@ def fit_body(job: Job) -> str:
 
 def evaluate_body(job: Job) -> str:
     """Stage two: episodes under every context; the finished row goes to the folder."""
-    config, policy, watch = job.config, job.config.policy, Stopwatch()
+    config, policy, watch = job.config, job.policy(), Stopwatch()
     run = config.rollout(job.seed)
     results = {}
     for condition, context in _contexts(job, policy):
@@ -196,8 +205,6 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
     identity = {
         "format": FORMAT,
         "settings": config.settings(),
-        "fingerprint": policy.fingerprint(),
-        "align": policy.settings.to_dict(),
         **identity_of(policy),
     }
     identity = json.loads(json.dumps(identity))
@@ -206,7 +213,7 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
         console.print(f"{config.json} holds these results already; remove it to measure again.")
         tables.print_adapt(finished, console)
         return finished
-    jobs = _jobs(config, identity)
+    jobs = _jobs(config, identity, identity_of(policy))
     try:
         _stage("fitting", fit_body, jobs, config.workers, show, lambda job: job.fit_path)
         _stage("acting", evaluate_body, jobs, config.workers, show, lambda job: job.row_path)
@@ -232,7 +239,7 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
     return result
 
 
-def _jobs(config: AdaptConfig, identity: dict[str, Any]) -> list[Job]:
+def _jobs(config: AdaptConfig, identity: dict[str, Any], own: dict[str, Any]) -> list[Job]:
     out = config.json or Path("outputs") / "bench-adapt.json"
     folder = out.with_name(f"{out.name}.parts-{digest(identity, 10)}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -241,7 +248,7 @@ def _jobs(config: AdaptConfig, identity: dict[str, Any]) -> list[Job]:
         bodies = sample_bodies(config.bodies, config.seed, role, config.scenario)
         for index, body in enumerate(bodies):
             config.check_offered(body)
-            job = Job(config, role, index, body, folder)
+            job = Job(config, role, index, body, folder, own)
             following = dataclasses.replace(job, index=(index + 1) % config.bodies)
             partner = following.context_path("fitted").name if role == "heldout" and config.bodies > 1 else None
             jobs.append(dataclasses.replace(job, partner=partner))

@@ -38,6 +38,7 @@ from selfalign.bench.subject import (
     acting_told,
     after,
     body_seed,
+    check_unchanged,
     collect_play,
     fit,
     identity_of,
@@ -113,6 +114,8 @@ class Job:
     bodies: tuple[BodySpec, BodySpec]
     folder: Path
     """Of finished parts."""
+    policy: Mapping[str, Any]
+    """What the checkpoint was when the run began (`identity_of`), but for its calibration."""
 
     @property
     def key(self) -> str:
@@ -134,7 +137,7 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What is known of a body before it acting_told."""
+    """What is known of a body before it acts."""
 
     body: BodySpec
     seed: int
@@ -150,6 +153,7 @@ def measure_pair(job: Job) -> str:
     """Fits and rolls out two bodies; their rows go to the folder."""
     # Judged by losses alone: what a calibration makes of them is asked afterwards.
     policy = replace(policy_of(job.config.checkpoint), calibration=None)
+    check_unchanged(policy, job.policy)
     with ExitStack() as stack:
         arenas = [stack.enter_context(Arena(body.robot)) for body in job.bodies]
         pair = [_fit_body(job.config, policy, body, job.seed(i), arenas[i]) for i, body in enumerate(job.bodies)]
@@ -246,18 +250,20 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
     policy = load(config.checkpoint)  # not the one that workers keep: its calibration may have been an older one
     if config.check and policy.calibration is None:
         raise ValueError(f"{config.checkpoint} has no calibration to check; run `selfalign bench calibrate` first")
-    align = policy.settings.to_dict()
-    identity = {"format": FORMAT, "settings": config.settings(), "fingerprint": policy.fingerprint(), "align": align}
-    identity["acting"] = identity_of(policy)["acting"]
-    identity = json.loads(json.dumps(identity))
+    own = identity_of(replace(policy, calibration=None))
+    del own["calibration"]  # it is what is looked for
+    identity = json.loads(json.dumps({"format": FORMAT, "settings": config.settings(), **own}))
     result = read_kept(config.out, identity)
-    if result is not None and config.contexts is not None and not any(config.contexts.glob("*.safetensors")):
+    kept = config.contexts is not None and any(config.contexts.glob("*.safetensors"))
+    if kept and result is None:
+        raise ValueError(f"{config.contexts} holds contexts already, of other measurements; name another --contexts")
+    if config.contexts is not None and not kept and result is not None:
         raise ValueError(
             f"{config.out} holds these measurements already, but their contexts were not kept; leave out --contexts, "
             "or name another --out to measure again"
         )
     if result is None:
-        rows = _measure(config, identity, console, show)
+        rows = _measure(config, identity, own, console, show)
         result = {**identity, "provenance": {**provenance(watch.seconds), "workers": config.workers}, "bodies": rows}
         write_json(config.out, result)  # whatever becomes of the calibration
     else:
@@ -288,8 +294,10 @@ def calibration_of(result: Mapping[str, Any]) -> Calibration:
     )
 
 
-def _measure(config: CalibrateConfig, identity: dict[str, Any], console: Console, show: bool) -> list[dict[str, Any]]:
-    jobs = list(_jobs(config, identity))
+def _measure(
+    config: CalibrateConfig, identity: dict[str, Any], own: dict[str, Any], console: Console, show: bool
+) -> list[dict[str, Any]]:
+    jobs = list(_jobs(config, identity, own))
     for robot in dict.fromkeys(body.robot for job in jobs for body in job.bodies):
         prepare(robot)  # once here, rather than at the same time in every worker
     todo = [job for job in jobs if not job.row_path.is_file()]
@@ -307,7 +315,7 @@ def _measure(config: CalibrateConfig, identity: dict[str, Any], console: Console
     return rows
 
 
-def _jobs(config: CalibrateConfig, identity: dict[str, Any]) -> Iterator[Job]:
+def _jobs(config: CalibrateConfig, identity: dict[str, Any], own: dict[str, Any]) -> Iterator[Job]:
     folder = config.out.with_name(f"{config.out.name}.parts-{digest(identity, 10)}")
     folder.mkdir(parents=True, exist_ok=True)
     for scenario in config.scenarios:
@@ -315,4 +323,4 @@ def _jobs(config: CalibrateConfig, identity: dict[str, Any]) -> Iterator[Job]:
         for body in bodies:
             config.check_offered(body)
         for index in range(0, config.bodies, 2):
-            yield Job(config, scenario, index, (bodies[index], bodies[index + 1]), folder)
+            yield Job(config, scenario, index, (bodies[index], bodies[index + 1]), folder, own)

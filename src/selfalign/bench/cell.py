@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from selfalign.bench.plan import Cell
 from selfalign.bench.resident import arena_of, policy_of
 from selfalign.bench.rollout import RolloutConfig, rollout
 from selfalign.bench.stats import over_bodies
-from selfalign.bench.subject import body_seed
+from selfalign.bench.subject import body_seed, check_unchanged
 from selfalign.bench.workshop import Workshop
 from selfalign.provenance import commit, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
@@ -36,6 +36,8 @@ class BodyJob:
     body: BodySpec
     calibrated: bool = True
     """Bodies are aligned with the checkpoint's calibration, where it has one."""
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    """What the checkpoint was when the run began (`identity_of`); empty: nobody has asked."""
 
     @property
     def seed(self) -> int:
@@ -81,12 +83,10 @@ def row_path(folder: Path, job: BodyJob) -> Path:
 
 def measure(group: Group) -> list[dict[str, Any]]:
     """What a worker does: the rows of a group's jobs; for one that fails, `error` and where it was raised."""
-    first, rows = group.jobs[0], []
-    policy = policy_of(first.cell.checkpoint)
-    policy = policy if first.calibrated else replace(policy, calibration=None)
-    workshop = Workshop(policy, first.body, first.seed)
+    workshop, rows = None, []
     for job in group.jobs:
         try:
+            workshop = workshop or _workshop(job)
             row = measure_body(job, workshop)
             if group.folder is not None:
                 write_json(row_path(group.folder, job), row)
@@ -94,6 +94,13 @@ def measure(group: Group) -> list[dict[str, Any]]:
             row = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         rows.append(row)
     return rows
+
+
+def _workshop(job: BodyJob) -> Workshop:
+    policy = policy_of(job.cell.checkpoint)
+    policy = policy if job.calibrated else replace(policy, calibration=None)
+    check_unchanged(policy, job.policy)
+    return Workshop(policy, job.body, job.seed)
 
 
 def measure_body(job: BodyJob, workshop: Workshop) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from selfalign.acting import Acting
 from selfalign.bench import cell as cells
 from selfalign.bench.matrix_table import print_matrix
 from selfalign.bench.methods import complete
-from selfalign.bench.plan import Cell, Plan
+from selfalign.bench.plan import DEFAULT_CHECKPOINT, PLANS, SAME_TEST, Cell, Plan
 from selfalign.bench.resident import close_arenas, policy_of
 from selfalign.bench.stats import amount_to_reach
 from selfalign.bench.subject import identity_of
@@ -46,16 +46,17 @@ class MatrixConfig:
     """A plan of cells: checkpoints, methods, scenarios, tasks and amounts of play. Resumable, and cached by cell."""
 
     plan: str
-    """JSON file of the plan, or a name: smoke, headline, curve, few-shot, baselines, other-tasks, play-quality,
+    """JSON file of the plan, or a name: smoke, headline, stale, curve, few-shot, baselines, other-tasks, play-quality,
     acting."""
     out: Path
     """Folder of the results."""
-    checkpoint: str = "checkpoints/tiny"
-    """That a named plan measures."""
-    split: Split = "test"
-    """Whose bodies a named plan measures: choices are made on those of validation."""
+    checkpoint: str | None = None
+    """That a named plan measures; None: checkpoints/tiny. A file says its own, as it does what follows."""
+    split: Split | None = None
+    """Whose bodies a named plan measures, the first of them (`sim/seeds.py`); None: test. Choices are made on those of
+    validation."""
     seed: int | None = None
-    """Of the bodies that a named plan measures, in place of the first one of `split` (`sim/seeds.py`)."""
+    """Of the bodies that a named plan measures, in place of `split`."""
     tasks: tuple[Kind, ...] = KINDS
     """Cells of other tasks are left out."""
     bodies: int | None = None
@@ -72,7 +73,13 @@ class MatrixConfig:
     """"ray": on Ray, local or (RAY_ADDRESS) a cluster's (extra `cluster`)."""
 
     def __post_init__(self) -> None:
-        refuse("bench matrix", below(self, workers=1, bodies=1, seed=0))
+        wrong = below(self, workers=1, bodies=1, seed=0)
+        given = [name for name in ("checkpoint", "split", "seed") if getattr(self, name) is not None]
+        if given and self.plan not in PLANS:
+            wrong.append(f"{', '.join(given)} for the plan {self.plan!r} (a file says its own)")
+        if self.split is not None and self.seed is not None:
+            wrong.append(f"split={self.split!r} and seed={self.seed} (one of them)")
+        refuse("bench matrix", wrong)
         Acting().but(self.speed, self.temperature)  # raises for what nothing acts with
 
 
@@ -97,12 +104,20 @@ class CellState:
 
 
 def run(config: MatrixConfig, *, show: bool = True) -> dict[str, Any]:
-    """Measures the plan that a config names; see `run_plan`."""
-    seed = seeds_of(config.split)[0] if config.seed is None else config.seed
-    plan = Plan.open(config.plan, config.checkpoint, seed).of_tasks(config.tasks)
+    """Measures the plan that a config names; see `run_plan`.
+
+    Raises:
+        RuntimeError: a cell failed; what was measured is written.
+    """
+    seed = seeds_of(config.split or "test")[0] if config.seed is None else config.seed
+    plan = Plan.open(config.plan, config.checkpoint or DEFAULT_CHECKPOINT, seed).of_tasks(config.tasks)
     plan = plan.acting_at(config.speed, config.temperature)
     plan = plan if config.bodies is None else plan.of_bodies(config.bodies)
-    return run_plan(plan, config.out, cache=config.cache, workers=config.workers, cluster=config.cluster, show=show)
+    result = run_plan(plan, config.out, cache=config.cache, workers=config.workers, cluster=config.cluster, show=show)
+    if result["failed"]:
+        failed, written = f"{result['failed']} of {len(result['cells'])} cells failed", config.out / "matrix.json"
+        raise RuntimeError(f"{failed}: {written} says why; the same command tries them again")
+    return result
 
 
 def run_plan(
@@ -165,14 +180,15 @@ def _open(cell: Cell, cache: Path, calibrated: bool) -> CellState:
         state.identity = {
             "format": CELL_FORMAT,
             "settings": cell.measured(),
-            "fingerprint": policy.fingerprint(),
-            "align": json.loads(json.dumps(policy.settings.to_dict())),
             **identity_of(policy, cell.acting(policy.acting)),
             **_method(cell),
         }
         state.digest, state.rows = digest(state.identity), _digest_of_a_body(state.identity)
-        bodies = cells.bodies_of(cell)
-        state.jobs = [cells.BodyJob(state.rows, cell, index, body, calibrated) for index, body in enumerate(bodies)]
+        own = identity_of(policy)
+        state.jobs = [
+            cells.BodyJob(state.rows, cell, index, body, calibrated, own)
+            for index, body in enumerate(cells.bodies_of(cell))
+        ]
     except (TypeError, ValueError, OSError) as error:  # also settings of a wrong type
         state.error = f"{type(error).__name__}: {error}"
         return state
@@ -299,13 +315,12 @@ def _oracle(entry: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> 
     own = entry["settings"]
     if "error" in entry or own["region"] != "heldout" or own["demonstrations"] or len(entry["summary"]) < 2:
         return None
-    alike = ("scenario", "task", "seed", "execute", "num_steps", "play_length")
 
     def fits(other: Mapping[str, Any]) -> bool:
         its = other["settings"]
         if "error" in other or its["region"] != "source" or its["method"] != "selfalign":
             return False
-        same = all(its.get(name) == own.get(name) for name in alike)
+        same = all(its.get(name) == own.get(name) for name in SAME_TEST)
         return same and all(other.get(name) == entry.get(name) for name in ("fingerprint", "acting"))
 
     return max(filter(fits, measured), key=lambda other: max(other["settings"]["play"]), default=None)

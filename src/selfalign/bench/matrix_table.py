@@ -63,5 +63,6 @@ def speed_line(speed: Mapping[str, Any]) -> str:
     if reached["value"] is None:
         return f"{told}no amount of play that was measured gets to {ceiling}"
     low, high = ("more" if end is None else str(end) for end in (reached["low"], reached["high"]))
-    needed = f"{reached['value']} [{low}, {high}] trajectories of play ({speed['robot_seconds']:.0f} s)"
+    ends = "" if reached["low"] is None else f" [{low}, {high}]"  # one body says nothing of others
+    needed = f"{reached['value']}{ends} trajectories of play ({speed['robot_seconds']:.0f} s)"
     return f"{told}{needed} to {ceiling}"

@@ -28,6 +28,7 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     *,
     aligned: Adapted | None = None,
+    embodiment: Mapping[str, Any] | None = None,
 ) -> Adapted:
     """Runs a method. The policy that is given stays as it is.
 
@@ -38,13 +39,15 @@ def fit(
         seed: of what the method draws.
         settings: of the method, where they are not its defaults; those of controls are `selfalign`'s.
         aligned: what `selfalign` made of the same play with the same settings, where that is known: `random` needs it.
+        embodiment: description of the body, which a method needs that is given no play.
 
     Raises:
         ValueError: no such method or setting, or not what the method learns from.
     """
     complete(name, settings or {}, play is not None, bool(demonstrations))
     if name != RANDOM:
-        return fit_baseline(name, policy, play, demonstrations, seed=seed, config=settings or {})
+        given = play, demonstrations
+        return fit_baseline(name, policy, *given, seed=seed, config=settings or {}, embodiment=embodiment or {})
     assert play is not None  # as was checked
     return random(policy, play, seed, aligned or fit_baseline("selfalign", policy, play, seed=seed, config=settings))
 

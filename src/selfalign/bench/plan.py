@@ -20,6 +20,9 @@ from selfalign.sim.seeds import TEST
 from selfalign.sim.tasks import KINDS, Kind
 
 FORMAT = "selfalign-plan-1"
+DEFAULT_CHECKPOINT = "checkpoints/tiny"
+SAME_TEST = ("scenario", "task", "seed", "episodes", "execute", "num_steps", "play_length")
+"""Settings that two results share whose numbers may be compared; how bodies act is told beside them."""
 Motion = Literal["free", "narrow", "axes", "brisk", "demonstrations"]
 NARROW = 0.3
 """Share of the workspace that narrow play covers."""
@@ -207,7 +210,7 @@ class Plan:
         return write_json(path, {"format": FORMAT, "name": self.name, "cells": cells})
 
     @classmethod
-    def open(cls, source: str | Path, checkpoint: str = "checkpoints/tiny", seed: int = TEST[0]) -> Self:
+    def open(cls, source: str | Path, checkpoint: str = DEFAULT_CHECKPOINT, seed: int = TEST[0]) -> Self:
         """A plan from its JSON file, or by name.
 
         Args:

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 
 from selfalign.bench.stats import Interval, wilson
 from selfalign.model.context import EmbodimentContext
+from selfalign.model.policy import VLA
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.control import Controller
 from selfalign.sim.engine import Simulation
@@ -24,6 +25,11 @@ from selfalign.sim.tasks import Kind, Task, sample_scene, sample_task
 
 class Actor(Protocol):
     """What a rollout needs of a policy (`selfalign.Policy` is one)."""
+
+    @property
+    def model(self) -> VLA:
+        """Says which cameras it sees, how large, and how long its chunks are."""
+        ...
 
     def act(
         self, observation: Any, context: EmbodimentContext | None = None, *, noise: Any = None, num_steps: int = 10
@@ -223,7 +229,7 @@ def _ask(
     num_steps: int,
 ) -> Float[np.ndarray, "B H A"]:
     """Action chunks of the episodes that are running, in one batch."""
-    model = policy.model.config  # type: ignore[attr-defined]
+    model = policy.model.config
     observation: dict[str, Any] = {
         f"observation.images.{camera}": np.stack(
             [arena.picture(e.sim, body.cameras[camera], model.image_size) for e in episodes]

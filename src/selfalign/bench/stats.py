@@ -130,6 +130,8 @@ def bootstrap_ratio(
 ) -> Interval:
     """Ratio of two means of independent groups of units, each group drawn anew (for instance after / oracle).
 
+    With one unit in a group nothing is known about the spread, and the ends are None.
+
     Raises:
         ValueError: an empty group, a number that is not finite, or a denominator with mean 0.
     """
@@ -143,9 +145,11 @@ def bootstrap_ratio(
     tops = top[rng.integers(len(top), size=(draws, len(top)))].mean(axis=1)
     bottoms = bottom[rng.integers(len(bottom), size=(draws, len(bottom)))].mean(axis=1)
     ratios = np.divide(tops, bottoms, out=np.full(draws, np.inf), where=bottoms > 0)
-    fewest = min(len(top), len(bottom))
-    low, high = np.quantile(ratios, expanded(level, fewest) if fewest > 1 else (0.0, 1.0), method="nearest")
-    return Interval(float(top.mean() / bottom.mean()), float(low), float(high) if np.isfinite(high) else None)
+    value, fewest = float(top.mean() / bottom.mean()), min(len(top), len(bottom))
+    if fewest == 1:
+        return Interval(value, None, None)
+    low, high = np.quantile(ratios, expanded(level, fewest), method="nearest")
+    return Interval(value, float(low), float(high) if np.isfinite(high) else None)
 
 
 def over_bodies(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -207,7 +211,7 @@ def amount_to_reach(
     means = table[:, rng.integers(bodies, size=(draws, bodies))].mean(axis=2)
     tops = top[rng.integers(len(top), size=(draws, len(top)))].mean(axis=1)
     reached = _first((means >= share * tops) & (tops > 0))
-    ends = np.quantile(reached, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    ends = np.quantile(reached, expanded(level, bodies) if bodies > 1 else (0.0, 1.0), method="nearest")
     (value,) = _first(((table.mean(axis=1) >= share * top.mean()) & (top.mean() > 0))[:, None])
     named = [*amounts, None]
     low, high = (named[int(end)] if bodies > 1 else None for end in ends)
@@ -219,16 +223,6 @@ def _first(reached: np.ndarray) -> np.ndarray:
     return np.where(reached.any(axis=0), reached.argmax(axis=0), len(reached))
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; ties share their mean rank."""
-    order = np.argsort(values, kind="stable")
-    ranks = np.empty(len(values))
-    ranks[order] = np.arange(1, len(values) + 1)
-    for value in np.unique(values):
-        ranks[values == value] = ranks[values == value].mean()
-    return ranks
-
-
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's rho; None for fewer than three pairs or where one side does not vary.
 
@@ -237,7 +231,8 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     """
     if len(a) != len(b):
         raise ValueError(f"a rank correlation needs pairs, got {len(a)} and {len(b)} numbers")
-    x, y = _ranks(np.asarray(a, dtype=np.float64)), _ranks(np.asarray(b, dtype=np.float64))
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    return float(np.corrcoef(x, y)[0, 1])
+    from scipy.stats import rankdata
+
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])

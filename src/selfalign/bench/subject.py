@@ -1,5 +1,6 @@
 """One body's story, up to acting: it plays, and contexts are fitted to its play."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,6 @@ from selfalign.sim.engine import Simulation
 from selfalign.sim.record import record_play
 
 BEFORE, ALIGNED, RANDOM, SWAP = "before", "aligned", "random", "swap"
-NULL_STEPS = 100
-"""The random update is as large as what alignment did in this many steps (or the nearest number measured)."""
 
 
 def after(steps: int) -> str:
@@ -34,17 +33,30 @@ def body_seed(seed: int, *where: int) -> int:
 
 
 def identity_of(policy: Policy, acting: Acting | None = None) -> dict[str, Any]:
-    """What numbers depend on beside a policy's weights and how it is aligned: the digest of its calibration (`align`
-    returns the prior where that objects), and how it acts; None where it has none, and acts as it was trained.
+    """What of a policy numbers depend on, as JSON values: its weights, how it is aligned, the digest of its calibration
+    (`align` returns the prior where that objects), and how it acts; None where it has none, and acts as it was trained.
 
     Args:
         acting: in place of the policy's own.
     """
     acting = policy.acting if acting is None else acting
     return {
+        "fingerprint": policy.fingerprint(),
+        "align": json.loads(json.dumps(policy.settings.to_dict())),
         "calibration": None if policy.calibration is None else digest(policy.calibration.to_dict()),
         "acting": None if acting == Acting() else acting.to_dict(),
     }
+
+
+def check_unchanged(policy: Policy, identity: Mapping[str, Any]) -> None:
+    """Raises `RuntimeError` where a checkpoint is not any more what it was when a run began (`identity_of`)."""
+    now = identity_of(policy)
+    changed = [name for name, value in identity.items() if now[name] != value]
+    if changed:
+        raise RuntimeError(
+            f"the checkpoint has changed since this run began ({', '.join(changed)}): what was measured is of the one "
+            "before; run it again"
+        )
 
 
 def acting_told(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,12 +71,10 @@ def collect_play(
     length: int,
     seed: int,
     sim: Simulation | None = None,
-    *,
-    extent: float = 1.0,
 ) -> Play:
-    """Lets a body play in the simulator, live, in that share of the workspace."""
+    """Lets a body play in the simulator, live."""
     size = policy.model.config.image_size
-    episodes = record_play(body, trajectories, length, seed, image_size=size, sim=sim, extent=extent)
+    episodes = record_play(body, trajectories, length, seed, image_size=size, sim=sim)
     return Play.from_episodes(episodes, {"name": body.name, **body.to_dict()}, body.name)
 
 
@@ -94,24 +104,13 @@ def fit(policy: Policy, play: Play, steps: Sequence[int] = (), *, seed: int = 0,
     before = own.with_tensors([t.detach().clone() for t in policy.model.prior().to(policy.device).tensors])
     snapshots = {step: context for run in runs for step, context in run.snapshots.items()}
     contexts = {BEFORE: before} | {after(s): own.with_tensors(snapshots[s].tensors) for s in steps if s in snapshots}
-    contexts |= {
-        ALIGNED: own,
-        RANDOM: random_update(policy, before, snapshots or {result.history.steps: result.fitted}, seed),
-    }
+    contexts |= {ALIGNED: own, RANDOM: null_update(policy, before, before.distance(result.fitted), seed)}
     held_out = {s: v for run in runs for s, v in zip(run.history.held_out_steps, run.history.held_out["total"])}
     return Fit(result, contexts, dict(sorted(held_out.items())))
 
 
-def random_update(
-    policy: Policy, start: EmbodimentContext, snapshots: Mapping[int, EmbodimentContext], seed: int
-) -> EmbodimentContext:
-    """The null: `start` moved as far as alignment moved it, in a direction that no play has chosen."""
-    nearest = min(snapshots, key=lambda step: abs(step - NULL_STEPS))
-    return null_update(policy, start, start.distance(snapshots[nearest]), seed)
-
-
 def null_update(policy: Policy, start: EmbodimentContext, norm: float, seed: int) -> EmbodimentContext:
-    """`start` moved by so much in a random direction."""
+    """The null: `start` moved by so much, in a direction that no play has chosen."""
     return policy.model.contexts.random(start, norm, generator=torch.Generator().manual_seed(seed))
 
 

@@ -7,6 +7,7 @@ and on its number only, so that less play is the beginning of more.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from selfalign.baselines import Adapted
 from selfalign.bench.live_features import LiveFeatures
@@ -88,14 +89,19 @@ class Workshop:
         self, cell: Cell, play: Play | None, demonstrations: Sequence[Episode], aligned: Made | None = None
     ) -> Made:
         memory, like = PeakMemory(), None if aligned is None else aligned.fitted
-        fitted = fit(cell.method, self.policy, play, demonstrations, self.seed, cell.settings, aligned=like)
+        given = self.policy, play, demonstrations, self.seed, cell.settings
+        fitted = fit(cell.method, *given, aligned=like, embodiment=self._described)
         peak = memory.megabytes if aligned is None else max(memory.megabytes, aligned.peak_megabytes)
-        given = (*(play.episodes if play else ()), *demonstrations)
-        return Made(fitted, peak, round(sum(len(e) / e.fps for e in given), 1))
+        recorded = (*(play.episodes if play else ()), *demonstrations)
+        return Made(fitted, peak, round(sum(len(e) / e.fps for e in recorded), 1))
+
+    @property
+    def _described(self) -> dict[str, Any]:
+        return {"name": self.body.name, **self.body.to_dict()}
 
     def _record(self, cell: Cell, trajectories: int) -> Play:
         episodes = self._moving(cell, trajectories)
-        play = Play.from_episodes(episodes, {"name": self.body.name, **self.body.to_dict()}, self.body.name)
+        play = Play.from_episodes(episodes, self._described, self.body.name)
         if self.policy.settings.features is None:
             return play
         return LiveFeatures.like(cell.features, cell.weights).attach(play)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from selfalign.bench.rollout import Arena, RolloutConfig, RolloutResult, rollout
-from selfalign.bench.subject import ALIGNED, BEFORE, body_seed, collect_play, fit, fit_summary
+from selfalign.bench.subject import ALIGNED, BEFORE, body_seed, collect_play, fit, fit_summary, identity_of
 from selfalign.bench.tables import percent, print_demo
 from selfalign.checkpoint import load
 from selfalign.model.files import write_atomically
@@ -91,7 +91,7 @@ def run(config: DemoConfig, *, show: bool = True) -> dict[str, Any]:
         "format": FORMAT,
         "settings": config.settings(),
         "fingerprint": policy.fingerprint(),
-        "acting": policy.acting.to_dict(),
+        "acting": identity_of(policy)["acting"],
         "bodies": rows,
         "provenance": provenance(watch.seconds),
     }

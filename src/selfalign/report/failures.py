@@ -36,8 +36,13 @@ class Failing:
     @property
     def accepted(self) -> bool:
         """What the verdict said."""
-        verdict = self.row.get("verdict") or self.row.get("verdicts", {}).get(ALIGNED) or {}
-        return bool(verdict.get("accepted"))
+        return accepted_body(self.row)
+
+
+def accepted_body(row: Mapping[str, Any]) -> bool:
+    """What the verdict on a body's own alignment said."""
+    verdict = row.get("verdict") or row.get("verdicts", {}).get(ALIGNED) or {}
+    return bool(verdict.get("accepted"))
 
 
 def failing_bodies(cell: CellResult) -> list[Failing]:

@@ -4,16 +4,39 @@ An attempt *gained* if the body succeeded more often under the context than unde
 success after - success before > 0. An accepted attempt without gain is a false accept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from selfalign.bench.attempts import Attempt
-from selfalign.bench.stats import Interval, bootstrap_mean
+from selfalign.bench.stats import Interval, bootstrap_mean, expanded
 from selfalign.bench.subject import BEFORE, RANDOM
+from selfalign.calibration import Calibration
+from selfalign.report.results import CellResult
 
 Score = Callable[[Attempt], float]
+
+
+def judged(cells: Sequence[CellResult], calibration: Calibration | None = None) -> list[Attempt]:
+    """The attempts of some cells, each once, however many have it.
+
+    Args:
+        calibration: judges those of its model anew; bodies that it was fitted to are left out. None: as the cells say.
+    """
+    found: dict[Hashable, Attempt] = {}
+    for cell in cells:
+        if calibration is not None and _fitted_to(calibration, cell):
+            continue
+        told = [cell.settings.get("motion", "free"), *(cell.settings.get(name) for name in ("task", "seed", "acting"))]
+        for attempt in cell.attempts(calibration):
+            found.setdefault((cell.fingerprint, str(told), attempt.body, attempt.kind), attempt)
+    return list(found.values())
+
+
+def _fitted_to(calibration: Calibration, cell: CellResult) -> bool:
+    own = calibration.source.get("settings", {}).get("seed")
+    return cell.fingerprint == calibration.fingerprint and cell.settings.get("seed") == own
 
 
 def gained(attempt: Attempt) -> bool:
@@ -86,8 +109,6 @@ class Roc:
     area: Interval
     """Probability that an attempt with gain has a higher score than one without (ties count half), with a bootstrap
     over bodies."""
-    gained: int
-    not_gained: int
 
 
 def roc(attempts: Sequence[Attempt], score: Score, *, seed: int = 0, draws: int = 2000) -> Roc | None:
@@ -106,14 +127,8 @@ def roc(attempts: Sequence[Attempt], score: Score, *, seed: int = 0, draws: int 
         rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
         if 0 < good[rows].sum() < len(rows):
             areas.append(area(scores[rows], good[rows]))
-    low, high = np.quantile(areas, [0.025, 0.975]) if areas else (None, None)
-    return Roc(
-        tuple(rates[0]),
-        tuple(rates[1]),
-        Interval(area(scores, good), None if low is None else float(low), None if high is None else float(high)),
-        int(good.sum()),
-        int((~good).sum()),
-    )
+    low, high = map(float, np.quantile(areas, expanded(0.95, len(groups)))) if areas else (None, None)
+    return Roc(tuple(rates[0]), tuple(rates[1]), Interval(area(scores, good), low, high))
 
 
 def area(scores: np.ndarray, good: np.ndarray) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 from selfalign.acting import Acting
 from selfalign.bench.attempts import RETURNED_PRIOR
 from selfalign.bench.cell import ROLES
+from selfalign.bench.plan import SAME_TEST
 from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, acting_told, body_seed
 from selfalign.report.results import AT, ORACLE, SEEN_BEFORE, CellResult
 from selfalign.sim.bodies import BodySpec
@@ -126,19 +127,33 @@ def _seed(row: Mapping[str, Any], seed: int) -> int | None:
 def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[CellResult]:
     """Methods that met the same bodies of the same checkpoint, as conditions of one cell."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    seen: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in data["cells"]:
         if "error" not in entry:
-            groups.setdefault((_name(entry), entry["fingerprint"]), []).append(entry)
-    for (name, fingerprint), entries in groups.items():
-        held_out = [entry for entry in entries if entry["settings"]["region"] == "heldout"]
-        sources = [entry for entry in entries if entry["settings"]["region"] == "source"]
+            of_kind = seen if entry["settings"]["region"] == "source" else groups
+            of_kind.setdefault((_name(entry, of_kind is seen), entry["fingerprint"]), []).append(entry)
+    for (name, fingerprint), held_out in groups.items():
+        # Bodies of seen kinds play freely, however those play that are compared to them.
+        sources = seen.get((_name(held_out[0], True), fingerprint), [])
+        _check_alike([*held_out, *sources])
         aligned = [entry for entry in held_out if _method(entry) == "selfalign"]
-        first = (aligned or entries)[0]
+        first = (aligned or held_out)[0]
         settings = {**first["settings"], **acting_told(first)}
         digests = {entry.get("digest") for entry in held_out}
         speeds = [speed for speed in data.get("speed", ()) if speed["digest"] in digests]
         rows = _merged(held_out)
         yield CellResult(name, rows, _seen(sources), settings, fingerprint, path, data["provenance"], speeds)
+
+
+def _check_alike(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `ValueError` where cells of one name were not measured in the same way."""
+    for name in SAME_TEST:
+        values = {entry["settings"].get(name) for entry in entries}
+        if len(values) > 1:
+            raise ValueError(
+                f"cells of {_name(entries[0])} have {name} {' and '.join(map(str, sorted(values)))}, and cannot be "
+                "compared; give them labels, or files, of their own"
+            )
 
 
 def _aligned(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,9 +171,9 @@ def _method(entry: Mapping[str, Any]) -> str:
     return entry.get(STANDS_FOR, entry["settings"]["method"])
 
 
-def _name(entry: Mapping[str, Any]) -> str:
+def _name(entry: Mapping[str, Any], any_motion: bool = False) -> str:
     own = entry["settings"]
-    motion = "" if own["motion"] == "free" else f", {own['motion']} play"
+    motion = "" if any_motion or own["motion"] == "free" else f", {own['motion']} play"
     return f"{entry['label']}: {own['scenario']}, {own['task']}, seed {own['seed']}{motion}{_acting(entry)}"
 
 

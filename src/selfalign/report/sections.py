@@ -1,9 +1,9 @@
 """What a report says, section by section, before anything is written as HTML or PDF."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,13 +13,24 @@ from selfalign.bench.tables import label, percent
 from selfalign.calibration import Calibration
 from selfalign.model.context import EmbodimentContext
 from selfalign.report import figures
-from selfalign.report.failures import BODY_COLUMNS, CELL_COLUMNS, LISTED, OF_EACH, TEXT, body_rows, cell_rows, worst
+from selfalign.report.failures import (
+    BODY_COLUMNS,
+    CELL_COLUMNS,
+    LISTED,
+    OF_EACH,
+    TEXT,
+    accepted_body,
+    body_rows,
+    cell_rows,
+    worst,
+)
 from selfalign.report.quality import (
     Roc,
     by_kind,
     confusion,
     expected_success,
     fitted,
+    judged,
     loss_drop,
     reliability,
     roc,
@@ -95,8 +106,7 @@ def sections(
     costly = [cell for cell in cells if any("costs" in row for row in cell.rows)]
     if costly:
         yield costs(costly)
-    attempts = [attempt for cell in cells for attempt in cell.attempts(calibration)]
-    yield verdicts(attempts)
+    yield verdicts(judged(cells, calibration))
     if calibration is not None:
         own = [cell for cell in cells if cell.fingerprint == calibration.fingerprint]
         yield calibrated(calibration, [attempt for cell in own for attempt in cell.attempts(calibration)])
@@ -121,7 +131,7 @@ def success(cells: Sequence[CellResult]) -> Section:
     for cell in cells:
         oracle = percent(cell.success("oracle").to_dict()) if "oracle" in cell.seen else "-"
         values = [percent(cell.success(name).to_dict()) if name in cell.conditions else "-" for name in main]
-        accepted = sum(bool(_accepted(row)) for row in cell.rows)
+        accepted = sum(accepted_body(row) for row in cell.rows)
         rows.append([cell.name, str(len(cell.rows)), *values, oracle, f"{accepted} of {len(cell.rows)}"])
     text = (
         "Success on bodies that the checkpoint has never had: mean over bodies, with the 95 % interval of a bootstrap "
@@ -154,11 +164,6 @@ def costs(cells: Sequence[CellResult]) -> Section:
     return Section("Costs", COSTS_SAID, tables=[Table(columns, rows)])
 
 
-def _accepted(row: Mapping[str, Any]) -> bool:
-    verdict = row.get("verdict") or row.get("verdicts", {}).get("aligned") or {}
-    return bool(verdict.get("accepted"))
-
-
 def verdicts(attempts: Sequence[Attempt]) -> Section:
     """Accept and reject against real gain."""
     text = (
@@ -167,7 +172,7 @@ def verdicts(attempts: Sequence[Attempt]) -> Section:
         "was accepted without gain is a false accept. The areas under the curves are the chance that an attempt with "
         "gain scores higher than one without, with a bootstrap over bodies. A random update is what a verdict's null "
         "is, so none of them is accepted; one curve leaves them out. Where align has rejected a fit, the body acted "
-        "under the prior, and there is no attempt."
+        "under the prior, and there is no attempt. Bodies that the calibration was fitted to are left out."
     )
     found, curves = confusion(attempts), verdict_curves(attempts)
     if not curves:
