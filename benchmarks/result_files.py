@@ -57,6 +57,16 @@ class Results:
         """The files of a format, by their paths."""
         return {path: data for path, data in self.data.items() if format_of(data) == name}
 
+    def check_shipped(self) -> None:
+        """Raises `ValueError` where files that are told as the shipped checkpoint's are of another model."""
+        own = shipped_calibration().fingerprint
+        wrong = sorted({cell.path.name for cell in (*self.shipped, *self.checked) if cell.fingerprint != own})
+        if wrong:
+            raise ValueError(
+                f"{', '.join(wrong)}: not of the shipped checkpoint ({own}); measure again, or call files of other "
+                f"trainings {ABLATION}..."
+            )
+
     @property
     def recipes(self) -> dict[Path, Any]:
         """Ablations: recipes that differ."""

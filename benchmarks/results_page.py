@@ -292,9 +292,9 @@ def _origin(path: Path, data: Any) -> list[str]:
 
 
 def main(config: Config) -> None:
-    where = config.figure.relative_to(config.page.parent).as_posix()
+    found, where = Results.open(config.results), config.figure.relative_to(config.page.parent).as_posix()
+    found.check_shipped()
     config.page.write_text(page(config.results, where, config.films), encoding="utf-8")
-    found = Results.open(config.results)
     attempts, cells = found.attempts, plain(found.shipped)
     drawn = {config.figure.with_name(VERDICTS): verdicts_figure(attempts)}
     expecting = [attempt for attempt in attempts if attempt.verdict.expected is not None]

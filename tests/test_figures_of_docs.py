@@ -257,6 +257,13 @@ def _with_successes(entry: dict, successes: int) -> list[dict]:
     ]
 
 
+def test_published_results_are_of_the_shipped_checkpoint(tmp_path: Path):
+    result_files.Results.open(ROOT / "benchmarks/results").check_shipped()
+    write(tmp_path / "other.json", matrix_result())
+    with pytest.raises(ValueError, match=r"other\.json: not of the shipped checkpoint"):
+        result_files.Results.open(tmp_path).check_shipped()
+
+
 def test_what_two_benchmarks_measured_counts_once():
     folder = ROOT / "benchmarks/results"
     once = read_cells([folder / "adapt_tiny_action_push.json"])
