@@ -352,7 +352,8 @@ def test_a_cell_meets_what_bench_adapt_meets(checkpoint: Path, adapted: dict, me
 def test_methods_of_the_baselines_are_plugged_in(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
-    def fit(name, policy, play, demonstrations, *, seed, config):
+    def fit(name, policy, play, demonstrations, *, seed, config, embodiment):
+        assert embodiment["name"] and embodiment["action_space"]["kind"], "the body says what its actions are"
         asked.append((name, play, [episode.task.split()[0] for episode in demonstrations], config))
         context = policy.model.prior().with_info(norm_stats=demonstrations_stats(demonstrations))
         history = {"train": [2.0, 1.0], "best_step": 2, "stopped": "all 2 steps taken"}
