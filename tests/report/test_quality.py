@@ -1,10 +1,12 @@
 """Verdicts are counted as they are, and areas are shares of pairs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.integrate import trapezoid
 
-from bench.attempting import adapt_row, attempt, drawn_attempts
+from bench.attempting import adapt_result, adapt_row, attempt, drawn_attempts, write
 from calibrations import make_calibration
 from selfalign.align.verdict import judge
 from selfalign.bench.attempts import RETURNED_PRIOR, read_attempts
@@ -16,10 +18,12 @@ from selfalign.report.quality import (
     expected_success,
     fitted,
     gained,
+    judged,
     loss_drop,
     reliability,
     roc,
 )
+from selfalign.report.reading import read_cells
 
 
 def test_attempts_are_sorted_by_verdict_and_gain():
@@ -128,3 +132,13 @@ def test_where_a_fit_was_rejected_the_body_acted_under_the_prior():
     told = {**named, "verdicts": {"aligned": rejected, "after_10": accepted}}
     assert {a.kind for a in read_attempts(told, "")} == {"aligned", "after_10"}, "as bench calibrate acts"
     assert {a.kind for a in read_attempts({**told, RETURNED_PRIOR: ["aligned"]}, "")} == {"after_10"}
+
+
+def test_a_calibration_is_not_judged_by_its_own_bodies_and_an_attempt_counts_once(tmp_path: Path):
+    other, own = (write(tmp_path / f"{seed}.json", adapt_result(seed=seed)) for seed in (0, 7))
+    again = write(tmp_path / "again.json", adapt_result(seed=0))
+    cells = read_cells([other, own, again])
+    calibration = make_calibration("0123", source={"settings": {"seed": 7}})
+    once = judged(cells[:1])
+    assert once and len(judged(cells)) == 2 * len(once), "those of two seeds, each once"
+    assert len(judged(cells, calibration)) == len(once)

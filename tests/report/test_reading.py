@@ -101,7 +101,7 @@ def test_cells_of_one_name_are_measured_alike(tmp_path):
         for other in changed["cells"]:
             other["settings"][name] = 4
         entry["settings"][name] = value
-        told = f"have {name} {' and '.join(map(str, sorted((4, value))))}, and cannot be compared"
+        told = f"have {name} {' and '.join(sorted(map(str, (4, value))))}, and cannot be compared"
         with pytest.raises(ValueError, match=told):
             read_cells([write(tmp_path / f"{name}.json", changed)])
 
@@ -114,6 +114,13 @@ def test_however_a_body_plays_its_oracle_plays_freely(tmp_path):
     (cell,) = read_cells([write(tmp_path / "axes.json", matrix)])
     (free,) = read_cells([write(tmp_path / "free.json", matrix_result())])
     assert "axes play" in cell.name and cell.success("oracle") == free.success("oracle")
+
+
+def test_an_oracle_alone_is_a_cell_too(tmp_path):
+    matrix = matrix_result()
+    matrix["cells"] = [entry for entry in matrix["cells"] if entry["settings"]["region"] == "source"]
+    (cell,) = read_cells([write(tmp_path / "oracle.json", matrix)])
+    assert cell.rows == [] and cell.success("oracle").value == 0.8
 
 
 def test_bodies_are_called_as_they_are_called_now(tmp_path):

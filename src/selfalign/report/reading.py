@@ -132,12 +132,14 @@ def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[CellResult]:
         if "error" not in entry:
             of_kind = seen if entry["settings"]["region"] == "source" else groups
             of_kind.setdefault((_name(entry, of_kind is seen), entry["fingerprint"]), []).append(entry)
+    compared = {(_name(held_out[0], True), fingerprint) for (_, fingerprint), held_out in groups.items()}
+    groups |= {key: [] for key in seen if key not in compared}  # measured alone
     for (name, fingerprint), held_out in groups.items():
         # Bodies of seen kinds play freely, however those play that are compared to them.
-        sources = seen.get((_name(held_out[0], True), fingerprint), [])
+        sources = seen.get((_name(held_out[0], True) if held_out else name, fingerprint), [])
         _check_alike([*held_out, *sources])
         aligned = [entry for entry in held_out if _method(entry) == "selfalign"]
-        first = (aligned or held_out)[0]
+        first = (aligned or held_out or sources)[0]
         settings = {**first["settings"], **acting_told(first)}
         digests = {entry.get("digest") for entry in held_out}
         speeds = [speed for speed in data.get("speed", ()) if speed["digest"] in digests]
@@ -151,7 +153,7 @@ def _check_alike(entries: Sequence[Mapping[str, Any]]) -> None:
         values = {entry["settings"].get(name) for entry in entries}
         if len(values) > 1:
             raise ValueError(
-                f"cells of {_name(entries[0])} have {name} {' and '.join(map(str, sorted(values)))}, and cannot be "
+                f"cells of {_name(entries[0])} have {name} {' and '.join(sorted(map(str, values)))}, and cannot be "
                 "compared; give them labels, or files, of their own"
             )
 
