@@ -1,4 +1,4 @@
-"""Frozen configs: what they say of values that are out of range, and copies with other values."""
+"""Frozen configs: what they say of values that they refuse, and copies with other values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -19,7 +19,7 @@ def below(config: Any, **least: int) -> list[str]:
 def refuse(what: str, wrong: Sequence[str]) -> None:
     """Raises `ValueError` with what is wrong; nothing happens where nothing is."""
     if wrong:
-        raise ValueError(f"{what}: out of range: {', '.join(wrong)}")
+        raise ValueError(f"{what}: refused: {', '.join(wrong)}")
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:

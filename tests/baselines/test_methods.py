@@ -201,7 +201,7 @@ def test_methods_without_demonstrations_do_not_see_any():
         ("rl", {}, "no method 'rl'; there are: frozen, selfalign, pad, prompt, lora, finetune, nearest, encoder"),
         ("pad", {"config": {"step": 3}}, "PadConfig has no setting 'step'; it has steps"),
         ("pad", {"config": {"steps.x": 3}}, "no setting 'steps.x'"),
-        ("pad", {"config": {"learning_rate": 0.0}}, "out of range: learning_rate=0.0"),
+        ("pad", {"config": {"learning_rate": 0.0}}, r"refused: learning_rate=0.0 \(above 0\)"),
         ("pad", {"config": LoraConfig()}, "expected PadConfig or a mapping, got LoraConfig"),
         ("prompt", {"play": None}, "prompt needs play of the body"),
         ("prompt", {"play": make_play(3, 4)}, "too short: a transition needs 5 frames"),

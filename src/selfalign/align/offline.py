@@ -23,6 +23,7 @@ from selfalign.align.optim import FastAdam, grad_norm
 from selfalign.align.progress import StartPhase, phases
 from selfalign.align.verdict import Verdict, judge
 from selfalign.calibration import Calibration
+from selfalign.configs import below, refuse
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model import flow
@@ -78,11 +79,10 @@ class AlignConfig:
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "eval_every", "eval_samples", "eval_times", "patience", "null_draws")
-        wrong = [f"{name}={value}" for name in counts if (value := getattr(self, name)) is not None and value < 1]
+        wrong = below(self, **dict.fromkeys(counts, 1))
         if not 0 <= self.min_improvement < 1:
-            wrong.append(f"min_improvement={self.min_improvement}")
-        if wrong:
-            raise ValueError(f"AlignConfig: out of range: {', '.join(wrong)}")
+            wrong.append(f"min_improvement={self.min_improvement} (at least 0, and below 1)")
+        refuse("AlignConfig", wrong)
 
     def resolved(self, settings: AlignSettings) -> AlignSettings:
         """The checkpoint's settings with what this config says otherwise."""

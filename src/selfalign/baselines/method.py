@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from selfalign.configs import refuse
 from selfalign.data.episodes import Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
@@ -146,7 +147,6 @@ def with_model(policy: Policy, model: VLA) -> Policy:
 
 def check_positive(config: Any, names: Sequence[str], *, or_zero: Sequence[str] = ()) -> None:
     """Raises `ValueError` naming the fields of a config that are not positive, or negative."""
-    wrong = [f"{name}={getattr(config, name)}" for name in names if not getattr(config, name) > 0]
-    wrong += [f"{name}={getattr(config, name)}" for name in or_zero if not getattr(config, name) >= 0]
-    if wrong:
-        raise ValueError(f"{type(config).__name__}: out of range: {', '.join(wrong)}")
+    wrong = [f"{name}={getattr(config, name)} (above 0)" for name in names if not getattr(config, name) > 0]
+    wrong += [f"{name}={getattr(config, name)} (at least 0)" for name in or_zero if not getattr(config, name) >= 0]
+    refuse(type(config).__name__, wrong)

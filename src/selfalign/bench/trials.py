@@ -48,7 +48,7 @@ class BodyTrials:
         refuse(self.title, self.wrong())
 
     def wrong(self) -> list[str]:
-        """What is out of range."""
+        """What is refused, and why."""
         least = {"bodies": 1, "play": 2, "episodes": 1, "play_length": 2, "demonstrations": 0, "workers": 1, "seed": 0}
         found = below(self, **least, execute=1, num_steps=1)
         if not self.steps or min(self.steps) < 1:

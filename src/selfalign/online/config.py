@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from selfalign.configs import below, refuse
 from selfalign.online.drift import DriftConfig
 
 MEGABYTE = 2**20
@@ -66,16 +67,12 @@ class LearnConfig:
 
     def __post_init__(self) -> None:
         counts = ("window", "align_min", "align_max", "rollback_patience", "keep_versions")
-        wrong = [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]
-        wrong += [f"{name}={getattr(self, name)}" for name in ("align_every", "probation") if getattr(self, name) < 0]
-        if self.executed is not None and self.executed < 1:
-            wrong.append(f"executed={self.executed}")
-        shares = ("align_improvement", "rollback_margin")
-        wrong += [f"{name}={getattr(self, name)}" for name in shares if not 0 <= getattr(self, name) < 1]
+        wrong = below(self, **dict.fromkeys(counts, 1), executed=1, align_every=0, probation=0)
+        shares = {name: getattr(self, name) for name in ("align_improvement", "rollback_margin")}
+        wrong += [f"{name}={value} (at least 0, and below 1)" for name, value in shares.items() if not 0 <= value < 1]
         if not self.learn_mb > 0:
-            wrong.append(f"learn_mb={self.learn_mb}")
-        if wrong:
-            raise ValueError(f"online alignment: out of range: {', '.join(wrong)}")
+            wrong.append(f"learn_mb={self.learn_mb} (above 0)")
+        refuse("online alignment", wrong)
 
     @property
     def ring_bytes(self) -> int:
