@@ -184,7 +184,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "contexts": tuple(CONTEXTS),
     "architecture": tuple(name for name in ARCHITECTURE if name != "stored-features"),
     "data": tuple(DATA),
-    "headline": ("all", "baseline", "no-rehearsal", "global-w", "attached"),
+    "headline": ("all", "baseline", "no-rehearsal", "no-rehearsal-512", "global-w", "attached"),
 }
 """Names that stand for several cells; "headline" is what is repeated at the shipped checkpoint's scale."""
 
