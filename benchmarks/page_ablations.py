@@ -22,7 +22,7 @@ Measured = dict[str, dict[str, CellResult]]
 """Cells by recipe, and of a recipe by scenario."""
 PICTURES: Mapping[ScaleName, str] = {"ablation": "ablation.svg", "shipped": "ablation_shipped.svg"}
 FIRST = "all"
-"""The recipe that the others differ from."""
+"""The recipe that the others differ from, in trainings with the same seed."""
 COLUMNS = ("play loss", "aligned", "oracle", "less the first")
 
 
@@ -34,8 +34,9 @@ def ablations(files: Files, pictures: Path) -> Iterator[str]:
         yield (
             f"{told}. Each recipe differs from the first in one thing; all share one vision tower "
             "([what they are](benchmark.md#ablations)). *Play loss* is that of held-out play before and after "
-            "aligning, the oracle is bodies of seen kinds, aligned; the difference is to the first recipe on the same "
-            "bodies and in the same scenes, in percentage points, with the interval of a bootstrap over bodies."
+            "aligning, the oracle is bodies of seen kinds, aligned; the difference is to the first recipe of the same "
+            "seed, on the same bodies and in the same scenes, in percentage points, with the interval of a bootstrap "
+            "over bodies."
         )
         found = measured(group)
         if found:
@@ -55,12 +56,17 @@ def by_scale(files: Files) -> dict[ScaleName, dict[Path, dict[str, Any]]]:
 
 
 def measured(files: Files) -> Measured:
-    """The cells of some results in the order of `RECIPES`; what several have is that of the first."""
+    """The cells of some results in the order of `RECIPES` and of seeds; what several have is that of the first."""
     found: Measured = {}
     for cell in read_cells([path for path, result in files.items() if "matrix" in result]):
         found.setdefault(cell.name.split(":")[0], {}).setdefault(cell.settings["scenario"], cell)
-    order = list(RECIPES)
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+    return dict(sorted(found.items(), key=lambda item: _place(item[0])))
+
+
+def _place(training: str) -> tuple[int, str]:
+    """Of a training, `recipe` or `recipe/seed`, among the others."""
+    order, (recipe, _, seed) = list(RECIPES), training.partition("/")
+    return order.index(recipe) if recipe in order else len(order), seed
 
 
 def recipes_figure(found: Measured) -> "Figure":
@@ -75,8 +81,9 @@ def recipes_figure(found: Measured) -> "Figure":
 def _table(found: Measured, files: Files) -> Iterator[str]:
     about = {training["label"]: training["about"] for file in files.values() for training in file["trainings"]}
     scenarios = list(dict.fromkeys(scenario for cells in found.values() for scenario in cells))
-    first, rows = found.get(FIRST, {}), []
+    rows = []
     for name, cells in found.items():
+        first = found.get(FIRST + "".join(name.partition("/")[1:]), {})
         values = (_values(cells.get(scenario), first.get(scenario)) for scenario in scenarios)
         rows.append([name, about.get(name, ""), *(value for of in values for value in of)])
     heads = [f"{scenario}: {name}" if name == COLUMNS[0] else name for scenario in scenarios for name in COLUMNS]

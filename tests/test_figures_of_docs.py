@@ -217,6 +217,20 @@ def test_recipes_of_several_files_are_one_table_in_the_order_of_the_recipes(tmp_
     assert parts[-1] == "Before aligning, no recipe succeeds in more than 10 % of episodes."
 
 
+def test_recipes_differ_from_the_training_with_their_seed(tmp_path: Path):
+    results = script("results_page")
+    aligned = matrix_result()["cells"][1]
+    labels = {"closed/1": 2, "all/2": 8, "all": 5, "all/1": 4}
+    cells = [{**aligned, "label": label, "bodies": _with_successes(aligned, of)} for label, of in labels.items()]
+    trainings = [{"label": label, "about": "x"} for label in labels]
+    ablation = {"format": "selfalign-ablation-1", "scale": {"name": "shipped"}, "trainings": trainings}
+    ablation["matrix"] = {**matrix_result(), "cells": cells}
+    *_, table = results.ablations({write(tmp_path / "a.json", ablation): ablation}, Path("assets"))
+    rows = [line.split(" | ") for line in table.splitlines()[2:]]
+    told = [(row[0].removeprefix("| "), row[-1].removesuffix(" |").split(" ")[0]) for row in rows]
+    assert told == [("all", "-"), ("all/1", "-"), ("all/2", "-"), ("closed/1", "-20")]
+
+
 def test_trainings_with_other_seeds_stand_beside_the_shipped_one(tmp_path: Path):
     results, shipped = script("results_page"), matrix_result()
     for entry in shipped["cells"]:

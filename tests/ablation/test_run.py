@@ -120,6 +120,10 @@ def test_what_is_measured(config: AblateConfig):
             ("frozen", "heldout", "narrow"),
         )
     ]
+    others = bench_cells(replace(config, scenarios=("robot", "all")), jobs)
+    assert {cell.scenario for cell in others} == {"robot", "all"}
+    with pytest.raises(ValueError, match="each once"):
+        replace(config, scenarios=("robot", "robot"))
 
 
 def test_a_recipe_with_a_way_of_its_own_has_its_oracle_too(config: AblateConfig):

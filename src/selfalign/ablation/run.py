@@ -33,6 +33,7 @@ from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import SourceData
 from selfalign.model.weights import load_model
 from selfalign.provenance import Stopwatch, digest, provenance, write_json
+from selfalign.sim.regions import Scenario
 from selfalign.sim.seeds import Split, seeds_of
 from selfalign.train import checkpoint
 from selfalign.workers import progress_bar
@@ -65,6 +66,8 @@ class AblateConfig:
     """Of the trainings: every recipe is trained once with each."""
     split: Split = "validation"
     """Bodies that are measured: choices are made on those of validation."""
+    scenarios: tuple[Scenario, ...] = ()
+    """What is unseen about them; none: what the scale says."""
     trainings: int = 1
     """At the same time."""
     threads: int = 2
@@ -82,6 +85,8 @@ class AblateConfig:
         wrong = below(self, trainings=1, threads=1, workers=1)
         if not self.seeds:
             wrong.append("seeds=() (at least one)")
+        if len({*self.scenarios}) < len(self.scenarios):
+            wrong.append(f"scenarios={self.scenarios} (each once)")
         refuse("bench ablate", wrong)
         chosen(self.cells)  # raises for a name that there is not
 
@@ -269,7 +274,7 @@ def bench_cells(config: AblateConfig, trainings: Sequence[Training]) -> list[Cel
     """What is measured of each: before and after aligning, on held-out bodies and (the oracle) on source bodies."""
     scale, cells = SCALES[config.scale], []
     for job in trainings:
-        for scenario in scale.scenarios:
+        for scenario in config.scenarios or scale.scenarios:
             plain = Cell(
                 str(job.policy),
                 scenario=scenario,
