@@ -1,6 +1,6 @@
 """What gradient checkpointing saves and costs, for docs/gradient_checkpointing.md.
 
-    python benchmarks/checkpointing.py
+    python benchmarks/checkpointing.py --out benchmarks/results/checkpointing.json
 
 Small random models, seconds on one core. Bytes and FLOPs are counted, not timed.
 """
@@ -19,6 +19,7 @@ from selfalign.model.policy import VLA
 from selfalign.model.streams import StreamConfig
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import KeypointTowerConfig
+from selfalign.provenance import Stopwatch, provenance, write_json
 from selfalign.report import figures
 from selfalign.train.recompute import recompute_blocks
 from selfalign.types import ActionChunk, Observation, Transition
@@ -32,9 +33,10 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class Config:
-    """Where the figure goes."""
+    """Where the figure and its numbers go."""
 
     figure: Path = Path(__file__).parents[1] / "docs/assets/checkpointing.svg"
+    out: Path | None = None
 
 
 def small_model(depth: int) -> VLA:
@@ -104,10 +106,16 @@ def figure(found: Measured) -> "Figure":
 
 def main(config: Config) -> None:
     torch.set_num_threads(1)
+    watch = Stopwatch()
     found = {on: [measure(recompute_blocks(small_model(depth), on)) for depth in DEPTHS] for on in (False, True)}
     config.figure.write_text(figures.svg(figure(found)), encoding="utf-8")
+    results = []
     for depth, (plain, work), (less, more) in zip(DEPTHS, found[False], found[True], strict=True):
+        told = {"megabytes": plain, "gflop": work, "checkpointed_megabytes": less, "checkpointed_gflop": more}
+        results.append({"layers": depth, **told})
         print(f"{depth} layers: {plain:.1f} -> {less:.1f} MB kept ({less / plain:.0%}), {more / work - 1:+.0%} FLOP")
+    if config.out is not None:
+        write_json(config.out, {"settings": {"batch": BATCH}, "results": results, **provenance(watch.seconds)})
     print(config.figure)
 
 

@@ -3,7 +3,7 @@
 python benchmarks/results_page.py
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,9 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *experts(data.get(results / "experts.json")),
                 *leak(data.get(results / "attention_leak.json")),
                 "## Where the numbers come from",
+                "Commands as they were given at that commit. The shipped checkpoint has acted at its own speed and "
+                "temperature since then: where bodies acted as they were trained, `--speed 1 --temperature 1` gives "
+                "the number today (`runs/5_bench.sh`, `runs/8_compare.sh`).",
                 markdown(("file", "command", "commit", "finished"), [_origin(path, data[path]) for path in data]),
             ]
         )
@@ -284,11 +287,17 @@ def varied(cells: Sequence[CellResult]) -> list[CellResult]:
 
 def _origin(path: Path, data: Any) -> list[str]:
     told = data.get("provenance", data) if isinstance(data, dict) else {}
-    rows = [row for cell in data.get("matrix", data).get("cells", ()) for row in cell.get("bodies", ())] if told else []
-    # Rows of a cache may be older than the file that they are put together in; those from before do not say.
-    commits = sorted({str(row["commit"]) for row in rows if row.get("commit")}) or [told.get("commit") or "unknown"]
+    cells = data.get("matrix", data).get("cells", ()) if told else ()
+    commits = sorted({commit for cell in cells for commit in _commits(cell)}) or [told.get("commit") or "unknown"]
     finished = str(told.get("finished", "unknown"))[:10]
     return [path.name, f"`{told.get('command', 'unknown')}`", ", ".join(commits), finished]
+
+
+def _commits(cell: Mapping[str, Any]) -> set[str]:
+    """Rows of a cache may be older than the cell that they are put together in; those from before do not say."""
+    rows = {row["commit"] for row in cell.get("bodies", ()) if row.get("commit")}
+    own = cell.get("provenance", {}).get("commit")
+    return rows or ({own} if own else set())
 
 
 def main(config: Config) -> None:

@@ -15,13 +15,14 @@ measure curve --plan curve --bodies 8 --speed 1 --temperature 1
 for plan in play_tempo play_motions; do
     measure "$plan" --plan "benchmarks/plans/$plan.json"
 done
-for scenario in camera action joint robot all; do # step by step, and under another body's context
-    selfalign bench adapt --checkpoint checkpoints/tiny --scenario "$scenario" --bodies 12 --seed 0 --play 20 \
-        --episodes 20 --speed 1 --temperature 1 --json "benchmarks/results/adapt_tiny_${scenario}.json"
-done
-for pair in action_push action_lift robot_lift; do
-    selfalign bench adapt --checkpoint checkpoints/tiny --scenario "${pair%_*}" --task "${pair#*_}" --bodies 12 --seed 0 --play 20 \
-        --episodes 20 --speed 1 --temperature 1 --json "benchmarks/results/adapt_tiny_${pair}.json"
-done
+adapt() { # step by step, and under another body's context: name of the result, then flags
+    selfalign bench adapt --checkpoint checkpoints/tiny --bodies 12 --seed 0 --play 20 --episodes 20 --speed 1 --temperature 1 \
+        --json "benchmarks/results/adapt_tiny_$1.json" "${@:2}"
+}
+for scenario in camera action joint robot; do adapt "$scenario" --scenario "$scenario"; done
+adapt all --scenario all --steps 30 100
+adapt action_push --scenario action --task push --steps 30 100
+adapt action_lift --scenario action --task lift --steps 30 100
+adapt robot_lift --scenario robot --task lift --steps 30
 selfalign bench films benchmarks/results/matrix_headline_seed2.json benchmarks/results/adapt_tiny_joint.json \
     --out docs/assets/failures

@@ -18,7 +18,7 @@ from selfalign.report import figures
 from selfalign.report.document import ReportConfig, run
 from selfalign.report.pdf import text_table
 from selfalign.report.reading import read_cells, read_failures
-from selfalign.report.sections import Table, principal_components, verdicts
+from selfalign.report.sections import Table, principal_components, sections, verdicts
 
 pytest.importorskip("matplotlib")
 
@@ -180,6 +180,17 @@ def test_a_calibration_judges_anew(results):
         a.verdict.expected is not None for a in quick.attempts(make_calibration("0123", source={"acting": acting}))
     )
     assert sum(a.verdict.accepted for a in judged) < sum(a.verdict.accepted for a in pushing.attempts())
+
+
+def test_the_calibrations_curve_has_the_attempts_that_it_expects_something_of(results, monkeypatch: pytest.MonkeyPatch):
+    (cell,) = read_cells(results[:1])
+    pushing = replace(cell, settings={**cell.settings, "task": "push"})
+    slower = replace(cell, settings={**cell.settings, "acting": {"speed": 0.5, "temperature": 1.0}})
+    drawn = []
+    blank = figures.new_figure(1, 1, 2, 2)[0]
+    monkeypatch.setattr(figures, "calibration_curve", lambda calibration, attempts: drawn.append(attempts) or blank)
+    list(sections([cell, pushing, slower], make_calibration("0123")))
+    assert drawn == [cell.attempts(make_calibration("0123"))] and drawn[0]
 
 
 def test_components_keep_the_distances_of_points_in_a_plane():

@@ -31,7 +31,7 @@ SCALES: dict[ScaleName, Scale] = {
     "ablation": Scale(2_500, 750, bodies=8, episodes=10, play=(10,), scenarios=("camera", "action")),
     "shipped": Scale(10_000, 3_000, bodies=12, episodes=20, play=(20,), scenarios=HEADLINE),
 }
-""""ablation": a recipe trains in about 14 minutes on two quiet cores. "shipped": that of `runs/1_pretrain.sh`."""
+""""ablation": two recipes train in 25 minutes, a core each. "shipped": that of `runs/1_pretrain.sh`."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class AblateConfig:
     cells: tuple[str, ...] = ()
     """Names of cells, or groups of them: losses, contexts, architecture, data, headline. None: all."""
     scale: ScaleName = "ablation"
-    """"ablation": about 14 minutes a training on two quiet cores; "shipped": as long as the shipped checkpoint."""
+    """"ablation": about 25 minutes for two trainings side by side, a core each; "shipped": a hundred."""
     data: tuple[str, ...] = ("data/sources",)
     snapshots: Path = Path("data/snapshots")
     """Pictures that the vision tower learns on, where it is not given."""

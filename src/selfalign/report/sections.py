@@ -109,7 +109,8 @@ def sections(
     yield verdicts(judged(cells, calibration))
     if calibration is not None:
         own = [cell for cell in cells if cell.fingerprint == calibration.fingerprint]
-        yield calibrated(calibration, [attempt for cell in own for attempt in cell.attempts(calibration)])
+        attempts = [attempt for cell in own for attempt in cell.attempts(calibration)]
+        yield calibrated(calibration, [attempt for attempt in attempts if attempt.verdict.expected is not None])
     missed = worst(cells, OF_EACH, LISTED)
     if missed:
         tables = [Table(CELL_COLUMNS, cell_rows(cells)), Table(BODY_COLUMNS, body_rows(missed))]
@@ -220,8 +221,8 @@ def calibrated(calibration: Calibration, attempts: Sequence[Attempt]) -> Section
         f"Success at {calibration.task} by held-out play loss, of {calibration.bodies} validation bodies (seed "
         f"{settings.get('seed', 'unknown')}), {calibration.attempts} contexts and {calibration.episodes} episodes: "
         "isotonic regression, with the wider of a bootstrap over bodies and Wilson's interval over episodes. The dots "
-        "are the attempts of this report by the same model. Beyond the play losses that were seen (and a tenth of "
-        "them), verdicts reject."
+        "are the attempts of this report of which it expects something: by the same model, at this task, by bodies "
+        "that acted as those. Beyond the play losses that were seen (and a tenth of them), verdicts reject."
     )
     return Section("What a play loss is worth", text, [figures.calibration_curve(calibration, attempts)])
 

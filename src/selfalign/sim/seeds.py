@@ -9,7 +9,8 @@
 Regions are those of `sim/regions.py`. `bench adapt --seed` and the cells of a matrix take any seed, and each gives
 other bodies: every number of a body is drawn from a generator of its seed. So whoever measures with a seed below
 `VALIDATION_FROM` meets bodies that no choice was made on, and that no source resembles. (Of ours, 0 was looked at while
-the recipe was made, on earlier draws of its bodies: see LOG.md. 1 was first measured when it was done.)
+the recipe was made, on earlier draws of its bodies: see LOG.md. 1 and 2 were first measured when it was done; README's
+headline is of 2.)
 """
 
 from typing import Literal
