@@ -87,7 +87,8 @@ def page(results: Path, figure: str, films: Path) -> str:
                 "## Where the numbers come from",
                 "Commands as they were given at that commit. The shipped checkpoint has acted at its own speed and "
                 "temperature since then: where bodies acted as they were trained, `--speed 1 --temperature 1` gives "
-                "the number today (`runs/5_bench.sh`, `runs/8_compare.sh`).",
+                "the number today (`runs/5_bench.sh`, `runs/8_compare.sh`), but for random updates: they are as large "
+                "as what aligning has done now.",
                 markdown(("file", "command", "commit", "finished"), [_origin(path, data[path]) for path in data]),
             ]
         )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One report of the published results, as HTML and as PDF: pip install -c constraints.txt -e '.[report]'. The map of contexts
+# A report of the results that README speaks of most, as HTML and as PDF (ablations and the rest: docs/experiment_results.md): pip install -c constraints.txt -e '.[report]'. The map of contexts
 # is of those that the check of the verdicts has kept (benchmarks/README.md), where there are any.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -189,8 +189,10 @@ def test_the_calibrations_curve_has_the_attempts_that_it_expects_something_of(re
     drawn = []
     blank = figures.new_figure(1, 1, 2, 2)[0]
     monkeypatch.setattr(figures, "calibration_curve", lambda calibration, attempts: drawn.append(attempts) or blank)
-    list(sections([cell, pushing, slower], make_calibration("0123")))
-    assert drawn == [cell.attempts(make_calibration("0123"))] and drawn[0]
+    told = make_calibration("0123", source={"settings": {"seed": 7}})
+    own = replace(cell, settings={**cell.settings, "seed": 7})
+    list(sections([cell, pushing, slower, own, cell], told))
+    assert drawn == [cell.attempts(told)] and drawn[0], "none of its own bodies, and none twice"
 
 
 def test_components_keep_the_distances_of_points_in_a_plane():

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from selfalign.ablation.recipes import RECIPES, SCALES, Recipe, ScaleName, base, chosen
+from selfalign.ablation.recipes import RECIPES, SCALES, Recipe, Scale, ScaleName, base, chosen
 from selfalign.ablation.table import print_ablation
 from selfalign.bench.matrix import run_plan
 from selfalign.bench.memory import PeakMemory
@@ -52,7 +52,7 @@ class AblateConfig:
     cells: tuple[str, ...] = ()
     """Names of cells, or groups of them: losses, contexts, architecture, data, headline. None: all."""
     scale: ScaleName = "ablation"
-    """"ablation": about 25 minutes for two trainings side by side, a core each; "shipped": a hundred."""
+    """"ablation": about 25 minutes for two trainings side by side, a core each; "shipped": about 90."""
     data: tuple[str, ...] = ("data/sources",)
     snapshots: Path = Path("data/snapshots")
     """Pictures that the vision tower learns on, where it is not given."""
@@ -80,6 +80,12 @@ class AblateConfig:
     """Measure what was trained."""
     dry_run: bool = False
     """Only say what would be done."""
+
+    @property
+    def measured(self) -> Scale:
+        """The scale, with the scenarios that are asked for."""
+        scale = SCALES[self.scale]
+        return dataclasses.replace(scale, scenarios=self.scenarios or scale.scenarios)
 
     def __post_init__(self) -> None:
         wrong = below(self, trainings=1, threads=1, workers=1)
@@ -135,7 +141,7 @@ def run(config: AblateConfig, *, show: bool = True) -> dict[str, Any]:
             console.print(f"failed: {job.label}: {failed[job.digest]['error']}", markup=False)
     result = {
         "format": FORMAT,
-        "scale": json.loads(json.dumps({"name": config.scale, **dataclasses.asdict(SCALES[config.scale])})),
+        "scale": json.loads(json.dumps({"name": config.scale, **dataclasses.asdict(config.measured)})),
         "trainings": [_told(job, failed) for job in trainings],
         "provenance": provenance(watch.seconds),
     }
@@ -272,9 +278,9 @@ def _told(job: Training, failed: dict[str, dict[str, str]]) -> dict[str, Any]:
 
 def bench_cells(config: AblateConfig, trainings: Sequence[Training]) -> list[Cell]:
     """What is measured of each: before and after aligning, on held-out bodies and (the oracle) on source bodies."""
-    scale, cells = SCALES[config.scale], []
+    scale, cells = config.measured, []
     for job in trainings:
-        for scenario in config.scenarios or scale.scenarios:
+        for scenario in scale.scenarios:
             plain = Cell(
                 str(job.policy),
                 scenario=scenario,

@@ -109,8 +109,7 @@ def sections(
     yield verdicts(judged(cells, calibration))
     if calibration is not None:
         own = [cell for cell in cells if cell.fingerprint == calibration.fingerprint]
-        attempts = [attempt for cell in own for attempt in cell.attempts(calibration)]
-        yield calibrated(calibration, [attempt for attempt in attempts if attempt.verdict.expected is not None])
+        yield calibrated(calibration, [a for a in judged(own, calibration) if a.verdict.expected is not None])
     missed = worst(cells, OF_EACH, LISTED)
     if missed:
         tables = [Table(CELL_COLUMNS, cell_rows(cells)), Table(BODY_COLUMNS, body_rows(missed))]
