@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from calibrations import make_calibration
+from selfalign.baselines import choices
 from selfalign.bench import cell as cells
 from selfalign.bench import matrix, methods
 from selfalign.bench.cell import BodyJob, bodies_of
 from selfalign.bench.matrix import MatrixConfig, run, run_plan
 from selfalign.bench.plan import Cell, Plan, with_oracle
 from selfalign.bench.workshop import Workshop
+from selfalign.checkpoint import load
 from selfalign.cli import main
 from selfalign.model.weights import read_json
 from selfalign.settings import AlignSettings
@@ -314,6 +316,22 @@ def test_groups_are_of_one_body_and_one_checkpoint():
         [("a", "robot", "selfalign", 0)],
         [("a", "robot", "selfalign", 1)],
     ]
+
+
+def test_settings_that_were_tuned_for_another_model_are_told(
+    curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    Measured(monkeypatch)
+    entry = {"settings": {"steps": 3}, "fingerprint": "another"}
+    monkeypatch.setattr(choices, "_committed", lambda: {"prompt": entry})
+    tuned = replace(curve, method="prompt", settings={"steps": 3})
+    plan = Plan("p", (curve, tuned, replace(tuned, settings={"steps": 4})))
+    result = run_plan(plan, tmp_path / "p", workers=1)
+    (note,) = result["notes"]
+    assert note.startswith(f"prompt on {curve.checkpoint}: ") and "(another)" in note
+    assert "Note: prompt on" in capsys.readouterr().out
+    entry["fingerprint"] = load(Path(curve.checkpoint)).fingerprint()
+    assert run_plan(plan, tmp_path / "p", workers=1, show=False)["notes"] == []
 
 
 def test_plans_share_a_cache(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

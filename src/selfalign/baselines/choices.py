@@ -75,6 +75,14 @@ def chosen(name: str) -> dict[str, Any]:
     return dict(_committed()[name]["settings"]) if name in _committed() else {}
 
 
+def tuned_for(method: str, settings: Mapping[str, Any]) -> str | None:
+    """The fingerprint of the model for which settings were tuned, where they are the committed ones of a method."""
+    entry = _committed().get(method)
+    if entry is None or any(settings.get(name) != value for name, value in entry["settings"].items()):
+        return None
+    return entry.get("fingerprint")
+
+
 def check_fair(names: Sequence[str], choices: Mapping[str, Mapping[str, Any]] | None = None) -> None:
     """Raises `ValueError` where methods that are to be compared were tuned with different numbers of trials, some of
     them with none, or for another model or on other bodies."""

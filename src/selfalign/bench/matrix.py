@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from selfalign.acting import Acting
+from selfalign.baselines.choices import tuned_for
 from selfalign.bench import cell as cells
 from selfalign.bench.matrix_table import print_matrix
 from selfalign.bench.methods import complete
@@ -146,6 +147,9 @@ def run_plan(
     cache = out if cache is None else cache
     plan.save(out / "plan.json")
     states = [_open(cell, cache, calibrated) for cell in plan.cells]
+    notes = tuned_for_others(states)
+    for note in notes:
+        console.print(f"Note: {note}", markup=False)
     try:
         _measure(states, cache / "bodies", workers, cluster, show)
     except KeyboardInterrupt:
@@ -160,6 +164,7 @@ def run_plan(
         "format": FORMAT,
         "plan": plan.name,
         "provenance": {**provenance(watch.seconds), "workers": workers, "cluster": cluster},
+        "notes": notes,
         "failed": sum("error" in entry for entry in measured),
         "speed": speeds(measured),
         "cells": measured,
@@ -194,6 +199,21 @@ def _open(cell: Cell, cache: Path, calibrated: bool) -> CellState:
         return state
     state.result = read_kept(_cell_path(cache, state.digest), state.identity)
     return state
+
+
+def tuned_for_others(states: Sequence[CellState]) -> list[str]:
+    """Methods with settings that were tuned for another model than the one that is measured: what to know of results,
+    which may do these methods wrong."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for state in states:
+        tuned, own = tuned_for(state.cell.method, state.cell.settings), state.identity.get("fingerprint")
+        if tuned is not None and own is not None and tuned != own:
+            found.setdefault((state.cell.checkpoint, tuned), []).append(state.cell.method)
+    return [
+        f"{', '.join(dict.fromkeys(names))} on {checkpoint}: settings that were tuned for another model ({tuned}); "
+        f"`selfalign bench tune --method NAME --checkpoint {checkpoint}` finds those for this one"
+        for (checkpoint, tuned), names in found.items()
+    ]
 
 
 def _digest_of_a_body(identity: Mapping[str, Any]) -> str:
