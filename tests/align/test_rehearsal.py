@@ -18,7 +18,7 @@ from selfalign.data.perturb import EmbodimentPerturbation, LinearFrame
 from selfalign.model.losses import LossWeights
 from selfalign.model.weights import unique_tensors
 from selfalign.train import checkpoint
-from selfalign.train.loop import LoopConfig, fit
+from selfalign.train.loop import LoopConfig, run_training
 from selfalign.train.step import train_step
 
 
@@ -200,7 +200,7 @@ def test_training_resumes_bit_for_bit(small_sources, tmp_path, scheme):
     straight = state_for(small_sources, scheme)
     config = LoopConfig(log_every=2, save_every=3, tensorboard=False)
     torch.manual_seed(3)
-    assert fit(straight, tmp_path / "straight", config)
+    assert run_training(straight, tmp_path / "straight", config)
 
     torch.manual_seed(3)
     first = state_for(small_sources, scheme)
@@ -210,7 +210,7 @@ def test_training_resumes_bit_for_bit(small_sources, tmp_path, scheme):
     checkpoint.save(first, tmp_path / "resumed")
     torch.manual_seed(99)  # whatever happened in between
     second = state_for(small_sources, scheme)
-    assert fit(second, tmp_path / "resumed", config) and second.step == 6
+    assert run_training(second, tmp_path / "resumed", config) and second.step == 6
     for name, tensor in unique_tensors(straight.model).items():
         assert torch.equal(tensor, unique_tensors(second.model)[name]), name
     if scheme == "rehearsal":

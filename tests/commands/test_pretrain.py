@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,9 +28,10 @@ from selfalign.model.policy import VLA
 from selfalign.model.tokenizer import ByteTokenizer, PaliGemmaTokenizer
 from selfalign.policy import Policy
 from selfalign.settings import AlignSettings
+from selfalign.train import checkpoint, loop
 from selfalign.train.loop import LoopConfig
 from selfalign.train.pointing import PointingConfig
-from selfalign.train.step import OptimConfig
+from selfalign.train.step import OptimConfig, train_step
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,6 +101,22 @@ def train_on_fake(tmp_path, *flags: str) -> int:
     size = "--steps 1 --slots 2 --play-per-slot 4 --demonstrations-per-slot 64 --weight-decay 0 --warmup-steps 1"
     out = ["--out", str(tmp_path / "out"), "--data", str(data), "--threads", "1", "--no-tensorboard"]
     return main(["pretrain", *out, *size.split(), *flags])
+
+
+def test_an_interrupted_training_is_not_a_finished_one(tmp_path, monkeypatch, capsys):
+    three = ("--preset", "pi05_alignment_debug", "--steps", "3")
+
+    def interrupted(state):
+        signal.raise_signal(signal.SIGINT)
+        return train_step(state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train_step", interrupted)
+        assert train_on_fake(tmp_path, *three) == 130, "or a script would go on with half a policy"
+    assert "stopped at step 1 of 3; the same command goes on from there" in capsys.readouterr().err
+    assert sa.load(tmp_path / "out" / "policy").model.config, "what there is can be tried"
+    assert train_on_fake(tmp_path, *three) == 0
+    assert [path.name for path in checkpoint.available(tmp_path / "out")][-1] == "step-0000003.pt"
 
 
 def test_a_model_keeps_the_words_that_it_starts_with(reader, tmp_path):

@@ -12,18 +12,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from align.rehearsing import seeded_state, state_for
 from selfalign.model.weights import unique_tensors
 from selfalign.train import checkpoint
-from selfalign.train.loop import LoopConfig, fit
+from selfalign.train.loop import LoopConfig, run_training
 from selfalign.train.step import NonFiniteLoss, train_step
 
 QUIET = LoopConfig(tensorboard=False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_request_to_stop_saves_and_the_training_goes_on_from_there(
-    small_sources, tmp_path, monkeypatch, capsys, number
-):
+def test_a_request_to_stop_saves_and_the_training_goes_on_from_there(small_sources, tmp_path, monkeypatch, number):
     straight = seeded_state(small_sources)
-    assert fit(straight, tmp_path / "straight", QUIET)
+    assert run_training(straight, tmp_path / "straight", QUIET)
 
     stopped = seeded_state(small_sources)
     after_backward = stopped.objective.after_backward
@@ -35,13 +33,12 @@ def test_a_request_to_stop_saves_and_the_training_goes_on_from_there(
 
     monkeypatch.setattr(stopped.objective, "after_backward", in_the_second_step)
     before = signal.getsignal(number)
-    assert not fit(stopped, tmp_path / "stopped", QUIET)
+    assert not run_training(stopped, tmp_path / "stopped", QUIET)
     assert signal.getsignal(number) == before
-    assert "stopped at step 2 of 6" in capsys.readouterr().out
     assert [p.name for p in checkpoint.available(tmp_path / "stopped")] == ["step-0000002.pt"]
 
     resumed = state_for(small_sources)
-    assert fit(resumed, tmp_path / "stopped", QUIET)
+    assert run_training(resumed, tmp_path / "stopped", QUIET)
     expected = unique_tensors(straight.model)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in unique_tensors(resumed.model).items())
 
@@ -55,7 +52,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_leaves_its_batch(
     with pytest.raises(
         NonFiniteLoss, match=r"step 0: the loss is nan .*batch is in .*nonfinite-step-0000000-rank-0.pt"
     ) as e:
-        fit(state, tmp_path, QUIET)
+        run_training(state, tmp_path, QUIET)
     for name, tensor in unique_tensors(state.model).items():
         assert torch.equal(tensor.nan_to_num(7), before[name].nan_to_num(7)), name
     assert all(torch.equal(a, b) for a, b in zip(contexts, state.objective.coordinates, strict=True))
@@ -91,7 +88,7 @@ def test_never_is_no_interval(name):
 
 
 def test_every_loss_alpha_and_age_are_shown_as_they_are_logged(small_sources, tmp_path, capsys):
-    fit(state_for(small_sources), tmp_path, LoopConfig(log_every=2, tensorboard=False))
+    run_training(state_for(small_sources), tmp_path, LoopConfig(log_every=2, tensorboard=False))
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line.split(":")[0] for line in shown] == ["step 2", "step 4", "step 6"]
@@ -106,14 +103,14 @@ def test_every_loss_alpha_and_age_are_shown_as_they_are_logged(small_sources, tm
 def test_what_a_killed_training_logged_is_not_there_twice(small_sources, tmp_path):
     config = LoopConfig(log_every=1, save_every=2)
     state = state_for(small_sources)
-    assert fit(state, tmp_path, config)
+    assert run_training(state, tmp_path, config)
     for path in checkpoint.available(tmp_path):
         path.unlink()
     state.step = 3  # killed during step 6: the newest checkpoint is older than the newest line, which is cut off
     checkpoint.save(state, tmp_path)
     log = tmp_path / "log.jsonl"
     log.write_text(log.read_text()[:-5])
-    assert fit(state_for(small_sources), tmp_path, config)
+    assert run_training(state_for(small_sources), tmp_path, config)
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss/total")] == [1, 2, 3, 4, 5, 6]
@@ -137,8 +134,8 @@ def test_numbers_go_to_the_log_and_to_wandb(small_sources, tmp_path, monkeypatch
     wandb = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     config = LoopConfig(log_every=2, tensorboard=False, wandb="robots", diagnose_every=3, validate_every=4)
-    fit(state_for(small_sources), tmp_path, config, validate=lambda s: {"val/step": float(s.step)})
-    fit(state_for(small_sources), tmp_path, config)
+    run_training(state_for(small_sources), tmp_path, config, validate=lambda s: {"val/step": float(s.step)})
+    run_training(state_for(small_sources), tmp_path, config)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert ["ttt/gradient_cosine" in line for line in lines] == [False, True, True]
@@ -153,4 +150,4 @@ def test_numbers_go_to_the_log_and_to_wandb(small_sources, tmp_path, monkeypatch
 def test_wandb_that_is_not_there_names_its_extra(small_sources, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r"selfalign\[wandb\]"):
-        fit(state_for(small_sources), tmp_path, LoopConfig(tensorboard=False, wandb="robots"))
+        run_training(state_for(small_sources), tmp_path, LoopConfig(tensorboard=False, wandb="robots"))

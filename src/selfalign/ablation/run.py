@@ -251,10 +251,6 @@ def train(job: Training) -> dict[str, str]:
         pretrain.run(job.config)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-    steps = job.config.pretraining().steps
-    newest = checkpoint.available(job.config.out)[-1]
-    if newest.stem != f"step-{steps:07d}":
-        raise KeyboardInterrupt  # it was asked to stop, and has saved where it is
     flags = {name: value for name, value in dataclasses.asdict(job.config).items() if name not in ("out", "shared")}
     told = {
         "name": job.name,

@@ -34,7 +34,7 @@ from selfalign.train import checkpoint
 from selfalign.train.autocast import keep_float32
 from selfalign.train.compiled import compile_streams
 from selfalign.train.export import finished
-from selfalign.train.loop import LoopConfig, fit
+from selfalign.train.loop import LoopConfig, run_training
 from selfalign.train.lora import LoraSettings, add_lora
 from selfalign.train.parallel import Strategy, make_engine
 from selfalign.train.parts import Part, freeze
@@ -145,6 +145,7 @@ def pretrain(
     Raises:
         FileNotFoundError, ValueError: data or snapshots are missing, damaged or do not suit the model; then `out` is
             not touched.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the step that was running is saved, and `on_save` was called with it.
     """
     config.check(world)
     source = data if isinstance(data, SourceData) else SourceData.open(data)
@@ -234,7 +235,10 @@ def _fit(
         if shipped is not None and on_save is not None:
             on_save(shipped, state)
 
-    fit(state, out, config.loop, on_save=saved, validate=validate)
+    if not run_training(state, out, config.loop, on_save=saved, validate=validate):
+        saved(state)
+        told = f"stopped at step {state.step} of {state.total_steps}; the same command goes on from there"
+        raise KeyboardInterrupt(told)
     shipped = finished(state)
     return None if shipped is None else shipped.eval()
 

@@ -44,7 +44,7 @@ class LoopConfig:
 Validate = Callable[[TrainState], dict[str, float]]
 
 
-def fit(
+def run_training(
     state: TrainState,
     directory: str | Path,
     config: LoopConfig = LoopConfig(),
@@ -80,10 +80,7 @@ def fit(
                 if on_save is not None:
                     on_save(state)
         checkpoint.save(state, directory, keep=config.keep, keep_every=config.keep_every)
-    complete = state.step >= state.total_steps
-    if world.main and not complete:
-        print(f"stopped at step {state.step} of {state.total_steps}; the same command goes on from there", flush=True)
-    return complete
+    return state.step >= state.total_steps
 
 
 class _Reporter:
