@@ -15,7 +15,7 @@ LEVELS = [
     {"cluster"},
     {"model", "embodiments"},
     {"data"},
-    {"settings", "provenance"},
+    {"settings", "provenance", "observations"},
     {"policy"},
     {"checkpoint"},
     {"train"},

@@ -115,6 +115,24 @@ def test_alignment_of_a_robot_is_that_of_play_in_the_models_conventions(policy):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+def test_a_context_is_refused_where_numbers_come_otherwise(policy, tmp_path):
+    plain = dataclasses.replace(policy, robot=None)
+    once = AlignConfig(steps=1)
+    context = sa.align(policy, gantry_play(), config=once, progress=False).fitted
+    path = context.save(tmp_path / "gantry.safetensors")
+    assert policy.load_context(path).info.robot == "gantry"
+    with pytest.raises(ValueError, match=r"'gantry' went through the steps of the robot .* taken as they came"):
+        plain.load_context(path)
+    with pytest.raises(ValueError, match=r"taken as they came when .* of the robot 'gantry': load the policy"):
+        policy.check_context(sa.align(plain, make_play(), config=once, progress=False).fitted)
+    other = dataclasses.replace(policy, robot=dataclasses.replace(ROBOT, name="crane"))
+    with pytest.raises(ValueError, match=r"robot 'gantry' when .* robot 'crane'"):
+        other.check_context(context)
+    names = dataclasses.replace(policy, robot=dataclasses.replace(ROBOT, steps=()))
+    names.check_context(sa.align(plain, make_play(), config=once, progress=False).fitted)  # only calls things otherwise
+    policy.check_context(context.with_info(robot=None))  # from before files said it
+
+
 def test_load_takes_a_robot_by_name_or_file(policy, tmp_path):
     save_checkpoint(policy, tmp_path / "model")
     assert sa.load(tmp_path / "model").robot is None

@@ -32,10 +32,10 @@ from selfalign.embodiments import Embodiment
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.policy import VLA
 from selfalign.model.tokenizer import ByteTokenizer
+from selfalign.observations import STATE, read_state, read_tasks
 from selfalign.settings import AlignSettings
 from selfalign.types import ActionChunk, Observation, TensorStruct, Transition
 
-STATE, TASK = "observation.state", "task"
 TOWER_BATCH = 64
 """Frames that the vision tower reads at once."""
 UNKNOWN_DISPLACEMENTS = (
@@ -66,7 +66,6 @@ class Policy:
     """What a held-out play loss of this model is worth, where the checkpoint says so."""
     acting: Acting = Acting()
     """Speed and temperature that `act` takes unless told otherwise."""
-    _fingerprint: dict[tuple[tuple[int, int], ...], str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_model(cls, model: VLA, settings: AlignSettings | None = None) -> "Policy":
@@ -81,11 +80,12 @@ class Policy:
 
     def fingerprint(self) -> str:
         """The model's fingerprint; hashed again only when a weight has changed."""
-        versions = tuple((id(t), t._version) for t in self.model.state_dict(keep_vars=True).values())
-        if versions not in self._fingerprint:
-            self._fingerprint.clear()
-            self._fingerprint[versions] = self.model.fingerprint()
-        return self._fingerprint[versions]
+        return self.model.fingerprint()
+
+    @property
+    def converted_by(self) -> str:
+        """Name of the robot whose steps turn its numbers into the model's; "": they are taken as they are."""
+        return self.robot.name if self.robot is not None and self.robot.steps else ""
 
     def acting_at(self, speed: float | None = None, temperature: float | None = None) -> "Policy":
         """The same policy with another speed or temperature; None leaves its own. Where that changes anything, it has
@@ -129,7 +129,7 @@ class Policy:
         own = [self.stats] if self.stats is not None else []
         statistics = [stats] if stats is not None else [_stats_of(c) for c in contexts] or own
         statistics = [self.with_displacements(one) for one in statistics]
-        raw = self._repack(observation)
+        raw = self.repack(observation)
         batch, batched = self._observation(raw, statistics)
         size = batch.batch_size
         if contexts and single is not None and single.batched and single.W1[0].shape[0] != size:
@@ -142,17 +142,31 @@ class Policy:
         start = acting.temperature * (self.model.draw_noise(batch) if given is None else given)
         actions = self.model.sample_actions(batch, single, noise=start, num_steps=num_steps)
         rows = actions.float().cpu().numpy()
-        result = np.stack(
-            [
-                s.unnormalize_action(unpad_dims(row, s.action_dim), acting.speed)
-                for s, row in zip(_each(statistics, size, "statistics"), rows, strict=True)
-            ]
-        ).astype(np.float32)
-        if self.robot is not None:
-            result = self.robot.inverse(np.atleast_2d(raw[STATE]), result).actions
-        if result is None or not np.isfinite(result).all():
-            raise ValueError("the model gave NaN or infinite actions: are its weights and the context whole?")
+        each = zip(rows, _each(statistics, size, "statistics"), np.atleast_2d(raw[STATE]), strict=True)
+        result = np.stack([self.in_robot_units(row, s, state, acting.speed) for row, s, state in each])
         return result if batched else result[0]
+
+    def in_robot_units(
+        self, chunk: Float[np.ndarray, "H D"], stats: NormStats, state: Float[np.ndarray, " S"], speed: float
+    ) -> Float[np.ndarray, "H A"]:
+        """A chunk of the model's actions as the robot takes it, float32: stages 4, 3 and 2 undone.
+
+        Args:
+            stats: of the robot.
+            state: at the chunk's start, as `repack` gives it.
+            speed: what displacements are multiplied by.
+
+        Raises:
+            ValueError: the chunk has NaN or infinite numbers.
+        """
+        result = stats.unnormalize_action(unpad_dims(chunk, stats.action_dim), speed).astype(np.float32)
+        if self.robot is not None:
+            undone = self.robot.inverse(state[None], result[None]).actions
+            assert undone is not None  # they were given
+            result = undone[0]
+        if not np.isfinite(result).all():
+            raise ValueError("the model gave NaN or infinite actions: are its weights and the context whole?")
+        return result
 
     def observation(self, observation: Mapping[str, Any], stats: NormStats) -> Observation:
         """A raw observation (or a batch) as the model reads it: normalised, resized, padded, tokenised; always batched.
@@ -161,23 +175,23 @@ class Policy:
             ValueError: a key is missing or unknown, or a value has the wrong type, shape or a NaN; the message names
                 the key.
         """
-        return self._observation(self._repack(observation), [stats])[0]
+        return self._observation(self.repack(observation), [stats])[0]
 
-    def _repack(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
-        """LeRobot's names, and states in the model's conventions."""
+    def repack(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A raw observation in LeRobot's names, its states in the model's conventions (stages 1 and 2)."""
         if self.robot is None:
             return raw
         named = self.robot.repack(raw)
         return {**named, STATE: self.robot.forward(named[STATE]).state}
 
     def _observation(self, raw: Mapping[str, Any], stats: Sequence[NormStats]) -> tuple[Observation, bool]:
-        state = _read_state(raw, stats)
+        state = read_state(raw, stats)
         batched, state = state.ndim == 2, np.atleast_2d(state)
         size, config = len(state), self.model.config
         images = {camera: self._read_image(raw, camera, size, batched) for camera in self._cameras(raw)}
         normalised = np.stack([s.normalize_state(x) for s, x in zip(_each(stats, size, "statistics"), state)])
         told = list(normalised) if self.tokenizer.reads_state else None
-        tokens, token_mask = self.tokenizer.encode(_read_tasks(raw, size), told)
+        tokens, token_mask = self.tokenizer.encode(read_tasks(raw, size), told)
         present = {camera: torch.full((size,), camera in images) for camera in config.cameras}
         side = config.image_size
         absent = {c: torch.zeros(size, 3, side, side) for c in config.cameras if c not in images}
@@ -239,12 +253,21 @@ class Policy:
         return context
 
     def check_context(self, context: EmbodimentContext) -> None:
-        """Raises `ValueError` unless the context belongs to this model."""
+        """Raises `ValueError` unless the context belongs to this model, and its body's numbers come as they did."""
         if context.info.fingerprint not in ("", self.fingerprint()):
             raise ValueError(
                 f"the context of {context.info.embodiment!r} was fitted to model {context.info.fingerprint}, this "
                 f"model is {self.fingerprint()}: a context means nothing to another model; align this model to the "
                 "body's play"
+            )
+        if context.info.robot not in (None, self.converted_by):
+            theirs, ours = (
+                f"went through the steps of the robot {name!r}" if name else "were taken as they came"
+                for name in (context.info.robot, self.converted_by)
+            )
+            raise ValueError(
+                f"the numbers of {context.info.embodiment!r} {theirs} when its context was fitted, and here they "
+                f"{ours}: load the policy with the same robot as then (`robot=`, `--robot`), or align again"
             )
         own = [tuple(t.shape) for t in self.model.prior().tensors]
         theirs = [tuple(t.shape[1:] if context.batched else t.shape) for t in context.tensors]
@@ -444,41 +467,6 @@ def concatenate(parts: Sequence[Sample]) -> Sample:
         return first
 
     return joined(*parts)
-
-
-# ---- reading raw observations --------------------------------------------------------------------------------------
-
-
-def _read_state(raw: Mapping[str, Any], stats: Sequence[NormStats]) -> np.ndarray:
-    """float32 [S] or [B, S]; the one key that says whether the observation is a batch."""
-    if not stats:
-        raise ValueError(
-            "acting needs the robot's normalisation statistics: give a context that was aligned to its play, or "
-            "stats=play.stats()"
-        )
-    if STATE not in raw:
-        raise ValueError(f"the observation has no {STATE!r}; it has {', '.join(sorted(map(str, raw))) or 'no key'}")
-    state = np.asarray(raw[STATE])
-    if not np.issubdtype(state.dtype, np.floating) or state.ndim not in (1, 2) or 0 in state.shape:
-        raise ValueError(f"{STATE} must be float [S] or [B, S], got {state.dtype} {list(state.shape)}")
-    wrong = [s.state_dim for s in stats if s.state_dim != state.shape[-1]]
-    if wrong:
-        padded = ". Cut padded ones with NormStats.read_openpi(path, mode, state_dim=..., action_dim=...)"
-        more = padded if wrong[0] > state.shape[-1] else ""
-        raise ValueError(f"{STATE} has {state.shape[-1]} dimensions, the robot's statistics have {wrong[0]}{more}")
-    if not np.isfinite(state).all():
-        bad = np.argwhere(~np.isfinite(state))[0].tolist()
-        raise ValueError(f"{STATE} is NaN or infinite at index {bad}; check the robot's sensors")
-    return state.astype(np.float32)
-
-
-def _read_tasks(raw: Mapping[str, Any], size: int) -> list[str]:
-    if TASK not in raw:
-        raise ValueError(f"the observation has no {TASK!r}: say what to do, for example 'reach the red cube'")
-    tasks = [raw[TASK]] * size if isinstance(raw[TASK], str) else list(raw[TASK])
-    if len(tasks) != size or not all(isinstance(task, str) for task in tasks):
-        raise ValueError(f"{TASK} must be one string, or a string for each of {size} observations; got {raw[TASK]!r}")
-    return [str(task) for task in tasks]
 
 
 def _stats_of(context: EmbodimentContext) -> NormStats:

@@ -29,7 +29,7 @@ def query(policy, table, name: str, seed: int, **changes) -> Query:
     """Of a robot with a view, words and noise of its own."""
     raw = {**observation(seed, size=12 + seed), "task": "go " * (1 + seed % 3), **changes}
     noise = torch.randn(HORIZON, 5, generator=torch.Generator().manual_seed(seed))
-    return Query(policy.observation(raw, table.get(name).stats), table.get(name), noise)
+    return Query(policy.observation(raw, table.get(name).stats), table.get(name), noise, raw["observation.state"])
 
 
 def test_robots_that_share_a_forward_get_what_they_would_get_alone(policy, table):
@@ -50,7 +50,8 @@ def test_robots_that_share_a_forward_get_what_they_would_get_alone(policy, table
 def test_the_forward_is_what_the_policy_does(policy, table):
     for name in ("slow", "fast"):
         raw = {**observation(3), "task": "go"}
-        q = Query(policy.observation(raw, table.get(name).stats), table.get(name), torch.randn(HORIZON, 5))
+        seen, noise = policy.observation(raw, table.get(name).stats), torch.randn(HORIZON, 5)
+        q = Query(seen, table.get(name), noise, raw["observation.state"])
         (answer,) = infer(policy, [q], 4)
         expected = policy.act(raw, table.get(name).context, noise=q.noise, num_steps=4)
         np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5)

@@ -383,8 +383,8 @@ def _result(
 
     def labelled(context: EmbodimentContext, **more: Any) -> EmbodimentContext:
         name = str(play.embodiment.get("name", play.name))
-        common = {"embodiment": name, "fingerprint": policy.fingerprint(), "norm_stats": stats.to_dict()}
-        return context.with_info(**{"history": None, "verdict": None, **common, **more})
+        own = {"fingerprint": policy.fingerprint(), "norm_stats": stats.to_dict(), "robot": policy.converted_by}
+        return context.with_info(**{"embodiment": name, "history": None, "verdict": None, **own, **more})
 
     fitted = labelled(fit.best, history=history.to_dict(), verdict=verdict.to_dict())
     rejected = labelled(fit.origin, verdict=verdict.to_dict()) if start is None else start

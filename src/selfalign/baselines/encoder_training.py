@@ -20,7 +20,7 @@ from selfalign.align.heldout import hold_out
 from selfalign.align.pretrain import trained_features
 from selfalign.baselines.descent import Descent, descend
 from selfalign.baselines.encoder import PlayEncoder, TrainedEncoder, encoder_inputs, moved_prior
-from selfalign.baselines.method import check_positive, with_model
+from selfalign.baselines.method import check_positive
 from selfalign.baselines.samples import FlowSamples
 from selfalign.data.bodies import RecordedBodies
 from selfalign.data.cache import EpisodeCache
@@ -169,7 +169,7 @@ def train_encoder(
         ValueError: less than two rigs to learn from.
     """
     learned, held_out = recordings.split(config.holdout, config.seed, config.reach_weight)
-    frozen = with_model(policy, copy.deepcopy(policy.model).eval().requires_grad_(False))
+    frozen = replace(policy, model=copy.deepcopy(policy.model).eval().requires_grad_(False))
     generator = torch.Generator().manual_seed(config.seed)
     judged = []
     if held_out is not None:

@@ -13,7 +13,6 @@ from selfalign.data.episodes import Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model.context import EmbodimentContext
-from selfalign.model.policy import VLA
 from selfalign.policy import Policy
 
 
@@ -77,7 +76,7 @@ class Given:
     def copied_policy(self) -> Policy:
         """A policy with a model of its own, in eval mode and without trainable parameters."""
         model = copy.deepcopy(self.policy.model).eval().requires_grad_(False)
-        return with_model(self.policy, model)
+        return replace(self.policy, model=model)
 
     def context_of(self, policy: Policy, like: EmbodimentContext | None = None) -> EmbodimentContext:
         """A context of this body for a policy; the policy's prior where there are no fast weights to take."""
@@ -86,6 +85,7 @@ class Given:
             embodiment=self.body,
             fingerprint=policy.fingerprint(),
             norm_stats=self.stats.to_dict(),
+            robot=policy.converted_by,
             history=None,
             verdict=None,
         )
@@ -138,11 +138,6 @@ class Method:
     search: Mapping[str, Draw]
     """The settings that are tuned, and what they are drawn from."""
     uses_demonstrations: bool = False
-
-
-def with_model(policy: Policy, model: VLA) -> Policy:
-    """The same policy around another model."""
-    return replace(policy, model=model, _fingerprint={})
 
 
 def check_positive(config: Any, names: Sequence[str], *, or_zero: Sequence[str] = ()) -> None:

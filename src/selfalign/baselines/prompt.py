@@ -12,7 +12,7 @@ from torch import Tensor
 from selfalign.align.bank import PlayBank
 from selfalign.align.measure import EvalGrid
 from selfalign.baselines.descent import Descent, descend, num_bytes
-from selfalign.baselines.method import Given, Outcome, check_positive, with_model
+from selfalign.baselines.method import Given, Outcome, check_positive
 from selfalign.baselines.samples import FlowSamples, draw_rows
 from selfalign.model.losses import ALIGNMENT, LossWeights
 from selfalign.model.policy import VLA
@@ -89,4 +89,4 @@ def with_prompt(policy: Policy, tokens: int, seed: int = 0) -> Policy:
         torch.manual_seed(seed)
         model.mixture.add_prompt(tokens).to(policy.device)
     model.config = replace(model.config, prompt_tokens=tokens)
-    return with_model(policy, model)
+    return replace(policy, model=model)

@@ -34,6 +34,9 @@ class ContextInfo:
     history: dict[str, Any] | None = None
     """Losses over the steps of the alignment."""
     verdict: dict[str, Any] | None = None
+    robot: str | None = None
+    """Name of the `Embodiment` whose steps the body's numbers took before they were normalised; "": none; None: nobody
+    says."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class MeasureJob:
         """`losses` by name (`live` and those of `others`), `parts` of that of `live`, and `transitions`: how many there
         were."""
         live = policy.load_context(self.live)
-        play = self.material.play(policy.model.config.action_horizon)
+        play = policy.repack_play(self.material.play(policy.model.config.action_horizon))
         bank = PlayBank.build(policy, play, _stats(live), MemoryBudget(memory_mb))
         contexts = {"live": live} | {name: policy.load_context(path) for name, path in self.others.items()}
         losses = _losses(policy, bank, contexts, self.material.newest)
@@ -81,7 +81,7 @@ class AlignJob:
         """`accepted`, `verdict` (as `Verdict.to_dict`, with `text`), `transitions`, `seconds`, `steps`, `curve`."""
         began = time.monotonic()
         live = policy.load_context(self.live)
-        play = self.material.play(policy.model.config.action_horizon)
+        play = policy.repack_play(self.material.play(policy.model.config.action_horizon))
         # A calibration is of play. What a robot does on its task has other losses: the context in use is the measure.
         config = AlignConfig(steps=self.steps, seed=self.seed, memory_budget_mb=memory_mb, calibrated=False)
         result = align(policy, play, None, config, progress=False, stats=_stats(live))

@@ -32,6 +32,7 @@ class WorkerSettings:
     """Of the model that the server has: the files may have changed since."""
     device: str = "cpu"
     tokenizer: Path | None = None
+    robot: str | None = None
     threads: int = 1
     nice: int = 10
     gpu_share: float = 0.4
@@ -53,7 +54,7 @@ class WorkerSettings:
         torch.set_num_threads(self.threads)
         if torch.device(self.device).type == "cuda":
             torch.cuda.set_per_process_memory_fraction(self.gpu_share, torch.device(self.device))
-        policy = load(self.checkpoint, self.device, tokenizer=self.tokenizer)
+        policy = load(self.checkpoint, self.device, tokenizer=self.tokenizer, robot=self.robot)
         if policy.fingerprint() != self.fingerprint:
             raise ValueError(
                 f"{self.checkpoint} holds model {policy.fingerprint()}, the server has {self.fingerprint}: the files "

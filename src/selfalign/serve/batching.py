@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from selfalign.data.transforms import unpad_dims
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy, concatenate
 from selfalign.serve.contexts import Embodiment
@@ -37,6 +36,8 @@ class Query:
     """A batch of one."""
     embodiment: Embodiment
     noise: Float[Tensor, "H A"]
+    state: Float[np.ndarray, " S"]
+    """As `Policy.repack` gives it."""
 
 
 def infer(policy: Policy, queries: Sequence[Query], num_steps: int) -> list[Float[np.ndarray, "H _"] | ValueError]:
@@ -51,7 +52,7 @@ def infer(policy: Policy, queries: Sequence[Query], num_steps: int) -> list[Floa
         observation, _contexts([query.embodiment.context for query in queries]), noise=noise, num_steps=num_steps
     )
     rows = actions.float().cpu().numpy()
-    return [_in_robot_units(row, query.embodiment, acting.speed) for row, query in zip(rows, queries, strict=True)]
+    return [_in_robot_units(policy, row, query) for row, query in zip(rows, queries, strict=True)]
 
 
 def _same_prompt_length(observations: Sequence[Observation]) -> list[Observation]:
@@ -71,13 +72,12 @@ def _contexts(contexts: Sequence[EmbodimentContext]) -> EmbodimentContext:
 
 
 def _in_robot_units(
-    row: Float[np.ndarray, "H A"], embodiment: Embodiment, speed: float
+    policy: Policy, row: Float[np.ndarray, "H A"], query: Query
 ) -> Float[np.ndarray, "H _"] | ValueError:
-    stats = embodiment.stats
-    actions = stats.unnormalize_action(unpad_dims(row, stats.action_dim), speed).astype(np.float32)
-    if not np.isfinite(actions).all():
-        return ValueError("the model gave NaN or infinite actions: are its weights and the context whole?")
-    return actions
+    try:
+        return policy.in_robot_units(row, query.embodiment.stats, query.state, policy.acting.speed)
+    except ValueError as error:  # the others that share the forward are answered
+        return error
 
 
 # ---- who shares it -------------------------------------------------------------------------------------------------

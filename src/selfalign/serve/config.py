@@ -55,6 +55,9 @@ class ServeConfig:
     on SIGHUP. None: the checkpoint's own robot only."""
     tokenizer: Path | None = None
     """PaliGemma's tokenizer, for pi0 and pi0.5 checkpoints that lack it."""
+    robot: str | None = None
+    """Name of the robot, or path of its file, with which contexts were fitted; None: none, so names are LeRobot's and
+    numbers are taken as they come."""
     host: str = "127.0.0.1"
     """Address to listen on; anything but this machine's own needs --api-keys."""
     port: int = 8000

@@ -25,11 +25,12 @@ from websockets.http11 import Request as HttpRequest
 
 from selfalign.data.episodes import IMAGE_PREFIX
 from selfalign.data.transforms import resize_with_pad
+from selfalign.observations import STATE
 from selfalign.online.aligner import Aligner
 from selfalign.online.experience import Step, picture
 from selfalign.online.learner import Learner
 from selfalign.online.worker import WorkerSettings
-from selfalign.policy import STATE, Policy
+from selfalign.policy import Policy
 from selfalign.serve.access import is_loopback
 from selfalign.serve.config import ServeConfig
 from selfalign.serve.contexts import Embodiment
@@ -72,6 +73,7 @@ class Learning:
             policy.fingerprint(),
             plan.aligner_device or config.device,
             config.tokenizer,
+            config.robot,
             plan.aligner_threads,
             plan.aligner_nice,
             plan.aligner_gpu_share,

@@ -22,7 +22,7 @@ import numpy as np
 
 from selfalign.data.episodes import IMAGE_PREFIX
 from selfalign.data.normalize import NormStats
-from selfalign.policy import STATE, TASK
+from selfalign.observations import STATE, TASK
 from selfalign.serve.config import Limits
 
 EMBODIMENT, RESET, SEED, EXECUTED = "embodiment", "reset", "seed", "executed"

@@ -259,7 +259,7 @@ def run(config: ServeConfig) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    policy = load(config.checkpoint, config.device, tokenizer=config.tokenizer)
+    policy = load(config.checkpoint, config.device, tokenizer=config.tokenizer, robot=config.robot)
     policy = policy.acting_at(config.speed, config.temperature)
     learning = None if config.learn is None else Learning.build(policy, config)
     contexts = ContextTable(policy, config.contexts, None if learning is None else learning.learner.adopt)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from selfalign.observations import STATE
 from selfalign.policy import Policy
 from selfalign.serve.batching import Query, Timed
 from selfalign.serve.contexts import ContextTable, Embodiment
@@ -122,9 +123,10 @@ class Session:
 
     def _prepare(self, raw: Mapping[str, Any], embodiment: Embodiment, noise: Tensor) -> Query:
         policy, limits = self._desk.policy, self._desk.reader.limits
-        check_range(raw["observation.state"], embodiment.stats, limits.deviation)
         try:
-            return Query(policy.observation(raw, embodiment.stats), embodiment, noise)
+            state = policy.repack(raw)[STATE]
+            check_range(state, embodiment.stats, limits.deviation)
+            return Query(policy.observation(raw, embodiment.stats), embodiment, noise, state)
         except ValueError as error:  # whatever the policy says of an observation is the client's to read
             raise RequestError(str(error)) from error
 
