@@ -1,11 +1,12 @@
 """The page of results on ablations: recipes that differ from the shipped one in one thing, a row for each."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from page_tables import conditions, markdown
+from result_files import acting_of
 
 from selfalign.ablation.recipes import RECIPES, SCALES, ScaleName
 from selfalign.bench.tables import drop
@@ -26,8 +27,14 @@ FIRST = "all"
 COLUMNS = ("play loss", "aligned", "oracle", "less the first")
 
 
-def ablations(files: Files, pictures: Path) -> Iterator[str]:
-    """What each recipe comes to; `pictures` is where `PICTURES` are, as the page sees it."""
+def ablations(files: Files, pictures: Path, pushed: Sequence[CellResult] = ()) -> Iterator[str]:
+    """What each recipe comes to.
+
+    Args:
+        files: of `bench ablate`.
+        pictures: where `PICTURES` are, as the page sees it.
+        pushed: the same recipes at the shipped scale, in pushing.
+    """
     for scale, group in by_scale(files).items():
         told = ", ".join(f"`{path.name}`" for path in group)
         yield f"## Ablations: {SCALES[scale].steps:,} steps"
@@ -42,9 +49,22 @@ def ablations(files: Files, pictures: Path) -> Iterator[str]:
         if found:
             yield f"![Success by recipe]({(pictures / PICTURES[scale]).as_posix()})"
             yield from _table(found, group)
+        if scale == "shipped" and pushed:
+            yield from pushing(pushed, group)
         failed = [[t["label"], t["error"]] for file in group.values() for t in file["trainings"] if "error" in t]
         if failed:
             yield markdown(("training that failed", "why"), failed)
+
+
+def pushing(cells: Sequence[CellResult], files: Files) -> Iterator[str]:
+    """What recipes come to in pushing; `files` say what each is."""
+    told, (first, *_) = ", ".join(f"`{name}`" for name in sorted({cell.path.name for cell in cells})), cells
+    acting = acting_of(first)
+    yield (
+        f"The same trainings in **pushing**, on {len(first.rows)} validation bodies, acting as the shipped checkpoint "
+        f"does (speed {acting.speed:g}, temperature {acting.temperature:g}; {told}):"
+    )
+    yield from _table(by_recipe(cells), files)
 
 
 def by_scale(files: Files) -> dict[ScaleName, dict[Path, dict[str, Any]]]:
@@ -57,8 +77,13 @@ def by_scale(files: Files) -> dict[ScaleName, dict[Path, dict[str, Any]]]:
 
 def measured(files: Files) -> Measured:
     """The cells of some results in the order of `RECIPES` and of seeds; what several have is that of the first."""
+    return by_recipe(read_cells([path for path, result in files.items() if "matrix" in result]))
+
+
+def by_recipe(cells: Iterable[CellResult]) -> Measured:
+    """Cells in the order of `RECIPES` and of seeds."""
     found: Measured = {}
-    for cell in read_cells([path for path, result in files.items() if "matrix" in result]):
+    for cell in cells:
         found.setdefault(cell.name.split(":")[0], {}).setdefault(cell.settings["scenario"], cell)
     return dict(sorted(found.items(), key=lambda item: _place(item[0])))
 

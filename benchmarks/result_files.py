@@ -26,6 +26,8 @@ TUNING = "selfalign-tune-1"
 """The format of `bench tune`."""
 SEEDS = "training-seeds"
 """The plan that measures the shipped recipe, trained again (`plans/training_seeds.json`)."""
+RECIPES = "recipes-push"
+"""The plan that measures recipes of the shipped checkpoint's scale in pushing (`plans/recipes_push.json`)."""
 FREE = "free"
 """The motion of play where nothing else is said."""
 CHECKPOINT = ROOT / "checkpoints/tiny"
@@ -49,7 +51,7 @@ class Results:
     @classmethod
     def open(cls, folder: Path) -> Self:
         data = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-        apart = [path for path, told in data.items() if is_acting(told) or repeats(told)]
+        apart = [path for path, told in data.items() if is_acting(told) or repeats(told) or is_matrix(told, RECIPES)]
         shipped, ablated = read_both([path for path in data if is_bench(data[path]) and path not in apart])
         return cls(data, shipped, ablated, read_cells([path for path in data if format_of(data[path]) == CHECKS]))
 
@@ -76,6 +78,11 @@ class Results:
     def repeated(self) -> list[CellResult]:
         """The shipped recipe, trained again."""
         return read_cells([path for path, data in self.data.items() if repeats(data)])
+
+    @property
+    def pushed(self) -> list[CellResult]:
+        """Recipes that differ, in pushing."""
+        return read_cells([path for path, data in self.data.items() if is_matrix(data, RECIPES)])
 
     @property
     def acting(self) -> list[Any]:
@@ -164,7 +171,7 @@ def acting_of(cell: CellResult) -> Acting:
 def repeats(data: Any) -> bool:
     """Whether it is of trainings of the shipped recipe alone, at its own scale: a matrix of them, or an ablation."""
     if format_of(data) != ABLATIONS:
-        return format_of(data) == MATRIX and data["plan"] == SEEDS
+        return is_matrix(data, SEEDS)
     names = {training["label"].split("/")[0] for training in data["trainings"]}
     return names == {"all"} and data["scale"]["name"] == "shipped" and "matrix" in data
 
@@ -177,7 +184,12 @@ def is_bench(data: Any) -> bool:
 
 def is_acting(data: Any) -> bool:
     """Whether it is a matrix of speeds and temperatures, to choose by."""
-    return format_of(data) == MATRIX and data["plan"] == "acting"
+    return is_matrix(data, "acting")
+
+
+def is_matrix(data: Any, plan: str) -> bool:
+    """Whether it is the matrix of a plan."""
+    return format_of(data) == MATRIX and data["plan"] == plan
 
 
 def format_of(data: Any) -> str:

@@ -78,7 +78,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *motions(shipped),
                 *seeds(plain(shipped), found.repeated),
                 *schemes(found.ablated),
-                *ablations(found.recipes, assets),
+                *ablations(found.recipes, assets, found.pushed),
                 *fails(as_shipped(plain(shipped)), films, assets / films.name),
                 *verdicts(found.attempts, (assets / VERDICTS).as_posix()),
                 *(part for told in found.of_format(DEMO).values() for part in demo(told)),

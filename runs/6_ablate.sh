@@ -21,3 +21,9 @@ cp outputs/training_seeds/matrix.json benchmarks/results/matrix_training_seeds.j
 selfalign bench ablate --out outputs/seeds --scale shipped --split test --cells headline --seeds 1 --tower checkpoints/tiny \
     --trainings 2 --threads 1
 cp outputs/seeds/ablation.json benchmarks/results/ablation_shipped.json
+for name in attached no-rehearsal-512; do
+    recipe=$(grep -l "\"name\": \"$name\"" outputs/seeds/trainings/*/recipe.json)
+    ln -sfn "trainings/$(basename "$(dirname "$recipe")")" "outputs/seeds/$name-1"
+done
+selfalign bench matrix --plan benchmarks/plans/recipes_push.json --out outputs/recipes_push --cache outputs/cells
+cp outputs/recipes_push/matrix.json benchmarks/results/matrix_recipes_push.json

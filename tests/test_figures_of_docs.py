@@ -231,6 +231,23 @@ def test_recipes_differ_from_the_training_with_their_seed(tmp_path: Path):
     assert told == [("all", "-"), ("all/1", "-"), ("all/2", "-"), ("closed/1", "-20")]
 
 
+def test_recipes_in_another_task_stand_below_those_of_their_scale(tmp_path: Path):
+    results, aligned = script("results_page"), matrix_result()["cells"][1]
+    labels = {"attached/1": 3, "all/1": 6}
+    cells = [{**aligned, "label": label, "bodies": _with_successes(aligned, of)} for label, of in labels.items()]
+    write(tmp_path / "matrix_push.json", {**matrix_result(), "plan": result_files.RECIPES, "cells": cells})
+    found = result_files.Results.open(tmp_path)
+    assert not found.shipped and not found.ablated, "they are of other trainings"
+    ablation = {"format": "selfalign-ablation-1", "scale": {"name": "shipped"}, "trainings": []}
+    *_, told, table = results.ablations({tmp_path / "a.json": ablation}, Path("assets"), found.pushed)
+    assert told.startswith("The same trainings in **pushing**, on 2 validation bodies") and "matrix_push.json" in told
+    (first, second) = (line.split(" | ") for line in table.splitlines()[2:])
+    assert (first[0], first[3].split(" %")[0], first[-1]) == ("| all/1", "60", "- |")
+    assert (second[0], second[3].split(" %")[0], second[-1].split(" ")[0]) == ("| attached/1", "30", "-30")
+    plan = Plan.open(ROOT / "benchmarks/plans/recipes_push.json")
+    assert plan.name == result_files.RECIPES and {cell.task for cell in plan.cells} == {"push"}
+
+
 def test_trainings_with_other_seeds_stand_beside_the_shipped_one(tmp_path: Path):
     results, shipped = script("results_page"), matrix_result()
     for entry in shipped["cells"]:
