@@ -56,6 +56,15 @@ def test_mistakes_end_with_a_line(tmp_path, capsys, monkeypatch, robot, words):
     assert not Path("play").exists()
 
 
+def test_a_place_that_is_taken_is_noticed_before_anything_moves(tmp_path, capsys):
+    (tmp_path / "play").mkdir()
+    (tmp_path / "play" / "old.txt").write_text("mine")
+    (tmp_path / "arm.py").write_text("def make(): raise SystemExit('it was connected')\n")
+    assert main(["play", "--robot", f"{tmp_path / 'arm.py'}:make", "--out", str(tmp_path / "play")]) == 2
+    assert "play exists already; choose another place" in capsys.readouterr().err
+    assert (tmp_path / "play" / "old.txt").read_text() == "mine"
+
+
 def test_parts_beyond_all_limits_are_refused(tmp_path, capsys):
     args = ["play", "--robot", f"{EXAMPLE}:make", "--out", str(tmp_path / "play"), "--delay", "0"]
     assert main([*args, "--speed", "2"]) == 2

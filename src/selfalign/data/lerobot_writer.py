@@ -48,6 +48,12 @@ _STATS_GRID = 8
 """Frames an episode, and pixels a side, that enter the image statistics (LeRobot samples frames, too)."""
 
 
+def check_free(root: Path) -> None:
+    """Raises `ValueError` where there is something already, so that no data set can be begun."""
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ValueError(f"{root} exists already; choose another place or remove it first")
+
+
 class LeRobotWriter:
     """Writes episodes to a new data set that appears at `root` only when it is complete.
 
@@ -90,8 +96,7 @@ class LeRobotWriter:
             ImportError: `video` is asked for and PyAV is not installed.
         """
         self.root = Path(root)
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
-            raise ValueError(f"{self.root} exists already; choose another place or remove it first")
+        check_free(self.root)
         json.dumps(list(embodiments))  # fails now rather than after hours of recording
         self.fps = fps
         self.embodiments = [dict(body) for body in embodiments]

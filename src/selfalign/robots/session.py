@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from selfalign.data.episodes import Episode
+from selfalign.data.lerobot_writer import check_free
 from selfalign.data.schema import ACTION, STATE
 from selfalign.data.transforms import resize_with_pad
 from selfalign.embodiments import load_file
@@ -69,8 +70,10 @@ def run(config: RobotPlayConfig) -> None:
 
     Raises:
         SafetyStop: a limit was passed; what was finished before is at `out`.
-        FileNotFoundError, ImportError, ValueError: no such robot, or one that does not speak the protocol.
+        FileNotFoundError, ImportError, ValueError: no such robot, one that does not speak the protocol, or `out` holds
+            something.
     """
+    check_free(config.out)  # before anything moves
     with closing(load_robot(config.robot)) as robot:
         description = robot.description
         axes = narrowed(description.axes, robot.measure().position, config.reach, config.speed)
