@@ -356,9 +356,10 @@ class Policy:
         parts = [self._episode_transitions(e, stats, stride) for e in play.episodes if len(e.pairs(horizon))]
         return concatenate(parts)
 
+    @torch.no_grad()
     def _episode_transitions(self, episode: Episode, stats: NormStats, stride: int) -> Transition:
         config = self.model.config
-        pairs = self._pairs(episode, stride)
+        pairs = self.pairs(episode, stride)
         frames, where = np.unique(np.concatenate([pairs.now, pairs.later]), return_inverse=True)
         tower = self._tower(episode, frames)
         now, later = torch.from_numpy(where[: len(pairs)]), torch.from_numpy(where[len(pairs) :])
@@ -381,8 +382,8 @@ class Policy:
         chunk = ActionChunk(actions.values, dim_mask=actions.mask).to(self.device)
         return Transition(observation, chunk, following)
 
-    def _pairs(self, episode: Episode, stride: int) -> Pairs:
-        """Transitions over the horizon, their second moment that of the model's next observation."""
+    def pairs(self, episode: Episode, stride: int = 1) -> Pairs:
+        """Every so many-th transition over the horizon, their second moment that of the model's next observation."""
         config = self.model.config
         pairs = episode.pairs(config.action_horizon, stride)
         if config.next_step == config.action_horizon:
@@ -426,7 +427,6 @@ class Policy:
             PaddedNumbers.of(stats.normalize_action(chunks), config.action_dim),
         )
 
-    @torch.no_grad()
     def _tower(self, episode: Episode, frames: np.ndarray) -> dict[str, Tensor]:
         """The frozen tower's tokens of some frames of an episode, per camera of the model."""
         chunks: dict[str, list[Tensor]] = {camera: [] for camera in self.model.config.cameras}

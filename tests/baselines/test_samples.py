@@ -1,5 +1,7 @@
 """Samples and losses against the plain ways to them: raw observations, pixels, whole forwards."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,10 +9,12 @@ from align.factory import make_play, raw_observation, small_policy
 from baselines.factory import given, make_demonstrations
 from selfalign.align.bank import PlayBank
 from selfalign.baselines.method import Given
-from selfalign.baselines.pad import inverse_loss, next_features
+from selfalign.baselines.pad import inverse_loss, later_features
 from selfalign.baselines.prompt import alignment_loss, with_prompt
 from selfalign.baselines.samples import FlowSamples, Pictures, demonstrated, draw_rows, read_demonstrations, spread_rows
 from selfalign.model.losses import ACTION, ALIGNMENT, LossWeights
+from selfalign.model.policy import VLA
+from selfalign.policy import Policy
 from selfalign.types import ActionChunk, Transition
 
 
@@ -38,17 +42,21 @@ def test_demonstrations_are_what_acting_sees():
     assert row == len(samples.time) == 3 + 5
 
 
-def pictured(rows: int = 4):
+def pictured(rows: int = 4, **changes):
     policy, play = small_policy(), make_play(3, 8)
+    if changes:
+        policy = Policy.from_model(VLA(replace(policy.model.config, **changes)).eval(), policy.settings)
     transitions = policy.transitions(play, play.stats())
     pictures = Pictures.of(policy, play.episodes, transitions)
     picked = torch.arange(len(pictures))[torch.randperm(len(pictures))[:rows]]
     return policy, pictures, transitions, picked
 
 
-def test_pads_loss_is_inverse_dynamics_on_the_same_transitions():
+@pytest.mark.parametrize("changes", [{}, {"next_offset": 1}, {"next_pixels": 4}], ids=str)
+def test_pads_loss_is_inverse_dynamics_on_the_same_transitions(changes):
     """The twin reads tokens and features that the frozen tower gave before; `pad` reads pixels."""
-    policy, pictures, transitions, rows = pictured()
+    policy, pictures, transitions, rows = pictured(**changes)
+    torch.testing.assert_close(later_features(policy, pictures, rows), transitions.next_features[rows])
     samples = FlowSamples.fixed(pictures.batch(policy, rows), 1)
     ours = inverse_loss(policy, pictures, rows, samples)
     twin = policy.model.losses(transitions[rows], noise=samples.noise, time=samples.time, parts=(ALIGNMENT,)).inverse
@@ -57,10 +65,7 @@ def test_pads_loss_is_inverse_dynamics_on_the_same_transitions():
 
 def test_pads_gradient_goes_through_both_moments():
     """Against finite differences, in double precision: the tower is far from linear at a float's step."""
-    policy, pictures, transitions, rows = pictured()
-    later = pictures.images(policy, pictures.later[rows.numpy()])
-    torch.testing.assert_close(next_features(policy.model, later), transitions.next_features[rows])
-
+    policy, pictures, _, rows = pictured()
     single = FlowSamples.fixed(pictures.batch(policy, rows), 1)
     policy.model.double().vision.register_forward_pre_hook(lambda _, images: (images[0].double(),))
     samples = FlowSamples(single.batch.map(doubled), single.noise.map(doubled), single.time.double())

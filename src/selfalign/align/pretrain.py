@@ -370,6 +370,7 @@ def _tokens(model: VLA, cache: EpisodeCache, out: Path, batch: int, look: str | 
     }
 
 
+@torch.no_grad()
 def _summaries(model: VLA, tokens: Mapping[str, np.ndarray], block: int = 8192) -> Tensor:
     """The tower's own features [frames, n, F] of all cameras, not normalised."""
     starts = range(0, len(next(iter(tokens.values()))), block)
@@ -377,6 +378,7 @@ def _summaries(model: VLA, tokens: Mapping[str, np.ndarray], block: int = 8192) 
     return torch.cat([model.summaries(seen) for seen in blocks])
 
 
+@torch.no_grad()
 def _shrunk(model: VLA, cache: EpisodeCache, block: int = 1024) -> Tensor:
     """The pictures of all cameras, shrunk [frames, n, F], not normalised."""
     images = {camera: cache.images(camera) for camera in model.config.cameras}

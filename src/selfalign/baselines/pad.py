@@ -6,7 +6,6 @@ What reads them stays as it is: the VLM, the action expert and W0. As in the pap
 (here the alignment expert) may learn with the tower; acting does not use it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -80,17 +79,17 @@ def inverse_loss(policy: Policy, pictures: Pictures, rows: Int[Tensor, " B"], sa
     """
     batch = samples.batch
     if policy.settings.features is None:  # otherwise features that come with the play tell o_{t+H}
-        later = pictures.images(policy, pictures.later[rows.numpy()])
-        batch = replace(batch, next_features=next_features(policy.model, later))
+        batch = replace(batch, next_features=later_features(policy, pictures, rows))
     losses = policy.model.losses(batch, noise=samples.noise, time=samples.time, parts=(ALIGNMENT,))
     assert losses.inverse is not None  # ALIGNMENT was asked for
     return losses.inverse
 
 
-def next_features(model: VLA, images: Mapping[str, Float[Tensor, "B 3 S S"]]) -> Float[Tensor, "B n F"]:
-    """`model.next_features` of pixels, with the gradient to the tower."""
-    summaries = [model.vision.summary(model.vision(images[camera])) for camera in model.config.cameras]
-    return (torch.cat(summaries, dim=1) - model.feature_mean) / model.feature_std
+def later_features(policy: Policy, pictures: Pictures, rows: Int[Tensor, " B"]) -> Float[Tensor, "B n F"]:
+    """`model.next_features` of the next observations, with the gradient to the tower where it is that which tells of
+    them."""
+    model, seen = policy.model, pictures.images(policy, pictures.later[rows.numpy()])
+    return model.next_features(seen if model.config.next_pixels else {c: model.vision(x) for c, x in seen.items()})
 
 
 def _pictures(given: Given, play: Play) -> Pictures:

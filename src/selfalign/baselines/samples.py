@@ -132,7 +132,7 @@ class Pictures:
     now: Int[np.ndarray, " N"]
     """Row in `frames` of each transition's o_t."""
     later: Int[np.ndarray, " N"]
-    """Of its o_{t+H}."""
+    """Of its next observation, o_{t+H} unless the model has another."""
 
     @classmethod
     def of(cls, policy: Policy, episodes: Sequence[Episode], transitions: Transition, stride: int = 1) -> Self:
@@ -142,7 +142,7 @@ class Pictures:
         side, now, later, offset = config.image_size, [], [], 0
         frames: dict[str, list[np.ndarray]] = {camera: [] for camera in cameras}
         for episode in episodes:
-            pairs = episode.pairs(config.action_horizon, stride)
+            pairs = policy.pairs(episode, stride)
             now.append(pairs.now + offset)
             later.append(pairs.later + offset)
             for camera in cameras:

@@ -161,15 +161,10 @@ class VLA(nn.Module):
         Args:
             seen: of each camera the tower's tokens `[B, N, D]`; with `next_pixels`, pictures `[B, 3, S, S]`.
         """
-        side = self.config.next_pixels
-        with torch.no_grad():
-            if side:
-                parts = [
-                    F.adaptive_avg_pool2d(seen[camera], side).flatten(1)[:, None] for camera in self.config.cameras
-                ]
-            else:
-                parts = [self.vision.summary(seen[camera]) for camera in self.config.cameras]
-            return torch.cat(parts, dim=1)
+        side, cameras = self.config.next_pixels, self.config.cameras
+        if side:
+            return torch.cat([F.adaptive_avg_pool2d(seen[c], side).flatten(1)[:, None] for c in cameras], dim=1)
+        return torch.cat([self.vision.summary(seen[c]) for c in cameras], dim=1)
 
     def next_features(self, seen: Mapping[str, Tensor]) -> Float[Tensor, "B n F"]:
         """Targets of dynamics: `summaries` of the next observation, normalised with the stored statistics."""
