@@ -116,6 +116,20 @@ def test_an_interrupted_run_goes_on(mine: Path, tmp_path: Path, monkeypatch: pyt
         run(replace(config, contexts=tmp_path / "contexts"), show=False)
 
 
+def test_what_was_measured_outlives_a_full_disk(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = CalibrateConfig(mine, out=tmp_path / "c.json", **SMALL)
+    monkeypatch.setattr(calibrate, "measure_pair", made_up)
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(calibrate, "write_json", full)
+        run(config, show=False)
+    monkeypatch.setattr(calibrate, "measure_pair", None)  # nothing is measured again
+    assert run(config, show=False)["bodies"] and [p.name for p in tmp_path.glob("c.json*")] == ["c.json"]
+
+
 def test_checking_changes_nothing(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(calibrate, "measure_pair", made_up)
     config = CalibrateConfig(mine, out=tmp_path / "check.json", seed=0, check=True, **SMALL)

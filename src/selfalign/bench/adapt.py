@@ -9,7 +9,6 @@ kept beside the output, so an interrupted run goes on where it stopped.
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from rich.console import Console
 from selfalign.acting import Acting
 from selfalign.baselines.samples import action_losses
 from selfalign.bench import tables
-from selfalign.bench.resident import arena_of, close_arenas, policy_of
+from selfalign.bench.parts import parts_of, run_parts
+from selfalign.bench.resident import arena_of, policy_of
 from selfalign.bench.rollout import rollout
 from selfalign.bench.stats import bootstrap_ratio, over_bodies, rank_correlation
 from selfalign.bench.subject import (
@@ -39,13 +39,11 @@ from selfalign.bench.subject import (
 from selfalign.bench.trials import BodyTrials
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
-from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
+from selfalign.provenance import Stopwatch, provenance, read_kept, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
-from selfalign.sim.prepare import prepare
 from selfalign.sim.record import record_demonstrations
 from selfalign.sim.regions import Scenario
-from selfalign.sim.tasks import offered
-from selfalign.workers import progress_bar, run_jobs
+from selfalign.sim.robots import RobotSpec
 
 FORMAT = "selfalign-bench-adapt-1"
 ORACLE = "oracle"
@@ -71,7 +69,7 @@ class AdaptConfig(BodyTrials):
     """Of acting; None: the checkpoint's own. At 1 it acts as it was trained."""
     temperature: float | None = None
     """Likewise."""
-    json: Path | None = None
+    json: Path = Path("outputs/bench-adapt.json")
     """Where to write the results; also what makes an interrupted run resumable."""
 
     @property
@@ -108,6 +106,10 @@ class Job:
     def key(self) -> str:
         return f"{self.role}-{self.index:03d}"
 
+    @property
+    def robots(self) -> tuple[RobotSpec]:
+        return (self.body.robot,)
+
     def policy(self) -> Policy:
         """As it acts here; raises `RuntimeError` where the checkpoint has changed."""
         policy = self.config.policy
@@ -143,7 +145,7 @@ def fit_body(job: Job) -> str:
     history = fitted.result.history
     seconds |= {"align": history.prepare_seconds + history.fit_seconds}
     summary = fit_summary(policy, play, fitted)
-    if config.demonstrations and offered(config.task, job.body.arm, job.body.gripper):
+    if config.demonstrations:
         demonstrations = record_demonstrations(
             job.body,
             config.demonstrations,
@@ -199,74 +201,48 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
         FileNotFoundError: no checkpoint.
         ValueError: a damaged checkpoint, or a task that is not offered for the scenario's robot.
         RuntimeError: a worker died.
+        OSError: the output cannot be written; what was measured is kept.
     """
     console, watch = Console(quiet=not show), Stopwatch()
     policy = config.policy
-    identity = {
-        "format": FORMAT,
-        "settings": config.settings(),
-        **identity_of(policy),
-    }
-    identity = json.loads(json.dumps(identity))
-    finished = None if config.json is None else read_kept(config.json, identity)
+    identity = json.loads(json.dumps({"format": FORMAT, "settings": config.settings(), **identity_of(policy)}))
+    finished = read_kept(config.json, identity)
     if finished is not None:
         console.print(f"{config.json} holds these results already; remove it to measure again.")
         tables.print_adapt(finished, console)
         return finished
-    jobs = _jobs(config, identity, identity_of(policy))
-    try:
-        _stage("fitting", fit_body, jobs, config.workers, show, lambda job: job.fit_path)
-        _stage("acting", evaluate_body, jobs, config.workers, show, lambda job: job.row_path)
-    except KeyboardInterrupt:
-        console.print(f"Interrupted. Finished bodies are in {jobs[0].folder}; the same command goes on from there.")
-        raise
-    finally:
-        close_arenas()
-    rows = [json.loads(job.row_path.read_text()) for job in jobs]
-    result = {
-        **identity,
-        "checkpoint": {"path": str(config.checkpoint), "parameters": sum(p.numel() for p in policy.model.parameters())},
-        "provenance": {**provenance(watch.seconds), "workers": config.workers},
-        "summary": summarise(rows, config.conditions),
-        "bodies": rows,
-    }
-    if config.json is not None:
+    for role in ROLES:
+        for body in sample_bodies(config.bodies, config.seed, role, config.scenario):
+            config.check_offered(body)
+    with parts_of(config.json, identity, console) as folder:
+        jobs = _jobs(config, folder, identity_of(policy))
+        run_parts("fitting", fit_body, jobs, lambda job: job.fit_path, workers=config.workers, show=show)
+        run_parts("acting", evaluate_body, jobs, lambda job: job.row_path, workers=config.workers, show=show)
+        rows = [json.loads(job.row_path.read_text()) for job in jobs]
+        parameters = sum(p.numel() for p in policy.model.parameters())
+        result = {
+            **identity,
+            "checkpoint": {"path": str(config.checkpoint), "parameters": parameters},
+            "provenance": {**provenance(watch.seconds), "workers": config.workers},
+            "summary": summarise(rows, config.conditions),
+            "bodies": rows,
+        }
         write_json(config.json, result)
-    shutil.rmtree(jobs[0].folder)
     tables.print_adapt(result, console)
-    if config.json is not None:
-        console.print(f"Written to {config.json}")
+    console.print(f"Written to {config.json}")
     return result
 
 
-def _jobs(config: AdaptConfig, identity: dict[str, Any], own: dict[str, Any]) -> list[Job]:
-    out = config.json or Path("outputs") / "bench-adapt.json"
-    folder = out.with_name(f"{out.name}.parts-{digest(identity, 10)}")
-    folder.mkdir(parents=True, exist_ok=True)
+def _jobs(config: AdaptConfig, folder: Path, own: dict[str, Any]) -> list[Job]:
     jobs = []
     for role in ROLES:
         bodies = sample_bodies(config.bodies, config.seed, role, config.scenario)
         for index, body in enumerate(bodies):
-            config.check_offered(body)
             job = Job(config, role, index, body, folder, own)
             following = dataclasses.replace(job, index=(index + 1) % config.bodies)
             partner = following.context_path("fitted").name if role == "heldout" and config.bodies > 1 else None
             jobs.append(dataclasses.replace(job, partner=partner))
-    for robot in dict.fromkeys(job.body.robot for job in jobs):
-        prepare(robot)  # once here, rather than at the same time in every worker
     return jobs
-
-
-def _stage(title: str, work, jobs: list[Job], workers: int, show: bool, product) -> None:
-    """Runs a stage for the bodies that have not been through it."""
-    todo = [job for job in jobs if not product(job).is_file()]
-    # Bodies of one robot after another: a worker then seldom changes robots.
-    todo.sort(key=lambda job: (job.body.robot.name, job.role, job.index))
-    with progress_bar(title, len(jobs), show) as bar:
-        for job in jobs:
-            if job not in todo:
-                bar.finished(job.key)
-        run_jobs(work, todo, workers, on_done=lambda job, _: bar.finished(job.key))
 
 
 # ---- what it comes to ----------------------------------------------------------------------------------------------

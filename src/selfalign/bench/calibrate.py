@@ -27,6 +27,7 @@ from selfalign.baselines.samples import action_losses
 from selfalign.bench import tables
 from selfalign.bench.attempts import AXES, LATE, SHORT, read_attempts
 from selfalign.bench.expectation import fit_calibration
+from selfalign.bench.parts import parts_of, run_parts
 from selfalign.bench.resident import policy_of
 from selfalign.bench.rollout import Arena, rollout
 from selfalign.bench.subject import (
@@ -50,14 +51,13 @@ from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
-from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
+from selfalign.provenance import Stopwatch, provenance, read_kept, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.playing import play_by_axes
-from selfalign.sim.prepare import prepare
 from selfalign.sim.record import record_demonstrations
 from selfalign.sim.regions import SCENARIOS, Scenario
+from selfalign.sim.robots import RobotSpec
 from selfalign.sim.seeds import VALIDATION_FROM
-from selfalign.workers import progress_bar, run_jobs
 
 FORMAT = "selfalign-bench-calibrate-1"
 SHORT_PLAY = 2
@@ -120,6 +120,10 @@ class Job:
     @property
     def key(self) -> str:
         return f"{self.scenario}-{self.index:03d}"
+
+    @property
+    def robots(self) -> tuple[RobotSpec, ...]:
+        return tuple(body.robot for body in self.bodies)
 
     @property
     def row_path(self) -> Path:
@@ -263,9 +267,18 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
             "or name another --out to measure again"
         )
     if result is None:
-        rows = _measure(config, identity, own, console, show)
-        result = {**identity, "provenance": {**provenance(watch.seconds), "workers": config.workers}, "bodies": rows}
-        write_json(config.out, result)  # whatever becomes of the calibration
+        for scenario in config.scenarios:
+            for body in sample_bodies(config.bodies, config.seed, "heldout", scenario):
+                config.check_offered(body)
+        with parts_of(config.out, identity, console) as folder:
+            jobs = list(_jobs(config, folder, own))
+            run_parts("pairs", measure_pair, jobs, lambda job: job.row_path, workers=config.workers, show=show)
+            rows = [row for job in jobs for row in json.loads(job.row_path.read_text())]
+            made = {**provenance(watch.seconds), "workers": config.workers}
+            result = {**identity, "provenance": made, "bodies": rows}
+            write_json(config.out, result)  # whatever becomes of the calibration
+            if config.contexts is not None:
+                shutil.copytree(folder / "contexts", config.contexts, dirs_exist_ok=True)
     else:
         result = {name: result[name] for name in (*identity, "provenance", "bodies")}
         console.print(f"{config.out} holds these measurements already; remove it to measure again.")
@@ -294,33 +307,8 @@ def calibration_of(result: Mapping[str, Any]) -> Calibration:
     )
 
 
-def _measure(
-    config: CalibrateConfig, identity: dict[str, Any], own: dict[str, Any], console: Console, show: bool
-) -> list[dict[str, Any]]:
-    jobs = list(_jobs(config, identity, own))
-    for robot in dict.fromkeys(body.robot for job in jobs for body in job.bodies):
-        prepare(robot)  # once here, rather than at the same time in every worker
-    todo = [job for job in jobs if not job.row_path.is_file()]
-    try:
-        with progress_bar("pairs of bodies", len(jobs), show) as bar:
-            bar.at(len(jobs) - len(todo))
-            run_jobs(measure_pair, todo, config.workers, on_done=lambda job, _: bar.finished(job.key))
-    except KeyboardInterrupt:
-        console.print(f"Interrupted. Finished pairs are in {jobs[0].folder}; the same command goes on from there.")
-        raise
-    rows = [row for job in jobs for row in json.loads(job.row_path.read_text())]
-    if config.contexts is not None:
-        shutil.copytree(jobs[0].folder / "contexts", config.contexts, dirs_exist_ok=True)
-    shutil.rmtree(jobs[0].folder)
-    return rows
-
-
-def _jobs(config: CalibrateConfig, identity: dict[str, Any], own: dict[str, Any]) -> Iterator[Job]:
-    folder = config.out.with_name(f"{config.out.name}.parts-{digest(identity, 10)}")
-    folder.mkdir(parents=True, exist_ok=True)
+def _jobs(config: CalibrateConfig, folder: Path, own: dict[str, Any]) -> Iterator[Job]:
     for scenario in config.scenarios:
         bodies = sample_bodies(config.bodies, config.seed, "heldout", scenario)
-        for body in bodies:
-            config.check_offered(body)
         for index in range(0, config.bodies, 2):
             yield Job(config, scenario, index, (bodies[index], bodies[index + 1]), folder, own)
