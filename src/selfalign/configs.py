@@ -39,7 +39,11 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
         elif isinstance(value, Mapping) and (inside := _dataclass_of(config, outer)) is not None:
             value = changed(values[outer] or inside(), value)
         values[outer] = tuple(value) if isinstance(value, list) else value
-    return replace(config, **values)
+    try:
+        return replace(config, **values)
+    except TypeError as error:  # a comparison with a value of another type
+        told = ", ".join(f"{name}={value!r}" for name, value in changes.items())
+        raise ValueError(f"{type(config).__name__} does not take {told}: {error}") from error
 
 
 def _dataclass_of(config: Any, name: str) -> type[Any] | None:

@@ -123,11 +123,7 @@ CHANGES: dict[str, dict] = {
     "ttt-loss-alone": {"rehearsal.weights.ttt": 1.0, **off("perception", "dynamics", "inverse")},
     "open-perception": {"model.open_perception": True},
     "no-rehearsal": {"rehearsal.scheme": "per_body"},
-    "no-rehearsal-512": {
-        "rehearsal.scheme": "per_body",
-        "rehearsal.bodies": 512,
-        "rehearsal.source_bodies": 512,
-    },
+    "no-rehearsal-512": {"rehearsal.scheme": "per_body", "rehearsal.source_bodies": 512},
     "no-rehearsal-attached": {"rehearsal.scheme": "per_body", "rehearsal.detach": False},
     "global-w": {"rehearsal.scheme": "global"},
     "per-sample-w": {"rehearsal.scheme": "global", "model.ttt.meta_learning": True, "compile": False},
@@ -150,8 +146,7 @@ CHANGES: dict[str, dict] = {
     **{f"next-{offset}": {"model.next_offset": offset} for offset in (1, 2, 4)},
     "pixels": {"model.next_pixels": 8},
     "stored-features": {},
-    **{f"bodies-{n}": {"rehearsal.bodies": n, "rehearsal.source_bodies": n} for n in (8, 32, 128, 512, 2048)},
-    "bodies-64": {"rehearsal.source_bodies": 64},  # 64 are the fixed bodies without rehearsal, too
+    **{f"bodies-{n}": {"rehearsal.source_bodies": n} for n in (8, 32, 64, 128, 512, 2048)},
     **{f"play-{n}": {"play.trajectories": n} for n in (1, 2, 4)},
     "play-of-demonstrations": {"play.source": "demonstrations"},
     "units": {"play.unit_width": 1.0},

@@ -77,8 +77,9 @@ def make_sources(cache: EpisodeCache, **settings) -> VirtualSources:
 
 
 def rehearsal_config(scheme="rehearsal", **changes) -> RehearsalConfig:
-    settings = {"slots": 3, "play_per_slot": 4, "demonstrations_per_slot": 2, "max_age": 3, "bodies": 5}
-    return RehearsalConfig(scheme=scheme, **{**settings, **changes})
+    settings = {"slots": 3, "play_per_slot": 4, "demonstrations_per_slot": 2, "max_age": 3}
+    fixed = {"source_bodies": 5} if scheme == "per_body" else {}
+    return RehearsalConfig(scheme=scheme, **{**settings, **fixed, **changes})
 
 
 def state_for(

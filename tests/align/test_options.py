@@ -44,7 +44,7 @@ def test_fixed_source_bodies_come_again(small_sources):
     fixed = seen(source_bodies=4)
     assert len(fixed) == 4 and seen(source_bodies=4) == fixed and len(seen()) == 30
     assert len(seen(source_bodies=4, scheme="global")) == 4
-    with pytest.raises(ValueError, match="at least 1 source body"):
+    with pytest.raises(ValueError, match=r"source_bodies=0 \(at least 1\)"):
         seen(source_bodies=0)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import selfalign.sim.prepare as prepare_module
+from selfalign.data.cache_dir import cache_dir
 from selfalign.sim.engine import Simulation
 from selfalign.sim.meshes import Surface, decimate
-from selfalign.sim.prepare import CUBE_COLOURS, cache_dir, prepare
+from selfalign.sim.prepare import CUBE_COLOURS, prepare
 from selfalign.sim.robots import ARMS, ROBOTS, RobotSpec
 
 # As the makers' data sheets have it, from the base to the flange.
@@ -76,11 +77,11 @@ def test_an_interrupted_preparation_leaves_nothing_behind(tmp_path: Path, monkey
 
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SELFALIGN_CACHE", "~/elsewhere")
-    assert cache_dir() == Path.home() / "elsewhere"
+    assert cache_dir("scenes") == Path.home() / "elsewhere" / "scenes"
     monkeypatch.delenv("SELFALIGN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setattr("sys.platform", "linux")
-    assert cache_dir() == Path("/xdg/selfalign")
+    assert cache_dir("scenes") == Path("/xdg/selfalign/scenes")
 
 
 def test_composing_does_not_choose_the_rendering_backend(monkeypatch: pytest.MonkeyPatch) -> None:

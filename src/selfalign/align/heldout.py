@@ -10,6 +10,7 @@ from selfalign.align.batches import Batches, SlotBatch
 from selfalign.align.diagnose import aside
 from selfalign.align.optim import FastAdam
 from selfalign.align.settings import RehearsalConfig
+from selfalign.configs import below, refuse
 from selfalign.data.virtual import VirtualSources
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.policy import VLA
@@ -26,6 +27,9 @@ class HeldOutConfig:
     bodies: int = 8
     """Embodiments that are made of them, at the training's full width and the same at every measurement."""
     align_steps: int = 10
+
+    def __post_init__(self) -> None:
+        refuse("measuring on held-out rigs", below(self, rigs=0, bodies=1, align_steps=0))
 
 
 def hold_out(rigs: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

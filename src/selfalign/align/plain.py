@@ -56,7 +56,7 @@ class Plain:
         if config.scheme == "per_body":
             if world.size > 1:
                 raise ValueError('the scheme "per_body" learns in one process: its table of contexts is not shared')
-            zeros = model.contexts.zeros(model.prior().detach(), config.bodies)
+            zeros = model.contexts.zeros(model.prior().detach(), config.fixed_bodies)
             self.table = [c.requires_grad_() for c in zeros]
             self.optimizer = torch.optim.Adam(self.table, lr=1e-3)
         self.drawn = Drawn(np.random.default_rng([config.seed, 7]), 0)
@@ -78,7 +78,7 @@ class Plain:
             rng, step = copy.deepcopy(drawn.rng), drawn.step
             if self.table:
                 fixed, width = self._widened(drawn)
-                chosen = rng.choice(config.bodies, size=config.slots, replace=False)
+                chosen = rng.choice(config.fixed_bodies, size=config.slots, replace=False)
                 samples = batches.choose([fixed[i] for i in chosen], rng)
                 drawn = Drawn(rng, step + 1, fixed, width, chosen)
             else:
@@ -91,7 +91,7 @@ class Plain:
         width = float(np.floor(self.batches.width(drawn.step) * self.WIDTHS) / self.WIDTHS)
         if width == drawn.width:
             return drawn.bodies, width
-        seeds = [[self.config.seed, 11, i] for i in range(self.config.bodies)]
+        seeds = [[self.config.seed, 11, i] for i in range(self.config.fixed_bodies)]
         sources = self.batches.sources
         return tuple(sources.sample(np.random.default_rng(seed), width=width) for seed in seeds), width
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from selfalign.configs import below, refuse
 from selfalign.model.losses import LossWeights
 
 
@@ -44,10 +45,8 @@ class RehearsalConfig:
     """Bound of each context's gradient norm; `align` uses the same."""
     decay_steps: float | None = None
     """How fast the contexts' rate falls (see `FastAdam`); `align` uses the same."""
-    bodies: int = 64
-    """Fixed source embodiments of the scheme "per_body"."""
     source_bodies: int | None = None
-    """Slots draw from so many fixed source embodiments; None: each gets a new one."""
+    """Slots draw from so many fixed source embodiments; None: each gets a new one, and the scheme "per_body" has 64."""
     detach: bool = True
     """The action loss reads the contexts and does not move them; False, to compare with: it moves them too."""
     widen_steps: int = 0
@@ -58,8 +57,12 @@ class RehearsalConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("slots", "play_per_slot", "demonstrations_per_slot", "max_age"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.source_bodies is not None and self.source_bodies < 1:
-            raise ValueError(f"slots draw from at least 1 source body, got {self.source_bodies}")
+        least = dict.fromkeys(("slots", "play_per_slot", "demonstrations_per_slot", "max_age", "source_bodies"), 1)
+        if self.scheme == "per_body":
+            least["source_bodies"] = self.slots  # no two slots have the same
+        refuse("rehearsal", below(self, **least))
+
+    @property
+    def fixed_bodies(self) -> int:
+        """Source embodiments of the scheme "per_body"."""
+        return 64 if self.source_bodies is None else self.source_bodies

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from selfalign.configs import below, refuse
 from selfalign.data.features import (
     STORE_FORMAT,
     FeatureExtractor,
@@ -52,6 +53,9 @@ class FeaturesConfig:
     """Frames from which principal components are fitted."""
     batch_size: int = 64
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        refuse("features", below(self, image_size=1, fit_frames=1, batch_size=1))
 
 
 def run(config: FeaturesConfig) -> FeatureStore:

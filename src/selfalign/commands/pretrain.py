@@ -121,7 +121,6 @@ class TrainingConfig:
                 contrastive=self.losses.contrastive(),
                 detach=bodies.detach,
                 source_bodies=bodies.source_bodies,
-                bodies=RehearsalConfig.bodies if bodies.source_bodies is None else bodies.source_bodies,
             ),
             pointing=PointingConfig(steps=optimiser.pointing_steps, seed=self.seed),
             loop=LoopConfig(

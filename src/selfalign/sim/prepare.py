@@ -19,6 +19,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Float, Int
 
+from selfalign.data.cache_dir import cache_dir
 from selfalign.sim import meshes
 from selfalign.sim.meshes import Surface, body_surfaces, decimate, geom_surface, principal_box
 from selfalign.sim.robots import ARMS, GRIPPERS, ArmModel, GripperModel, RobotSpec
@@ -47,24 +48,13 @@ SERVO_FREQUENCY = 45.0
 """Natural frequency of the critically damped joint servos, rad/s."""
 
 
-def cache_dir() -> Path:
-    """Where prepared scenes live: `SELFALIGN_CACHE`, else the platform's cache directory."""
-    if override := os.environ.get("SELFALIGN_CACHE"):
-        return Path(override).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "selfalign"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "selfalign"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "selfalign"
-
-
 def prepare(robot: RobotSpec) -> Path:
     """The scene of `robot` as an XML file in the cache, composed now (a few seconds) if it is not there yet.
 
     Raises:
         ImportError: robosuite is not installed and the scene has not been prepared before.
     """
-    path = cache_dir() / "scenes" / f"{robot.name}-{_version_key(robot)}.xml"
+    path = cache_dir("scenes") / f"{robot.name}-{_version_key(robot)}.xml"
     if not path.exists():
         _LOG.info("preparing %s, once; the result is kept in %s", robot.name, path.parent)
         _write_atomically(path, compose_scene(robot))

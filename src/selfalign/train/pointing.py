@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from selfalign.configs import below, refuse
 from selfalign.data.transforms import pixels_to_model
 from selfalign.model.files import write_atomically
 from selfalign.model.vision import KeypointTower
@@ -33,6 +34,9 @@ class PointingConfig:
     sigma: float = 0.06
     """Width of the target heat maps, in units of half the image."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        refuse("learning to point", below(self, steps=1, batch_size=1))
 
 
 def pointing_loss(
