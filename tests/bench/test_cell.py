@@ -83,7 +83,7 @@ def test_methods_of_the_baselines_are_plugged_in(checkpoint: Path, monkeypatch: 
 
         return Play.from_episodes(episodes).stats().to_dict()
 
-    monkeypatch.setattr(methods, "fit_baseline", fit)
+    monkeypatch.setattr(methods, "fit", fit)
     few = {"method": "lora", "settings": {"rank": 2}, "play": (), "demonstrations": (2, 1), "task": "lift"}
     cell = replace(REAL, checkpoint=str(checkpoint), **few)
     row = measured(cell)
@@ -152,7 +152,7 @@ def test_cells_of_a_body_share_play_and_fits_and_find_what_each_finds_alone(
     together = [replace(plain, method=method, task=task) for method in ("random", "selfalign") for task in KINDS[:2]]
     together.append(replace(plain, method="frozen", play=(2,)))
     alone = [without_costs(measured(cell)) for cell in together]
-    plays, fits = (CountedCalls(monkeypatch, name) for name in ("record_play", "fit"))
+    plays, fits = (CountedCalls(monkeypatch, name) for name in ("record_play", "run_method"))
     jobs = tuple(BodyJob(str(i), cell, 0, bodies_of(cell)[0]) for i, cell in enumerate(together))
     (group,) = cells.grouped(jobs, tmp_path)
     rows = measure(group)

@@ -8,7 +8,7 @@ from selfalign.align import offline
 from selfalign.align.offline import AlignConfig, align
 from selfalign.baselines.samples import action_losses
 from selfalign.bench.rollout import Arena
-from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, after, body_seed, collect_play, fit
+from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, after, align_stepwise, body_seed, collect_play
 from selfalign.checkpoint import load
 from selfalign.sim.bodies import sample_bodies
 from selfalign.sim.record import record_demonstrations
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:near-constant dimensions")
 def story(checkpoint, panda_arena: Arena):
     policy, body = load(checkpoint), sample_bodies(1, seed=2, scenario="action")[0]
     play = collect_play(policy, body, 3, 14, 5, panda_arena.simulations(1)[0])
-    return policy, body, play, fit(policy, play, (1, 4), seed=9)
+    return policy, body, play, align_stepwise(policy, play, (1, 4), seed=9)
 
 
 def test_seeds_differ_between_bodies_and_agree_between_runs():
@@ -78,7 +78,7 @@ def test_a_measurement_is_ended_by_an_interruption(monkeypatch):
     monkeypatch.setattr(offline, "gradient", interrupt)
     for begun in (
         lambda: align(small_policy(), make_play(), config=AlignConfig(interruptible=False), progress=False),
-        lambda: fit(small_policy(), make_play()),
+        lambda: align_stepwise(small_policy(), make_play()),
         lambda: baselines.fit("selfalign", small_policy(), make_play()),
     ):
         with pytest.raises(KeyboardInterrupt):

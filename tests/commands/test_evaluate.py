@@ -8,7 +8,7 @@ from PIL import Image
 
 from selfalign.acting import Acting
 from selfalign.bench.rollout import Arena
-from selfalign.bench.subject import collect_play, fit
+from selfalign.bench.subject import align_stepwise, collect_play
 from selfalign.checkpoint import load, save_checkpoint
 from selfalign.commands.evaluate import EvalConfig, read_body, run
 from selfalign.sim.bodies import sample_bodies
@@ -22,7 +22,7 @@ def files(checkpoint: Path, panda_arena: Arena, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("eval")
     policy, body = load(checkpoint), sample_bodies(1, seed=2, scenario="camera")[0]
     play = collect_play(policy, body, 2, 11, 5, panda_arena.simulations(1)[0])
-    fitted = fit(policy, play).result.fitted  # after two steps, perhaps the prior itself
+    fitted = align_stepwise(policy, play).result.fitted  # after two steps, perhaps the prior itself
     generator = torch.Generator().manual_seed(0)
     context = fitted.perturbed(1.0, generator=generator).save(folder / "body.safetensors")
     (folder / "body.json").write_text(json.dumps({"name": body.name, **body.to_dict()}))

@@ -29,10 +29,10 @@ from selfalign.bench.subject import (
     RANDOM,
     SWAP,
     after,
+    align_stepwise,
     body_seed,
     check_unchanged,
     collect_play,
-    fit,
     fit_summary,
     identity_of,
 )
@@ -141,10 +141,10 @@ def fit_body(job: Job) -> str:
     sim = arena_of(job.body).simulations(1)[0]
     play = collect_play(policy, job.body, config.play, config.play_length, job.seed, sim)
     seconds = {"play": watch.lap()}
-    fitted = fit(policy, play, config.steps if job.role == "heldout" else (), seed=job.seed)
+    fitted = align_stepwise(policy, play, config.steps if job.role == "heldout" else (), seed=job.seed)
     history = fitted.result.history
     seconds |= {"align": history.prepare_seconds + history.fit_seconds}
-    summary = fit_summary(policy, play, fitted)
+    summary = fit_summary(play, fitted)
     if config.demonstrations:
         demonstrations = record_demonstrations(
             job.body,

@@ -35,13 +35,13 @@ from selfalign.bench.subject import (
     BEFORE,
     RANDOM,
     SWAP,
-    Fit,
+    BodyContexts,
     acting_told,
     after,
+    align_stepwise,
     body_seed,
     check_unchanged,
     collect_play,
-    fit,
     identity_of,
 )
 from selfalign.bench.trials import BodyTrials
@@ -145,7 +145,7 @@ class Fitted:
 
     body: BodySpec
     seed: int
-    fit: Fit
+    aligned: BodyContexts
     contexts: dict[str, EmbodimentContext]
     verdicts: dict[str, Verdict]
     grid: EvalGrid
@@ -176,7 +176,7 @@ def _fit_body(config: CalibrateConfig, policy: Policy, body: BodySpec, seed: int
     play = collect_play(policy, body, config.play, config.play_length, seed, sim)
     moved = play_by_axes(body, config.play, config.play_length, seed, image_size=size, sim=sim)
     axes_play = replace(play, episodes=tuple(moved))
-    fitted = fit(policy, play, config.steps, seed=seed)
+    fitted = align_stepwise(policy, play, config.steps, seed=seed)
     judged = fitted.result.verdict
     grid = held_out_grid(policy, play, fitted.result.stats)
     contexts = {**fitted.contexts, ALIGNED: fitted.result.fitted}
@@ -184,7 +184,7 @@ def _fit_body(config: CalibrateConfig, policy: Policy, body: BodySpec, seed: int
     losses |= {BEFORE: judged.before, ALIGNED: judged.after, RANDOM: _loss(policy, grid, contexts[RANDOM])}
     verdicts = {kind: judge(judged.before, loss, judged.null) for kind, loss in losses.items()}
     for kind, other in ((SHORT, play.take(SHORT_PLAY)), (LATE, late(play)), (AXES, axes_play)):
-        result = fit(policy, other, seed=seed).result
+        result = align_stepwise(policy, other, seed=seed).result
         contexts[kind], verdicts[kind] = result.fitted, result.verdict
     judged_by: dict[str, float] = {}
     if config.demonstrations:
@@ -217,7 +217,7 @@ def _loss(policy: Policy, grid: EvalGrid, context: EmbodimentContext) -> float:
 def _swap(policy: Policy, own: Fitted, other: Fitted) -> None:
     """The other body's fast weights with this body's units."""
     context = own.contexts[ALIGNED].with_tensors(other.contexts[ALIGNED].tensors)
-    judged = own.fit.result.verdict
+    judged = own.aligned.result.verdict
     own.contexts[SWAP] = context
     own.verdicts[SWAP] = judge(judged.before, _loss(policy, own.grid, context), judged.null)
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from selfalign.baselines import METHODS, Adapted
-from selfalign.baselines import fit as fit_baseline
+from selfalign.baselines import METHODS, Adapted, fit
 from selfalign.baselines.choices import chosen
 from selfalign.baselines.methods import configured, told
 from selfalign.bench.subject import RANDOM, null_update
@@ -19,7 +18,7 @@ STALE = "stale"
 CONTROLS = (RANDOM, STALE)
 
 
-def fit(
+def run_method(
     name: str,
     policy: Policy,
     play: Play | None,
@@ -47,15 +46,15 @@ def fit(
     complete(name, settings or {}, play is not None, bool(demonstrations))
     if name != RANDOM:
         given = play, demonstrations
-        return fit_baseline(name, policy, *given, seed=seed, config=settings or {}, embodiment=embodiment or {})
+        return fit(name, policy, *given, seed=seed, config=settings or {}, embodiment=embodiment or {})
     assert play is not None  # as was checked
-    return random(policy, play, seed, aligned or fit_baseline("selfalign", policy, play, seed=seed, config=settings))
+    return random(policy, play, seed, aligned or fit("selfalign", policy, play, seed=seed, config=settings))
 
 
 def random(policy: Policy, play: Play, seed: int, aligned: Adapted) -> Adapted:
     """The null: W0 moved as far as aligning has moved it, in a random direction. It takes the time of both."""
     began = time.perf_counter()
-    start = fit_baseline("frozen", policy, play).context
+    start = fit("frozen", policy, play).context
     context = null_update(policy, start, aligned.history["update_norm"], seed)
     seconds = aligned.seconds + time.perf_counter() - began
     return replace(aligned, method=RANDOM, context=context, history={}, bytes_stored=context.num_bytes, seconds=seconds)

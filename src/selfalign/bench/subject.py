@@ -79,7 +79,7 @@ def collect_play(
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class BodyContexts:
     """Contexts of one body, all with the statistics of its play."""
 
     result: AlignmentResult
@@ -90,7 +90,9 @@ class Fit:
     """Held-out play loss after the steps at which it was measured."""
 
 
-def fit(policy: Policy, play: Play, steps: Sequence[int] = (), *, seed: int = 0, progress: bool = False) -> Fit:
+def align_stepwise(
+    policy: Policy, play: Play, steps: Sequence[int] = (), *, seed: int = 0, progress: bool = False
+) -> BodyContexts:
     """Aligns to a body's play, as a user does. A second alignment, which does not stop early, gives the contexts after
     some numbers of steps, where there are any.
     """
@@ -106,7 +108,7 @@ def fit(policy: Policy, play: Play, steps: Sequence[int] = (), *, seed: int = 0,
     contexts = {BEFORE: before} | {after(s): own.with_tensors(snapshots[s].tensors) for s in steps if s in snapshots}
     contexts |= {ALIGNED: own, RANDOM: null_update(policy, before, before.distance(result.fitted), seed)}
     held_out = {s: v for run in runs for s, v in zip(run.history.held_out_steps, run.history.held_out["total"])}
-    return Fit(result, contexts, dict(sorted(held_out.items())))
+    return BodyContexts(result, contexts, dict(sorted(held_out.items())))
 
 
 def null_update(policy: Policy, start: EmbodimentContext, norm: float, seed: int) -> EmbodimentContext:
@@ -114,7 +116,7 @@ def null_update(policy: Policy, start: EmbodimentContext, norm: float, seed: int
     return policy.model.contexts.random(start, norm, generator=torch.Generator().manual_seed(seed))
 
 
-def fit_summary(policy: Policy, play: Play, fitted: Fit) -> dict[str, Any]:
+def fit_summary(play: Play, fitted: BodyContexts) -> dict[str, Any]:
     """What a report says of a fit: plain values, for JSON."""
     history, context = fitted.result.history, fitted.contexts[ALIGNED]
     return {

@@ -12,7 +12,7 @@ from typing import Any
 from selfalign.baselines import Adapted
 from selfalign.bench.live_features import LiveFeatures
 from selfalign.bench.memory import PeakMemory
-from selfalign.bench.methods import STALE, fit
+from selfalign.bench.methods import STALE, run_method
 from selfalign.bench.plan import NARROW, Cell
 from selfalign.bench.resident import arena_of
 from selfalign.bench.subject import RANDOM, body_seed
@@ -90,7 +90,7 @@ class Workshop:
     ) -> Made:
         memory, like = PeakMemory(), None if aligned is None else aligned.fitted
         given = self.policy, play, demonstrations, self.seed, cell.settings
-        fitted = fit(cell.method, *given, aligned=like, embodiment=self._described)
+        fitted = run_method(cell.method, *given, aligned=like, embodiment=self._described)
         peak = memory.megabytes if aligned is None else max(memory.megabytes, aligned.peak_megabytes)
         recorded = (*(play.episodes if play else ()), *demonstrations)
         return Made(fitted, peak, round(sum(len(e) / e.fps for e in recorded), 1))

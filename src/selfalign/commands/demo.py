@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from selfalign.bench.rollout import Arena, RolloutConfig, RolloutResult, rollout
-from selfalign.bench.subject import ALIGNED, BEFORE, body_seed, collect_play, fit, fit_summary, identity_of
+from selfalign.bench.subject import ALIGNED, BEFORE, align_stepwise, body_seed, collect_play, fit_summary, identity_of
 from selfalign.bench.tables import percent, print_demo
 from selfalign.checkpoint import load
 from selfalign.model.files import write_atomically
@@ -119,7 +119,7 @@ def _body_story(
         sim.close()
         seconds = {"play": watch.lap()}
         console.print(f"  played  {play.seconds:.0f} s of robot time")
-        fitted = fit(policy, play, seed=seed, progress=show)
+        fitted = align_stepwise(policy, play, seed=seed, progress=show)
         seconds["align"] = watch.lap()
         console.print(f"  aligned {fitted.result.verdict}")
         results = {
@@ -132,7 +132,7 @@ def _body_story(
         "name": body.name,
         "body": body.to_dict(),
         "success": {name: result.to_dict() for name, result in results.items()},
-        **fit_summary(policy, play, fitted),
+        **fit_summary(play, fitted),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
     return row, results
