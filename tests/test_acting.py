@@ -138,7 +138,8 @@ def test_a_server_acts_as_the_policy_does(tmp_path: Path):
     known = table.get("slow")
     moving = replace(known, stats=replace(known.stats, displacements=MOVED))
     raw, noise = {**observation(3), "task": "go"}, torch.randn(HORIZON, 5)
-    (answer,) = infer(policy, [Query(policy.observation(raw, moving.stats), moving, noise)], 4)
+    query = Query(policy.observation(raw, moving.stats), moving, noise, raw["observation.state"])
+    (answer,) = infer(policy, [query], 4)
     expected = policy.act(raw, known.context, noise=noise, num_steps=4, stats=moving.stats)
     np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5)
 

@@ -95,7 +95,7 @@ def test_closing_ends_a_job_that_is_under_way(tmp_path, instead):
 
 def test_a_gpu_is_taken_by_the_set_share_only(tmp_path, monkeypatch):
     policy, taken = small_policy(), []
-    monkeypatch.setattr(worker, "load", lambda checkpoint, device, *, tokenizer: taken.append(device) or policy)
+    monkeypatch.setattr(worker, "load", lambda checkpoint, device, **told: taken.append(device) or policy)
     monkeypatch.setattr(
         "torch.cuda.set_per_process_memory_fraction", lambda share, device: taken.append((share, str(device)))
     )

@@ -194,7 +194,7 @@ def _open(cell: Cell, cache: Path, calibrated: bool) -> CellState:
             cells.BodyJob(state.rows, cell, index, body, calibrated, own)
             for index, body in enumerate(cells.bodies_of(cell))
         ]
-    except (TypeError, ValueError, OSError) as error:  # also settings of a wrong type
+    except (ValueError, OSError) as error:
         state.error = f"{type(error).__name__}: {error}"
         return state
     state.result = read_kept(_cell_path(cache, state.digest), state.identity)
