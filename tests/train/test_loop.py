@@ -83,7 +83,7 @@ def test_old_checkpoints_are_pruned_by_policy(small_sources, tmp_path):
 
 @pytest.mark.parametrize("name", ["log_every", "save_every", "keep", "validate_every", "keep_every"])
 def test_never_is_no_interval(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=rf"{name}=0 \(at least 1\)"):
         LoopConfig(**{name: 0})
 
 

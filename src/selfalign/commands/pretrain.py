@@ -14,7 +14,6 @@ from selfalign.align.settings import RehearsalConfig
 from selfalign.checkpoint import save_checkpoint, tokenizer_of
 from selfalign.commands.pretrain_flags import (
     BodyFlags,
-    LogFlags,
     LossFlags,
     MachineFlags,
     ModelFlags,
@@ -77,7 +76,7 @@ class TrainingConfig:
     losses: LossFlags = field(default_factory=LossFlags)
     optimiser: OptimiserFlags = field(default_factory=OptimiserFlags)
     machine: MachineFlags = field(default_factory=MachineFlags)
-    log: LogFlags = field(default_factory=LogFlags)
+    log: LoopConfig = field(default_factory=LoopConfig)
 
     def architecture(self) -> VLAConfig:
         """What the model is made from."""
@@ -94,7 +93,7 @@ class TrainingConfig:
         """The same for `align.pretrain`."""
         from selfalign.sim.tasks import COLOURS
 
-        bodies, optimiser, machine, log = self.bodies, self.optimiser, self.machine, self.log
+        bodies, optimiser, machine = self.bodies, self.optimiser, self.machine
         return PretrainConfig(
             steps=DEBUG_STEPS.get(self.preset or "", 6000) if self.steps is None else self.steps,
             seed=self.seed,
@@ -123,16 +122,7 @@ class TrainingConfig:
                 source_bodies=bodies.source_bodies,
             ),
             pointing=PointingConfig(steps=optimiser.pointing_steps, seed=self.seed),
-            loop=LoopConfig(
-                log_every=log.log_every,
-                save_every=log.save_every,
-                keep=log.keep,
-                keep_every=log.keep_every,
-                tensorboard=log.tensorboard,
-                wandb=log.wandb,
-                diagnose_every=log.diagnose_every,
-                validate_every=log.validate_every,
-            ),
+            loop=self.log,
             start=self.start,
             tower=self.tower,
             snapshots=self.snapshots,

@@ -210,25 +210,3 @@ class MachineFlags:
     """Threads of the computation on a CPU, in each process."""
     workers: int = 0
     """Processes, beside each of the training's, that decode recordings and fetch batches ahead of its steps."""
-
-
-@dataclass(frozen=True)
-class LogFlags:
-    """What is written, and when."""
-
-    save_every: int = 500
-    """Steps between training checkpoints; the policy is exported with each."""
-    keep: int = 2
-    """Newest training checkpoints that stay."""
-    keep_every: int | None = None
-    """Those of steps that are a multiple of this stay too."""
-    log_every: int = 50
-    """Steps over which logged numbers are averaged."""
-    validate_every: int = 500
-    """Steps between the measurements on held-out rigs."""
-    diagnose_every: int = 100
-    """Steps between measurements of the cosine between the gradients of action and alignment losses by W; 0: none."""
-    tensorboard: bool = True
-    """Log for TensorBoard, beside log.jsonl."""
-    wandb: str | None = None
-    """Project of Weights & Biases to log to as well (extra `wandb`)."""

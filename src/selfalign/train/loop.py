@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from selfalign.configs import below, refuse
 from selfalign.train import checkpoint
 from selfalign.train.metrics import Log
 from selfalign.train.step import NonFiniteLoss, TrainState, train_step
@@ -16,29 +17,28 @@ from selfalign.train.step import NonFiniteLoss, TrainState, train_step
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How often the loop reports, measures and saves."""
+    """What is written of a training, and when."""
 
-    log_every: int = 50
     save_every: int = 500
+    """Steps between training checkpoints; the policy is exported with each."""
     keep: int = 2
-    """Newest checkpoints that stay."""
+    """Newest training checkpoints that stay."""
     keep_every: int | None = None
-    """Checkpoints of steps that are a multiple of this stay too."""
-    tensorboard: bool = True
-    wandb: str | None = None
-    """Project of Weights & Biases to log to (extra `wandb`)."""
-    diagnose_every: int = 100
-    """Steps between the measurements that cost a forward and a backward pass; 0: none."""
+    """Those of steps that are a multiple of this stay too."""
+    log_every: int = 50
+    """Steps over which logged numbers are averaged."""
     validate_every: int = 500
-    """Steps between the measurements on held-out bodies, where there are some."""
+    """Steps between the measurements on held-out rigs, where there are some."""
+    diagnose_every: int = 100
+    """Steps between measurements of the cosine between the gradients of action and alignment losses by W; 0: none."""
+    tensorboard: bool = True
+    """Log for TensorBoard, beside log.jsonl."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to as well (extra `wandb`)."""
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "save_every", "keep", "keep_every", "validate_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.diagnose_every < 0:
-            raise ValueError(f"diagnose_every must be at least 1, or 0 for none, got {self.diagnose_every}")
+        least = dict.fromkeys(("log_every", "save_every", "keep", "keep_every", "validate_every"), 1)
+        refuse("training", below(self, **least, diagnose_every=0))
 
 
 Validate = Callable[[TrainState], dict[str, float]]
