@@ -10,10 +10,11 @@ import pytest
 
 import selfalign as sa
 from align.factory import make_play, small_policy
+from selfalign.align.offline import judging_grid
 from selfalign.align.verdict import judge
 from selfalign.bench import calibrate
 from selfalign.bench.attempts import read_attempts
-from selfalign.bench.calibrate import CalibrateConfig, held_out_grid, late, run
+from selfalign.bench.calibrate import CalibrateConfig, late, run
 from selfalign.calibration import Calibration
 from selfalign.checkpoint import set_acting, set_calibration
 from selfalign.provenance import write_json
@@ -79,10 +80,14 @@ def test_a_pair_is_measured_well_and_badly(mine: Path, tmp_path: Path):
 
 
 def test_the_grid_is_the_one_that_align_judges_by():
-    policy, play = small_policy(), make_play()
-    result = sa.align(policy, play, config=sa.AlignConfig(steps=4), progress=False)
-    found = held_out_grid(policy, play, result.stats).losses(policy.model, result.fitted, policy.settings.weights)
-    assert found.total == result.verdict.after
+    policy, play, seen = small_policy(), make_play(), set()
+    for config in (sa.AlignConfig(steps=4), sa.AlignConfig(steps=4, holdout=0.4, seed=3, eval_samples=9)):
+        result = sa.align(policy, play, config=config, progress=False)
+        grid = judging_grid(policy, play, result.stats, config)
+        found = grid.losses(policy.model, result.fitted, policy.settings.weights)
+        assert found.total == result.verdict.after
+        seen.add((len(grid.bank), len(grid.rows)))
+    assert len(seen) == 2, "another config, another grid"
 
 
 def test_late_actions_stand_after_their_own():

@@ -181,7 +181,7 @@ def align(
         report = phase("watching play", len(play))
         budget = MemoryBudget(config.memory_budget_mb, config.spill_dir)
         train, held = (PlayBank.build(policy, part, stats, budget, lambda _: report("")) for part in parts)
-        grid = EvalGrid.build(held, samples=config.eval_samples, times=config.eval_times, seed=config.seed)
+        grid = _grid(held, config)
         prepared = time.perf_counter()
         fit = _Fit(policy.model, grid, plan, config, origin)
         fit.run(train, frozenset(snapshots), phase)
@@ -368,6 +368,23 @@ def _split(policy: Policy, play: Play, config: AlignConfig) -> tuple[Play, Play]
                 f"holdout={config.holdout}"
             )
     return parts
+
+
+def judging_grid(policy: Policy, play: Play, stats: NormStats, config: AlignConfig = AlignConfig()) -> EvalGrid:
+    """The held-out transitions, noise and flow times by which `align` judges a fit to this play, with this config.
+
+    Args:
+        stats: those of the fit.
+
+    Raises:
+        ValueError: as `align`.
+    """
+    _, held = _split(policy, policy.repack_play(play), config)
+    return _grid(PlayBank.build(policy, held, stats, MemoryBudget(config.memory_budget_mb, config.spill_dir)), config)
+
+
+def _grid(held: PlayBank, config: AlignConfig) -> EvalGrid:
+    return EvalGrid.build(held, samples=config.eval_samples, times=config.eval_times, seed=config.seed)
 
 
 def _result(

@@ -19,9 +19,8 @@ from typing import Any, ClassVar
 import numpy as np
 from rich.console import Console
 
-from selfalign.align.bank import PlayBank
 from selfalign.align.measure import EvalGrid
-from selfalign.align.offline import AlignConfig
+from selfalign.align.offline import judging_grid
 from selfalign.align.verdict import Verdict, judge
 from selfalign.baselines.samples import action_losses
 from selfalign.bench import tables
@@ -47,7 +46,6 @@ from selfalign.bench.subject import (
 from selfalign.bench.trials import BodyTrials
 from selfalign.calibration import Calibration
 from selfalign.checkpoint import load, set_calibration
-from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
@@ -178,7 +176,7 @@ def _fit_body(config: CalibrateConfig, policy: Policy, body: BodySpec, seed: int
     axes_play = replace(play, episodes=tuple(moved))
     fitted = align_stepwise(policy, play, config.steps, seed=seed)
     judged = fitted.result.verdict
-    grid = held_out_grid(policy, play, fitted.result.stats)
+    grid = judging_grid(policy, play, fitted.result.stats)
     contexts = {**fitted.contexts, ALIGNED: fitted.result.fitted}
     losses = {after(step): fitted.held_out[step] for step in config.steps if after(step) in contexts}
     losses |= {BEFORE: judged.before, ALIGNED: judged.after, RANDOM: _loss(policy, grid, contexts[RANDOM])}
@@ -200,14 +198,6 @@ def late(play: Play, lag: int = LAG) -> Play:
     """Play in which every action stands `lag` frames after its own."""
     episodes = tuple(replace(episode, action=np.roll(episode.action, lag, axis=0)) for episode in play.episodes)
     return replace(play, episodes=episodes)
-
-
-def held_out_grid(policy: Policy, play: Play, stats: NormStats) -> EvalGrid:
-    """The transitions, noise and flow times by which `align` judges a fit to this play."""
-    config = AlignConfig()
-    _, held = policy.repack_play(play).split(config.holdout, config.seed)
-    bank = PlayBank.build(policy, held, stats)
-    return EvalGrid.build(bank, samples=config.eval_samples, times=config.eval_times, seed=config.seed)
 
 
 def _loss(policy: Policy, grid: EvalGrid, context: EmbodimentContext) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from selfalign.align.bank import MemoryBudget, PlayBank
 from selfalign.align.measure import EvalGrid, PartLosses
-from selfalign.align.offline import AlignConfig, align
+from selfalign.align.offline import AlignConfig, align, judging_grid
 from selfalign.align.verdict import Verdict, judge
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
@@ -55,7 +55,7 @@ class MeasureJob:
         play = policy.repack_play(self.material.play(policy.model.config.action_horizon))
         bank = PlayBank.build(policy, play, _stats(live), MemoryBudget(memory_mb))
         contexts = {"live": live} | {name: policy.load_context(path) for name, path in self.others.items()}
-        losses = _losses(policy, bank, contexts, self.material.newest)
+        losses = _losses(policy, EvalGrid.build(bank, samples=self.material.newest, **MEASURED), contexts)
         totals, parts = {name: parts.total for name, parts in losses.items()}, asdict(losses["live"])
         del parts["total"]
         return {"losses": totals, "parts": parts, "transitions": len(bank)}
@@ -87,9 +87,9 @@ class AlignJob:
         result = align(policy, play, None, config, progress=False, stats=_stats(live))
         verdict = result.verdict
         if verdict.accepted:
-            _, held = play.split(config.holdout, config.seed)
-            bank = PlayBank.build(policy, held, result.stats, MemoryBudget(memory_mb))
-            losses = _losses(policy, bank, {"live": live, "fitted": result.fitted}, config.eval_samples)
+            losses = _losses(
+                policy, judging_grid(policy, play, result.stats, config), {"live": live, "fitted": result.fitted}
+            )
             verdict = self._against_live(losses["live"].total, losses["fitted"].total, verdict)
         context = result.fitted.with_info(embodiment=self.material.body, verdict=verdict.to_dict())
         if verdict.accepted:
@@ -115,10 +115,8 @@ def _stats(live: EmbodimentContext) -> NormStats:
     return NormStats.from_dict(live.info.norm_stats)
 
 
-def _losses(
-    policy: Policy, bank: PlayBank, contexts: Mapping[str, EmbodimentContext], samples: int
-) -> dict[str, PartLosses]:
-    grid, weights = EvalGrid.build(bank, samples=samples, **MEASURED), policy.settings.weights
+def _losses(policy: Policy, grid: EvalGrid, contexts: Mapping[str, EmbodimentContext]) -> dict[str, PartLosses]:
+    weights = policy.settings.weights
     return {name: grid.losses(policy.model, context.to(policy.device), weights) for name, context in contexts.items()}
 
 
