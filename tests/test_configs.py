@@ -25,7 +25,8 @@ NOWHERE = Path("nowhere")
             r"features: refused: batch_size=0 \(at least 1",
         ),
         (lambda: RehearsalConfig(slots=0), r"rehearsal: refused: slots=0 \(at least 1\)"),
-        (lambda: RehearsalConfig(scheme="per_body", source_bodies=8), r"source_bodies=8 \(at least 16\)"),
+        (lambda: RehearsalConfig(scheme="per_body", source_bodies=8), r"source_bodies=8 \(at least slots=16"),
+        (lambda: RehearsalConfig(scheme="per_body", slots=128), r"source_bodies=64 \(at least slots=128"),
     ],
 )
 def test_numbers_that_nothing_can_be_made_of(make: Callable[[], object], told: str):

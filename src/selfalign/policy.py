@@ -66,6 +66,9 @@ class Policy:
     """What a held-out play loss of this model is worth, where the checkpoint says so."""
     acting: Acting = Acting()
     """Speed and temperature that `act` takes unless told otherwise."""
+    _fingerprint: dict[tuple[tuple[int, int], ...], str] = field(default_factory=dict, init=False, repr=False)
+    """By the versions of all weights. A fused optimiser does not count those up, so that whoever trains needs a new policy
+    for each state of the weights."""
 
     @classmethod
     def from_model(cls, model: VLA, settings: AlignSettings | None = None) -> "Policy":
@@ -80,7 +83,11 @@ class Policy:
 
     def fingerprint(self) -> str:
         """The model's fingerprint; hashed again only when a weight has changed."""
-        return self.model.fingerprint()
+        versions = tuple((id(t), t._version) for t in self.model.state_dict(keep_vars=True).values())
+        if versions not in self._fingerprint:
+            self._fingerprint.clear()
+            self._fingerprint[versions] = self.model.fingerprint()
+        return self._fingerprint[versions]
 
     @property
     def converted_by(self) -> str:

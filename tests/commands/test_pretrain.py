@@ -119,6 +119,14 @@ def test_an_interrupted_training_is_not_a_finished_one(tmp_path, monkeypatch, ca
     assert [path.name for path in checkpoint.available(tmp_path / "out")][-1] == "step-0000003.pt"
 
 
+def test_every_export_belongs_together(tmp_path):
+    """A fused optimiser changes weights without counting up their versions."""
+    flags = ("--preset", "pi05_alignment_debug", "--steps", "3", "--save-every", "1", "--weight-decay", "0.1")
+    assert train_on_fake(tmp_path, *flags) == 0
+    policy = sa.load(tmp_path / "out" / "policy")
+    assert policy.fingerprint() == policy.model.fingerprint()
+
+
 def test_a_model_keeps_the_words_that_it_starts_with(reader, tmp_path):
     (reader / "tokenizer.model").write_bytes((tmp_path / "words.model").read_bytes())
     assert train_on_fake(tmp_path, "--start", str(reader)) == 0

@@ -237,6 +237,7 @@ def _fit(
 
     if not run_training(state, out, config.loop, on_save=saved, validate=validate):
         saved(state)
+        state.engine.world.wait()  # a process that ends takes down those that still write
         told = f"stopped at step {state.step} of {state.total_steps}; the same command goes on from there"
         raise KeyboardInterrupt(told)
     shipped = finished(state)

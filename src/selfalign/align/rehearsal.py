@@ -1,4 +1,4 @@
-"""Rehearsal: aligning inside pretraining. What makes alignment transfer to the action expert.
+"""Rehearsal: aligning inside pretraining, so that the action expert reads what aligning will give it.
 
 The batch is drawn from S slots. A slot is an embodiment in the middle of its own alignment: a context that started at
 the prior W0, and the state of the optimiser that `align` will use. In every training step

@@ -58,9 +58,15 @@ class RehearsalConfig:
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("slots", "play_per_slot", "demonstrations_per_slot", "max_age", "source_bodies"), 1)
-        if self.scheme == "per_body":
-            least["source_bodies"] = self.slots  # no two slots have the same
-        refuse("rehearsal", below(self, **least))
+        wrong = below(self, **least)
+        if self.scheme == "per_body" and self.fixed_bodies < self.slots:
+            wrong.append(f"source_bodies={self.fixed_bodies} (at least slots={self.slots}: no two have the same)")
+        refuse("rehearsal", wrong)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the action expert learns to read contexts of single bodies that the alignment losses have made."""
+        return self.scheme == "rehearsal" or (self.scheme == "per_body" and self.detach)
 
     @property
     def fixed_bodies(self) -> int:

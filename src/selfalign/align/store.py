@@ -139,15 +139,19 @@ class ContextStore:
 
         Every context is measured on the same transitions, noise and flow times, normalised with the play's own
         statistics (those of a context would reward wide ones: they make every target small). Contexts of other models
-        are left out.
+        are left out, and those whose numbers took the steps of another robot.
 
         Raises:
-            ValueError: no stored context is of this model, or the play does not fit the model.
+            ValueError: no stored context is of this model and robot, or the play does not fit the model.
         """
         contexts = {name: self.load(name) for name in self.list()}
-        ours = {name: c for name, c in contexts.items() if c.info.fingerprint == policy.fingerprint()}
+        of_model = {name: c for name, c in contexts.items() if c.info.fingerprint == policy.fingerprint()}
+        ours = {name: c for name, c in of_model.items() if c.info.robot in (None, policy.converted_by)}
         if not ours:
-            raise ValueError(f"none of the {len(contexts)} contexts in {self.root} is of model {policy.fingerprint()}")
+            told = f" under the robot {policy.converted_by!r}" if of_model else ""
+            raise ValueError(
+                f"none of the {len(contexts)} contexts in {self.root} is of model {policy.fingerprint()}{told}"
+            )
         grid = EvalGrid.build(
             PlayBank.build(policy, policy.repack_play(play), policy.play_stats(play)), samples=samples, times=times
         )

@@ -266,9 +266,9 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
             rows = [row for job in jobs for row in json.loads(job.row_path.read_text())]
             made = {**provenance(watch.seconds), "workers": config.workers}
             result = {**identity, "provenance": made, "bodies": rows}
-            write_json(config.out, result)  # whatever becomes of the calibration
             if config.contexts is not None:
-                shutil.copytree(folder / "contexts", config.contexts, dirs_exist_ok=True)
+                _keep(folder / "contexts", config.contexts)
+            write_json(config.out, result)  # whatever becomes of the calibration
     else:
         result = {name: result[name] for name in (*identity, "provenance", "bodies")}
         console.print(f"{config.out} holds these measurements already; remove it to measure again.")
@@ -283,6 +283,16 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
     where = "" if config.check else f" and to {config.checkpoint / 'calibration.json'}"
     console.print(f"Written to {config.out}{where}")
     return result
+
+
+def _keep(made: Path, place: Path) -> None:
+    """Copies a folder, which appears whole or not at all."""
+    beside = place.with_name(f"{place.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(made, beside)
+    if place.is_dir():
+        place.rmdir()  # an empty one, as was checked
+    beside.rename(place)
 
 
 def calibration_of(result: Mapping[str, Any]) -> Calibration:

@@ -190,7 +190,11 @@ def context_table(context: EmbodimentContext, title: str) -> Table:
     """What a context says about itself."""
     info, rows = (
         context.info,
-        [("embodiment", context.info.embodiment), ("model fingerprint", context.info.fingerprint)],
+        [
+            ("embodiment", context.info.embodiment),
+            ("model fingerprint", context.info.fingerprint),
+            ("steps of the robot", {None: "not known", "": "none"}.get(context.info.robot, context.info.robot)),
+        ],
     )
     rows += [("TTT layers", str(len(context.W1))), ("bytes", f"{context.num_bytes:,}")]
     if info.verdict is not None:

@@ -155,7 +155,7 @@ class TrainingConfig:
             clip_norm=rehearsal.clip_norm,
             decay_steps=rehearsal.decay_steps,
             weights=rehearsal.weights,
-            rehearsed=rehearsal.scheme == "rehearsal",
+            rehearsed=rehearsal.aligned,
             features=features,
         )
 

@@ -69,7 +69,6 @@ class VLA(nn.Module):
         self.vision = config.vision.build()
         self.image_proj = self.vision.connector(config.vlm.width)
         self.augment: Augment | None = None
-        self._fingerprinted: tuple[tuple[tuple[int, int], ...], str] | None = None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.vlm.width)
         nn.init.normal_(self.embed_tokens.weight, std=config.vlm.width**-0.5)
 
@@ -345,12 +344,8 @@ class VLA(nn.Module):
     # ---- identity --------------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
-        """A hash of config and weights, taken again when a weight has changed: a context belongs to exactly one."""
-        versions = tuple((id(t), t._version) for t in self.state_dict(keep_vars=True).values())
-        if self._fingerprinted is None or self._fingerprinted[0] != versions:
-            tensors = {name: StoredTensor.of(tensor) for name, tensor in self.state_dict().items()}
-            self._fingerprinted = versions, fingerprint(self.config, tensors)
-        return self._fingerprinted[1]
+        """A hash of config and weights: a context belongs to exactly one."""
+        return fingerprint(self.config, {n: StoredTensor.of(tensor) for n, tensor in self.state_dict().items()})
 
     def _tower_tokens(self, observation: Observation, cameras: Sequence[str]) -> dict[str, Tensor]:
         """The tower's tokens of each camera: as they are given, or of its pixels."""
