@@ -13,6 +13,7 @@ from selfalign.bench.tables import drop
 from selfalign.report import figures
 from selfalign.report.reading import read_cells
 from selfalign.report.results import CellResult
+from selfalign.sim.regions import SCENARIOS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,7 +106,7 @@ def recipes_figure(found: Measured) -> "Figure":
 
 def _table(found: Measured, files: Files) -> Iterator[str]:
     about = {training["label"]: training["about"] for file in files.values() for training in file["trainings"]}
-    scenarios = list(dict.fromkeys(scenario for cells in found.values() for scenario in cells))
+    scenarios = [scenario for scenario in SCENARIOS if any(scenario in cells for cells in found.values())]
     rows = []
     for name, cells in found.items():
         first = found.get(FIRST + "".join(name.partition("/")[1:]), {})

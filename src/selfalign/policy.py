@@ -67,8 +67,7 @@ class Policy:
     acting: Acting = Acting()
     """Speed and temperature that `act` takes unless told otherwise."""
     _fingerprint: dict[tuple[tuple[int, int], ...], str] = field(default_factory=dict, init=False, repr=False)
-    """By the versions of all weights. A fused optimiser does not count those up, so that whoever trains needs a new policy
-    for each state of the weights."""
+    """By the versions of all weights. Fused optimisers do not count those up: who trains makes new policies."""
 
     @classmethod
     def from_model(cls, model: VLA, settings: AlignSettings | None = None) -> "Policy":
