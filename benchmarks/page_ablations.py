@@ -111,12 +111,17 @@ def _table(found: Measured, files: Files) -> Iterator[str]:
     for name, cells in found.items():
         first = found.get(FIRST + "".join(name.partition("/")[1:]), {})
         values = (_values(cells.get(scenario), first.get(scenario)) for scenario in scenarios)
-        rows.append([name, about.get(name, ""), *(value for of in values for value in of)])
+        rows.append([name, about.get(name) or _about(name), *(value for of in values for value in of)])
     heads = [f"{scenario}: {name}" if name == COLUMNS[0] else name for scenario in scenarios for name in COLUMNS]
     yield markdown(("recipe", "", *heads), rows)
     before = [cell.success("before").value for cells in found.values() for cell in cells.values() if _has_prior(cell)]
     if before:
         yield f"Before aligning, no recipe succeeds in more than {100 * max(before):.0f} % of episodes."
+
+
+def _about(training: str) -> str:
+    recipe = RECIPES.get(training.partition("/")[0])
+    return "" if recipe is None else recipe.about
 
 
 def _values(cell: CellResult | None, first: CellResult | None) -> list[str]:

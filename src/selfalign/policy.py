@@ -181,7 +181,11 @@ class Policy:
             ValueError: a key is missing or unknown, or a value has the wrong type, shape or a NaN; the message names
                 the key.
         """
-        return self._observation(self.repack(observation), [stats])[0]
+        return self.repacked_observation(self.repack(observation), stats)
+
+    def repacked_observation(self, observation: Mapping[str, Any], stats: NormStats) -> Observation:
+        """`observation`, of what `repack` gave."""
+        return self._observation(observation, [stats])[0]
 
     def repack(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         """A raw observation in LeRobot's names, its states in the model's conventions (stages 1 and 2)."""

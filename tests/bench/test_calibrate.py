@@ -73,7 +73,7 @@ def test_a_pair_is_measured_well_and_badly(mine: Path, tmp_path: Path):
         losses = {kind: verdict["after"] for kind, verdict in row["verdicts"].items()}
         assert len(set(losses.values())) == len(losses), "every context has a loss of its own"
         assert len({row["verdicts"][kind]["before"] for kind in ("before", "after_1", "aligned", "swap")}) == 1
-    with pytest.raises(ValueError, match="holds contexts already, of other measurements"):
+    with pytest.raises(ValueError, match="holds files already, such as contexts of other measurements"):
         run(replace(config, out=tmp_path / "other.json"), show=False)
     contexts = [policy.load_context(path) for path in sorted(config.contexts.iterdir())]
     assert {context.info.embodiment for context in contexts} == {first["name"], second["name"]}

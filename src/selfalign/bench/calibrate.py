@@ -248,9 +248,11 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
     del own["calibration"]  # it is what is looked for
     identity = json.loads(json.dumps({"format": FORMAT, "settings": config.settings(), **own}))
     result = read_kept(config.out, identity)
-    kept = config.contexts is not None and any(config.contexts.glob("*.safetensors"))
+    kept = config.contexts is not None and config.contexts.is_dir() and any(config.contexts.iterdir())
     if kept and result is None:
-        raise ValueError(f"{config.contexts} holds contexts already, of other measurements; name another --contexts")
+        raise ValueError(
+            f"{config.contexts} holds files already, such as contexts of other measurements; name another --contexts"
+        )
     if config.contexts is not None and not kept and result is not None:
         raise ValueError(
             f"{config.out} holds these measurements already, but their contexts were not kept; leave out --contexts, "

@@ -124,9 +124,9 @@ class Session:
     def _prepare(self, raw: Mapping[str, Any], embodiment: Embodiment, noise: Tensor) -> Query:
         policy, limits = self._desk.policy, self._desk.reader.limits
         try:
-            state = policy.repack(raw)[STATE]
-            check_range(state, embodiment.stats, limits.deviation)
-            return Query(policy.observation(raw, embodiment.stats), embodiment, noise, state)
+            seen = policy.repack(raw)
+            check_range(seen[STATE], embodiment.stats, limits.deviation)
+            return Query(policy.repacked_observation(seen, embodiment.stats), embodiment, noise, seen[STATE])
         except ValueError as error:  # whatever the policy says of an observation is the client's to read
             raise RequestError(str(error)) from error
 
