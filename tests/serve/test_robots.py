@@ -67,6 +67,14 @@ def test_its_context_is_not_served_without_it(policy, contexts):
         ContextTable(plain, contexts)
 
 
+def test_a_context_that_does_not_say_is_served_with_a_warning(policy, contexts, tmp_path, caplog):
+    old = policy.load_context(contexts / "gantry.safetensors").with_info(robot=None)
+    old.save(tmp_path / "old.safetensors")
+    assert ContextTable(policy, contexts).names == ["gantry"] and not caplog.records
+    assert ContextTable(policy, tmp_path).names == ["old"]
+    assert "'old' does not say whose steps its numbers took; they take those of gantry here" in caplog.text
+
+
 def test_the_command_takes_the_robot(policy, contexts, tmp_path, monkeypatch):
     save_checkpoint(dataclasses.replace(policy, robot=None), tmp_path / "model")
     file = tmp_path / "gantry_file.py"

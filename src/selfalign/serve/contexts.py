@@ -136,6 +136,10 @@ class ContextTable:
 
     def _embodiment(self, name: str, context: EmbodimentContext) -> Embodiment:
         self._policy.check_context(context)
+        if context.info.robot is None and (robot := self._policy.converted_by):
+            log.warning(
+                "embodiment %r does not say whose steps its numbers took; they take those of %s here", name, robot
+            )
         if not all(t.isfinite().all() for t in context.tensors):
             raise ValueError("its context has weights that are NaN or infinite; align again, or restore a copy")
         if context.info.norm_stats is None:
