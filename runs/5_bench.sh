@@ -19,7 +19,8 @@ for plan in play_tempo play_motions; do
 done
 adapt() { # step by step, and under another body's context: name of the result, then flags
     selfalign bench adapt --checkpoint checkpoints/tiny --bodies 12 --seed 0 --play 20 --episodes 20 --speed 1 --temperature 1 \
-        --json "benchmarks/results/adapt_tiny_$1.json" "${@:2}"
+        --out "outputs/adapt_tiny_$1.json" "${@:2}"
+    cp "outputs/adapt_tiny_$1.json" benchmarks/results/
 }
 for scenario in camera action joint robot; do adapt "$scenario" --scenario "$scenario"; done
 adapt all --scenario all --steps 30 100
@@ -29,4 +30,5 @@ adapt robot_lift --scenario robot --task lift --steps 30
 selfalign bench films benchmarks/results/matrix_headline_seed2.json benchmarks/results/adapt_tiny_joint.json \
     --out docs/assets/failures
 selfalign bench calibrate --checkpoint checkpoints/tiny --check --bodies 4 --seed 0 \
-    --out benchmarks/results/verdicts_tiny.json --contexts outputs/verdict_contexts
+    --out outputs/verdicts_tiny.json --contexts outputs/verdict_contexts
+cp outputs/verdicts_tiny.json benchmarks/results/

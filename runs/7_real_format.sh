@@ -24,5 +24,5 @@ acts() {
     selfalign eval --checkpoint runs/real_format/policy --context contexts/real_format.safetensors \
         --body data/real_recording --task reach --episodes "$episodes" --seed 0 "$@"
 }
-acts --prior --json runs/real_format/before.json
-acts --json runs/real_format/aligned.json
+acts --prior --out runs/real_format/before.json
+acts --out runs/real_format/aligned.json

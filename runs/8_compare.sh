@@ -7,7 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 choices=src/selfalign/baselines/choices.json
 tune() {
-    selfalign bench tune --method "$1" --trials 6 --json "benchmarks/results/tune_$1.json" --choose "$choices" "${@:2}"
+    selfalign bench tune --method "$1" --trials 6 --out "outputs/tune_$1.json" --choose "$choices" "${@:2}"
+    cp "outputs/tune_$1.json" benchmarks/results/
 }
 measure() { # name of the result, then flags
     selfalign bench matrix --cache outputs/cells --out "outputs/$1" "${@:2}"

@@ -1,5 +1,6 @@
-"""The commands on the pages are commands: they are parsed, not run."""
+"""The commands on the pages and beside published results are commands: they are parsed, not run."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 
 from selfalign import cli
 
-PAGES = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+PAGES = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md"]
 
 
 def commands(page: str) -> list[list[str]]:
@@ -19,14 +21,30 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(match[1], comments=True) for match in found if match]
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in PAGES.glob("*.md")))
-def test_every_command_is_understood(page, monkeypatch):
+def understood(arguments: list[str]) -> bool:
+    try:
+        return cli.main(arguments) == 0
+    except SystemExit as stop:  # `--help`, or a mistake
+        return stop.code in (0, None)
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs(monkeypatch):
     monkeypatch.setattr(cli, "run", lambda command: None)
-    for arguments in commands((PAGES / page).read_text(encoding="utf-8")):
-        try:
-            assert cli.main(arguments) == 0
-        except SystemExit as stop:
-            assert stop.code in (0, None), f"{page}: selfalign {shlex.join(arguments)}"
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_is_understood(page):
+    for arguments in commands(page.read_text(encoding="utf-8")):
+        assert understood(arguments), shlex.join(arguments)
+
+
+def test_what_made_the_published_results_is_understood():
+    results = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    made = {path.name: json.loads(path.read_text()).get("provenance", {}).get("command", "") for path in results}
+    ours = {name: shlex.split(told)[1:] for name, told in made.items() if told.startswith("selfalign ")}
+    assert len(ours) > 30
+    assert not [name for name, arguments in ours.items() if not understood(arguments)]
 
 
 def test_commands_are_found():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.provenance import command, digest, read_kept, write_json
+from selfalign.provenance import command, digest, read_kept, read_own, write_json
 
 
 def test_the_command_tells_no_path_of_the_machine(monkeypatch):
@@ -32,6 +32,26 @@ def test_a_file_is_kept_if_it_holds_this_measurement(content: str, kept: bool, t
     assert read_kept(path, {"a": 1}) is None
     path.write_text(content)
     assert read_kept(path, {"a": 1}) == ({"a": 1, "b": 2} if kept else None)
+
+
+@pytest.mark.parametrize(
+    "content, wrong",
+    [
+        ('{"a": 1, "s": {"seed": 3, "task": "reach"}}', r"differs in s\.seed; write to another file"),
+        ('{"s": {"seed": 2, "task": "push"}}', r"differs in a, s\.task;"),
+        ('{"a": 1, "s": {"seed": 2}}', "differs in s;"),
+        ("[1]", "is no result"),
+        ("{", "is no result"),
+    ],
+)
+def test_an_output_that_holds_something_else_is_not_written_over(content: str, wrong: str, tmp_path: Path):
+    path, identity = tmp_path / "x.json", {"a": 1, "s": {"seed": 2, "task": "reach"}}
+    assert read_own(path, identity) is None
+    path.write_text(content)
+    with pytest.raises(ValueError, match=wrong):
+        read_own(path, identity)
+    write_json(path, {**identity, "b": 2})
+    assert read_own(path, identity) == {**identity, "b": 2}
 
 
 def test_numbers_that_are_not_finite_are_refused_and_the_old_file_stays(tmp_path: Path):

@@ -132,5 +132,38 @@ def read_kept(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         return None
-    same = isinstance(found, dict) and all(found.get(name) == value for name, value in identity.items())
-    return found if same else None
+    return found if isinstance(found, dict) and not _differing(found, identity) else None
+
+
+def read_own(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the output of a measurement holds, where an earlier run has written it; None where there is no file.
+
+    Raises:
+        ValueError: it is no such result, or of another measurement: writing would lose it.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no result, and would be lost; write to another file, or remove it")
+    if differing := _differing(found, identity):
+        raise ValueError(
+            f"{path} holds another result, which would be lost: it differs in {', '.join(differing)}; "
+            "write to another file, or remove it"
+        )
+    return found
+
+
+def _differing(found: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """Names of what a file does not have, or otherwise; "settings.seed" where both have `settings`."""
+    names = []
+    for name, value in identity.items():
+        other = found.get(name)
+        if isinstance(value, dict) and isinstance(other, dict) and other.keys() == value.keys():
+            names += [f"{name}.{key}" for key in value if other[key] != value[key]]
+        elif other != value:
+            names.append(name)
+    return names

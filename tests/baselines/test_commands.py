@@ -55,7 +55,7 @@ def test_an_encoder_is_trained_on_recordings(checkpoint, tmp_path, monkeypatch, 
 
 def test_a_method_is_tuned_and_its_trials_are_written(checkpoint, tmp_path, capsys):
     out = tmp_path / "tune.json"
-    flags = ["--checkpoint", checkpoint, "--json", out, "--play", 2, "--play-length", 8, "--judged", 1]
+    flags = ["--checkpoint", checkpoint, "--out", out, "--play", 2, "--play-length", 8, "--judged", 1]
     command = ["bench", "tune", "--method", "frozen", "--scenarios", "camera", "robot", *map(str, flags)]
     assert main(command) == 0
     written = json.loads(out.read_text())
@@ -69,7 +69,7 @@ def test_a_method_is_tuned_and_its_trials_are_written(checkpoint, tmp_path, caps
 
 def test_the_best_settings_are_written_where_methods_read_them(checkpoint, tmp_path, monkeypatch):
     out, kept = tmp_path / "tune.json", tmp_path / "choices.json"
-    places = ["--checkpoint", checkpoint, "--json", out, "--choose", kept]
+    places = ["--checkpoint", checkpoint, "--out", out, "--choose", kept]
     flags = [*places, "--play", 2, "--play-length", 8, "--judged", 1]
     settings = '{"batch_size": 4, "eval_samples": 4}'
     command = ["bench", "tune", "--method", "pad", "--scenarios", "camera", "--trials", "2", "--settings", settings]

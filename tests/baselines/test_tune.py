@@ -82,9 +82,9 @@ def test_an_interrupted_search_goes_on_and_ends_the_same(quick, tmp_path):
 def test_another_measurement_is_not_mixed_in(quick, tmp_path):
     path = tmp_path / "tune.json"
     tune.tune("pad", small_policy(), subjects("a"), 1, path=path, score=by_rate)
-    with pytest.raises(ValueError, match=r"differ in bodies; remove it"):
+    with pytest.raises(ValueError, match=r"differs in bodies; write to another"):
         tune.tune("pad", small_policy(), subjects("b"), 1, path=path, score=by_rate)
-    with pytest.raises(ValueError, match=r"differ in defaults, fingerprint"):
+    with pytest.raises(ValueError, match=r"differs in fingerprint, defaults\.steps;"):
         tune.tune("pad", small_policy(seed=1), subjects("a"), 1, path=path, config={"steps": 7}, score=by_rate)
 
 

@@ -28,7 +28,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def measured(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
-    config = AdaptConfig(checkpoint, json=tmp_path_factory.mktemp("adapt") / "new" / "out.json", **SMALL)
+    config = AdaptConfig(checkpoint, out=tmp_path_factory.mktemp("adapt") / "new" / "out.json", **SMALL)
     return config, run(config, show=False)
 
 
@@ -42,7 +42,7 @@ def without_times(value):
 
 def test_rows_hold_every_condition_of_every_body(measured):
     config, result = measured
-    assert json.loads(config.json.read_text()) == result
+    assert json.loads(config.out.read_text()) == result
     held_out, source = result["bodies"][:2], result["bodies"][2:]
     assert [row["role"] for row in result["bodies"]] == ["heldout", "heldout", "source", "source"]
     for row in held_out:
@@ -62,14 +62,17 @@ def test_rows_hold_every_condition_of_every_body(measured):
 
 def test_finished_work_is_cleared_away_and_not_repeated(measured, monkeypatch: pytest.MonkeyPatch):
     config, result = measured
-    assert [path.name for path in config.json.parent.iterdir()] == ["out.json"]
+    assert [path.name for path in config.out.parent.iterdir()] == ["out.json"]
     monkeypatch.setattr(adapt, "fit_body", None)
     assert run(config, show=False) == result
+    with pytest.raises(ValueError, match=r"differs in settings\.seed; write to another file"):
+        run(replace(config, seed=config.seed + 1), show=False)
+    assert json.loads(config.out.read_text()) == result
 
 
 def test_it_acts_as_it_is_told(measured, tmp_path: Path):
     config, plain = measured
-    quick = run(replace(config, json=tmp_path / "quick.json", speed=3.0), show=False)
+    quick = run(replace(config, out=tmp_path / "quick.json", speed=3.0), show=False)
     assert plain["acting"] is None and quick["acting"] == {"speed": 3.0, "temperature": 1.0}
     for name in ("verdict", "action_loss"):
         assert [row.get(name) for row in quick["bodies"]] == [row.get(name) for row in plain["bodies"]], (
@@ -83,7 +86,7 @@ def test_it_acts_as_it_is_told(measured, tmp_path: Path):
 
 def test_an_interrupted_run_goes_on_and_gives_the_same(measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config, result = measured
-    config = replace(config, json=tmp_path / "out.json")
+    config = replace(config, out=tmp_path / "out.json")
     evaluate, done = adapt.evaluate_body, []
 
     def interrupted(job):
@@ -95,7 +98,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(measured, tmp_path: Path,
     monkeypatch.setattr(adapt, "evaluate_body", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(config, show=False)
-    assert not config.json.exists()
+    assert not config.out.exists()
     later = []
     monkeypatch.setattr(adapt, "evaluate_body", lambda job: (later.append(job.key), evaluate(job)))
     monkeypatch.setattr(adapt, "fit_body", None)  # all fits are kept
@@ -108,7 +111,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(measured, tmp_path: Path,
 @pytest.mark.slow
 def test_workers_change_nothing(measured, tmp_path: Path):
     config, result = measured
-    other = run(replace(config, json=tmp_path / "out.json", workers=2), show=False)
+    other = run(replace(config, out=tmp_path / "out.json", workers=2), show=False)
     assert without_times(other) == without_times(result)
 
 

@@ -42,7 +42,7 @@ def adapted(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What `bench adapt` says of the same body."""
     config = adapt.AdaptConfig(
         checkpoint, scenario="action", bodies=1, seed=4, play=2, episodes=1, steps=(1,),
-        json=tmp_path_factory.mktemp("adapt") / "out.json", play_length=11, demonstrations=0, execute=8, num_steps=1,
+        out=tmp_path_factory.mktemp("adapt") / "out.json", play_length=11, demonstrations=0, execute=8, num_steps=1,
         workers=1,
     )  # fmt: skip
     return adapt.run(config, show=False)["bodies"][0]

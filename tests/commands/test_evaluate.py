@@ -40,7 +40,7 @@ def test_eval_writes_film_and_json(files, tmp_path: Path, capsys: pytest.Capture
         execute=8,
         num_steps=1,
         video=tmp_path / "a.gif",
-        json=tmp_path / "a.json",
+        out=tmp_path / "a.json",
     )
     result = run(config)
     assert result["success"]["episodes"] == 2

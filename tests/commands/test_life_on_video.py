@@ -57,7 +57,7 @@ def test_recorded_videos_are_pretrained_on_aligned_to_and_acted_upon(tmp_path, m
     fit = ("--steps", 2, "--batch-size", 4, "--force")
     assert run("align", "--play", f"lerobot:{play}", "--out", context, *policy, *fit) == 0
     result = tmp_path / "eval.json"
-    assert run("eval", "--context", context, "--body", play, *policy, "--episodes", 1, "--json", result) == 0
+    assert run("eval", "--context", context, "--body", play, *policy, "--episodes", 1, "--out", result) == 0
     assert json.loads(result.read_text())["success"]["episodes"] == 1
 
 

@@ -40,7 +40,7 @@ def test_what_is_offered_was_measured(name, kind):
 
 def test_the_command_writes_what_it_measures_and_where_from(tmp_path, monkeypatch):
     monkeypatch.setattr("selfalign.commands.experts.ROBOTS", {"panda": ROBOTS["panda"]})
-    run(ExpertsConfig(episodes=2, json=tmp_path / "experts.json", seed=3))
+    run(ExpertsConfig(episodes=2, out=tmp_path / "experts.json", seed=3))
     written = json.loads((tmp_path / "experts.json").read_text())
     assert [(row["robot"], row["task"]) for row in written["rows"]] == [("panda_panda", kind) for kind in KINDS]
     for row in written["rows"]:

@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from tyro.conf import arg
 
 from selfalign.baselines.choices import add_choice
 from selfalign.baselines.method import Adapted, Method
@@ -24,9 +25,8 @@ from selfalign.configs import below, changed, refuse
 from selfalign.data.episodes import Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
-from selfalign.model.weights import read_json
 from selfalign.policy import Policy
-from selfalign.provenance import provenance, write_json
+from selfalign.provenance import provenance, read_own, write_json
 from selfalign.sim.bodies import sample_bodies
 from selfalign.sim.record import record_demonstrations, record_play
 from selfalign.sim.regions import Scenario
@@ -153,15 +153,8 @@ def _result(identity: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, A
 
 def _finished(path: Path | None, identity: dict[str, Any]) -> list[dict[str, Any]]:
     """The trials that a file holds."""
-    if path is None or not path.is_file():
-        return []
-    found = read_json(path)
-    differing = sorted(name for name, value in identity.items() if found.get(name) != value)
-    if differing:
-        raise ValueError(
-            f"{path} holds trials that differ in {', '.join(differing)}; remove it, or write to another file"
-        )
-    return found["trials"]
+    found = None if path is None else read_own(path, identity)
+    return [] if found is None else found["trials"]
 
 
 # ---- `selfalign bench tune` ----------------------------------------------------------------------------------------
@@ -191,7 +184,7 @@ class TuneConfig:
     """Further demonstrations, on which the action loss is measured."""
     settings: str = "{}"
     """JSON of settings that are not searched, for example '{"data": ["data/sources"]}'."""
-    json: Path | None = None
+    out: Annotated[Path | None, arg(aliases=("--json",))] = None
     """Where to write the trials; None: outputs/tune-METHOD.json."""
     choose: Path | None = None
     """File of choices that the best settings are written into: src/selfalign/baselines/choices.json is what the methods
@@ -224,7 +217,7 @@ class TuneConfig:
     @property
     def path(self) -> Path:
         """Of the trials."""
-        return self.json or Path("outputs") / f"tune-{self.method}.json"
+        return self.out or Path("outputs") / f"tune-{self.method}.json"
 
 
 def run(config: TuneConfig, *, show: bool = True) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from rich.console import Console
+from tyro.conf import arg
 
 from selfalign.acting import Acting
 from selfalign.baselines.samples import action_losses
@@ -39,7 +40,7 @@ from selfalign.bench.subject import (
 from selfalign.bench.trials import BodyTrials
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
-from selfalign.provenance import Stopwatch, provenance, read_kept, write_json
+from selfalign.provenance import Stopwatch, provenance, read_own, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.record import record_demonstrations
 from selfalign.sim.regions import Scenario
@@ -56,7 +57,7 @@ class AdaptConfig(BodyTrials):
     """Success on unseen bodies before and after aligning to their play, beside nulls and an oracle."""
 
     title: ClassVar[str] = "bench adapt"
-    aside: ClassVar[tuple[str, ...]] = (*BodyTrials.aside, "json", "speed", "temperature")
+    aside: ClassVar[tuple[str, ...]] = (*BodyTrials.aside, "out", "speed", "temperature")
 
     bodies: int = 12
     """How many held-out bodies; as many source bodies for the oracle."""
@@ -69,7 +70,7 @@ class AdaptConfig(BodyTrials):
     """Of acting; None: the checkpoint's own. At 1 it acts as it was trained."""
     temperature: float | None = None
     """Likewise."""
-    json: Path = Path("outputs/bench-adapt.json")
+    out: Annotated[Path, arg(aliases=("--json",))] = Path("outputs/bench-adapt.json")
     """Where to write the results; also what makes an interrupted run resumable."""
 
     @property
@@ -199,22 +200,23 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no checkpoint.
-        ValueError: a damaged checkpoint, or a task that is not offered for the scenario's robot.
+        ValueError: a damaged checkpoint, a task that is not offered for the scenario's robot, or an output that holds
+            something else.
         RuntimeError: a worker died.
         OSError: the output cannot be written; what was measured is kept.
     """
     console, watch = Console(quiet=not show), Stopwatch()
     policy = config.policy
     identity = json.loads(json.dumps({"format": FORMAT, "settings": config.settings(), **identity_of(policy)}))
-    finished = read_kept(config.json, identity)
+    finished = read_own(config.out, identity)
     if finished is not None:
-        console.print(f"{config.json} holds these results already; remove it to measure again.")
+        console.print(f"{config.out} holds these results already; remove it to measure again.")
         tables.print_adapt(finished, console)
         return finished
     for role in ROLES:
         for body in sample_bodies(config.bodies, config.seed, role, config.scenario):
             config.check_offered(body)
-    with parts_of(config.json, identity, console) as folder:
+    with parts_of(config.out, identity, console) as folder:
         jobs = _jobs(config, folder, identity_of(policy))
         run_parts("fitting", fit_body, jobs, lambda job: job.fit_path, workers=config.workers, show=show)
         run_parts("acting", evaluate_body, jobs, lambda job: job.row_path, workers=config.workers, show=show)
@@ -227,9 +229,9 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
             "summary": summarise(rows, config.conditions),
             "bodies": rows,
         }
-        write_json(config.json, result)
+        write_json(config.out, result)
     tables.print_adapt(result, console)
-    console.print(f"Written to {config.json}")
+    console.print(f"Written to {config.out}")
     return result
 
 

@@ -49,7 +49,7 @@ from selfalign.checkpoint import load, set_calibration
 from selfalign.data.play import Play
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
-from selfalign.provenance import Stopwatch, provenance, read_kept, write_json
+from selfalign.provenance import Stopwatch, provenance, read_own, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.playing import play_by_axes
 from selfalign.sim.record import record_demonstrations
@@ -235,8 +235,8 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no checkpoint.
-        ValueError: a damaged checkpoint, one without a calibration to check, a task that a robot is not offered, or
-            contexts that are asked for after the measurements.
+        ValueError: a damaged checkpoint, one without a calibration to check, a task that a robot is not offered, an
+            output that holds something else, or contexts that are asked for after the measurements.
         RuntimeError: a worker died.
         OSError: the output or the checkpoint cannot be written.
     """
@@ -247,7 +247,7 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
     own = identity_of(replace(policy, calibration=None))
     del own["calibration"]  # it is what is looked for
     identity = json.loads(json.dumps({"format": FORMAT, "settings": config.settings(), **own}))
-    result = read_kept(config.out, identity)
+    result = read_own(config.out, identity)
     kept = config.contexts is not None and config.contexts.is_dir() and any(config.contexts.iterdir())
     if kept and result is None:
         raise ValueError(

@@ -3,10 +3,11 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
+from tyro.conf import arg
 
 from selfalign.bench.rollout import RolloutConfig, rollout
 from selfalign.bench.tables import percent
@@ -51,12 +52,12 @@ class EvalConfig:
     """Film of the first episodes, a .gif or an .mp4."""
     films: int = 3
     """Episodes in the film."""
-    json: Path | None = None
+    out: Annotated[Path | None, arg(aliases=("--json",))] = None
     """Where to write the result."""
 
 
 def run(config: EvalConfig, *, show: bool = True) -> dict[str, Any]:
-    """Runs the episodes, prints the success with Wilson's interval, and returns what `--json` writes.
+    """Runs the episodes, prints the success with Wilson's interval, and returns what `--out` writes.
 
     Raises:
         FileNotFoundError: no checkpoint, context or body.
@@ -103,8 +104,8 @@ def run(config: EvalConfig, *, show: bool = True) -> dict[str, Any]:
         for outcome in result.outcomes[: plan.video_episodes]:
             film += panel(outcome, "prior W0" if config.prior else "aligned")
         console.print(f"Film: {save_film(film, config.video)}")
-    if config.json is not None:
-        console.print(f"Written to {write_json(config.json, summary)}")
+    if config.out is not None:
+        console.print(f"Written to {write_json(config.out, summary)}")
     return summary
 
 

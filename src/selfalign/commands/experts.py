@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby, product
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from selfalign.bench.stats import wilson
 from selfalign.provenance import Stopwatch, provenance, write_json
@@ -21,7 +24,7 @@ class ExpertsConfig:
 
     episodes: int = 100
     """Of each robot and task."""
-    json: Path | None = None
+    out: Annotated[Path | None, arg(aliases=("--json",))] = None
     """Where the table is written, as a whole when all are measured."""
     seed: int = 0
     """Draws the scenes."""
@@ -42,8 +45,8 @@ def run(config: ExpertsConfig) -> None:
         rows.append(row)
         note = "" if row["offered"] else "  not offered"
         print(f"{score.robot:16} {score.task:6} {score.successes:3} of {score.episodes}{note}", flush=True)
-    if config.json is not None:
-        write_json(config.json, {"format": FORMAT, "provenance": provenance(watch.seconds), "rows": rows})
+    if config.out is not None:
+        write_json(config.out, {"format": FORMAT, "provenance": provenance(watch.seconds), "rows": rows})
 
 
 def scores(config: ExpertsConfig) -> Iterator[Score]:

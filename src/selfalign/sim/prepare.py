@@ -240,7 +240,7 @@ def _add_tip(spec: mujoco.MjSpec, joints: list[str], arm: ArmModel, gripper: Gri
     _, data = _at_home(spec, joints, arm)
     if data.site("tip").xmat[3] < 0:
         _turn(site, np.pi)
-    _add_wrist_camera(spec, site)
+    _add_wrist_camera(site)
 
 
 def _turn(site: mujoco.MjsSite, angle: float) -> None:
@@ -249,7 +249,7 @@ def _turn(site: mujoco.MjsSite, angle: float) -> None:
     site.quat = turned
 
 
-def _add_wrist_camera(spec: mujoco.MjSpec, tip: mujoco.MjsSite) -> None:
+def _add_wrist_camera(tip: mujoco.MjsSite) -> None:
     """The camera `wrist`, beside the gripper on the side away from the robot, looking at the tip."""
     position = np.array([0.0, 0.13, -0.11])
     right, backward = np.array([-1.0, 0.0, 0.0]), position / np.linalg.norm(position)
