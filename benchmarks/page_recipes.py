@@ -21,9 +21,9 @@ def schemes(cells: Sequence[CellResult]) -> Iterator[str]:
         "learned context for each source body. *global*: one for all; in these two the action loss moves the contexts, "
         "and bodies are aligned at a constant rate. *one_camera*: rehearsed on 60 rigs that share a camera (the "
         "others: 300 rigs, a camera each). *per_body* lowers the play loss nearly as far as *rehearsal*, and fails: "
-        "low play loss alone proves nothing. That is the action loss's doing ([ablations](#ablations-2500-steps): "
-        "*no-rehearsal* beside *no-rehearsal-attached*). How they were trained is in "
-        "[benchmarks/README.md](../benchmarks/README.md#ablations)."
+        "low play loss alone proves nothing. That is the action loss's doing in so short a training "
+        "([ablations](#ablations-2500-steps): *no-rehearsal* beside *no-rehearsal-attached*). How they were "
+        "trained is in [benchmarks/README.md](../benchmarks/README.md#ablations)."
     )
     shown = [name for name in MAIN if any(name in conditions(cell) for cell in cells)]
     rows = []

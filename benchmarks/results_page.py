@@ -12,6 +12,7 @@ import tyro
 from page_ablations import PICTURES, ablations, by_scale, measured, recipes_figure
 from page_acting import acting
 from page_adaptation import adaptation, as_shipped
+from page_changes import changes, unseen
 from page_motions import motions
 from page_recipes import schemes, seeds
 from page_tables import MAIN, conditions, markdown
@@ -71,6 +72,9 @@ def page(results: Path, figure: str, films: Path) -> str:
                 "# Experiment results",
                 WRITTEN,
                 *adaptation(plain(shipped), figure),
+                *unseen(shipped),
+                *changes(shipped),
+                *fails(as_shipped(plain(shipped)), films, assets / films.name),
                 *(part for measured in found.acting for part in acting(measured)),
                 *methods(shipped),
                 *tunings(list(found.of_format(TUNING).values())),
@@ -79,7 +83,6 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *seeds(plain(shipped), found.repeated),
                 *schemes(found.ablated),
                 *ablations(found.recipes, assets, found.pushed),
-                *fails(as_shipped(plain(shipped)), films, assets / films.name),
                 *verdicts(found.attempts, (assets / VERDICTS).as_posix()),
                 *(part for told in found.of_format(DEMO).values() for part in demo(told)),
                 *experts(data.get(results / "experts.json")),

@@ -30,7 +30,7 @@ from selfalign.commands import pretrain
 from selfalign.commands.pretrain import TrainingConfig
 from selfalign.configs import below, changed, refuse
 from selfalign.data.snapshots import Snapshots
-from selfalign.data.sources import SourceData
+from selfalign.data.sources import RECORDED, SourceData
 from selfalign.model.weights import load_model
 from selfalign.provenance import Stopwatch, digest, provenance, write_json
 from selfalign.sim.regions import Scenario
@@ -53,7 +53,7 @@ class AblateConfig:
     """Names of cells, or groups of them: losses, contexts, architecture, data, headline. None: all."""
     scale: ScaleName = "ablation"
     """"ablation": about 25 minutes for two trainings side by side, a core each; "shipped": about 90."""
-    data: tuple[str, ...] = ("data/sources",)
+    data: tuple[str, ...] = (RECORDED,)
     snapshots: Path = Path("data/snapshots")
     """Pictures that the vision tower learns on, where it is not given."""
     tower: Path | None = None

@@ -8,6 +8,7 @@ from selfalign.baselines.encoder import TrainedEncoder
 from selfalign.baselines.encoder_training import EncoderTraining, Recordings, train_encoder
 from selfalign.baselines.methods import METHODS, configured
 from selfalign.checkpoint import load
+from selfalign.data.sources import RECORDED
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class EncoderRun:
 
     checkpoint: Path = Path("checkpoints/tiny")
     """Checkpoint directory."""
-    data: tuple[str, ...] = ("data/sources",)
+    data: tuple[str, ...] = (RECORDED,)
     """Data sets with play and demonstrations of source bodies (`selfalign sources`)."""
     features: Path | None = None
     """Folder for what the vision tower sees in every frame of these data; None: one of their own. That of a pretraining
@@ -49,10 +50,6 @@ def run(config: EncoderRun, *, show: bool = True) -> TrainedEncoder:
         FileNotFoundError: no checkpoint or data.
         ValueError: a damaged checkpoint, or data that do not suit it.
     """
-    if config.data == EncoderRun.data and not Path(*config.data).exists():
-        raise FileNotFoundError(
-            f"there is no {config.data[0]}: record it with `selfalign sources`, or name data sets with --data"
-        )
     policy = load(config.checkpoint)
     recordings = Recordings.open(policy, config.data, config.features, progress=show)
     trained = train_encoder(policy, recordings, config.training(), progress=show)

@@ -23,7 +23,7 @@ from selfalign.commands.pretrain_flags import (
 from selfalign.data.bodies import RecordedBodies
 from selfalign.data.fake import write_fake
 from selfalign.data.schema import ACTION, STATE
-from selfalign.data.sources import SourceData
+from selfalign.data.sources import RECORDED, SourceData
 from selfalign.data.transforms import Tokenizer
 from selfalign.data.virtual import DrawPerturbation, PlayUse
 from selfalign.model.config import VLAConfig
@@ -40,9 +40,6 @@ from selfalign.train.world import World, open_world
 
 DEBUG_STEPS = {"pi05_alignment_debug": 100}
 """Presets for trying out a training, on made-up recordings where no data is given, and how long they train."""
-
-DATA = Path("data/sources")
-"""What is learned from where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -182,11 +179,7 @@ def run(config: TrainingConfig) -> None:
 def _source(config: TrainingConfig, world: World) -> SourceData:
     """The recordings that are learned from."""
     recordings = config.recordings
-    data: Iterable[str | Path] = (DATA,) if recordings.data is None else recordings.data
-    if recordings.data is None and config.preset not in DEBUG_STEPS and not DATA.exists():
-        raise FileNotFoundError(
-            f"there is no {DATA}: record it with `selfalign sources`, or name data sets with --data"
-        )
+    data: Iterable[str | Path] = (RECORDED,) if recordings.data is None else recordings.data
     with world.main_first():  # who opens RLDS data first, indexes them
         if recordings.data is None and config.preset in DEBUG_STEPS:
             fake = config.out / "fake_data"

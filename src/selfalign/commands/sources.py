@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfalign.data.sources import RECORDED
 from selfalign.sim.bodies import sample_rigs
 from selfalign.sim.regions import SOURCE_ARMS
 from selfalign.sim.sources import SourcePlan, generate_sources
@@ -13,7 +14,7 @@ from selfalign.sim.tasks import Kind
 class SourcesConfig:
     """Record the simulated source data set: play and demonstrations of many rigs, as LeRobot data sets."""
 
-    out: Path = Path("data/sources")
+    out: Path = Path(RECORDED)
     """Folder of the shards. An interrupted recording goes on where it stopped."""
     rigs: int = 300
     """Robots with a camera and looks of their own."""

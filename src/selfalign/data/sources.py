@@ -16,6 +16,8 @@ from selfalign.data.lerobot import LeRobotReader, Problem
 from selfalign.data.rlds import RldsReader
 from selfalign.data.schema import EMBODIMENT_INDEX, INFO_PATH, DatasetInfo
 
+RECORDED = "data/sources"
+"""Where `selfalign sources` writes, and what is read where nothing is said."""
 FORMATS = ("lerobot", "rlds")
 """What may stand before the colon of a data set's name."""
 
@@ -149,6 +151,10 @@ class SourceData:
         readers: list[EpisodeReader] = []
         groups: list[int] = []
         for group, name in enumerate([names] if isinstance(names, str | Path) else names):
+            if str(name) == RECORDED and not Path(name).exists():
+                raise FileNotFoundError(
+                    f"there is no {RECORDED}: record it with `selfalign sources`, or name data sets with --data"
+                )
             opened = [reader for kind, path in split_name(name) for reader in _open(kind, path, strict)]
             readers += opened
             groups += [group] * len(opened)

@@ -87,7 +87,12 @@ def wrist_region(bearing: float) -> Region | None:
 
 def frame_region(frame: LinearFrame) -> Region | None:
     """The region of an end-effector frame; None in the guard band."""
-    distance = _distance_to_wedges(frame.x_azimuth, FRAME_WEDGE_CENTRES, FRAME_WEDGE_HALF_WIDTH)
+    return turn_region(frame.x_azimuth)
+
+
+def turn_region(azimuth: float) -> Region | None:
+    """The region of frames whose x axis goes to an azimuth in degrees; None in the guard band."""
+    distance = _distance_to_wedges(azimuth, FRAME_WEDGE_CENTRES, FRAME_WEDGE_HALF_WIDTH)
     return "heldout" if distance == 0 else "source" if distance > FRAME_GUARD else None
 
 
