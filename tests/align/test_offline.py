@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from align.factory import HORIZON, content_hash, make_episode, make_play, small_policy
-from selfalign.align import offline
+from selfalign.align import bank, offline
 from selfalign.align.bank import MemoryBudget, PlayBank
 from selfalign.align.measure import EvalGrid, PartLosses, draw_noise, gradient, time_quantiles
 from selfalign.align.offline import AlignConfig, align
@@ -116,9 +116,9 @@ def test_the_first_step_follows_plain_autograd_through_the_whole_model():
 def test_cached_and_uncached_prefixes_give_one_gradient():
     policy, play = small_policy(), make_play()
     batch, noise, time = first_batch(policy, play, seed=0)
-    bank = PlayBank.build(policy, play.split(CONFIG.holdout, 0)[0], play.stats())
-    rows = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[: policy.settings.batch_size]
-    cached, prefix = bank.batch(rows)
+    fitted = PlayBank.build(policy, play.split(CONFIG.holdout, 0)[0], play.stats())
+    rows = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))[: policy.settings.batch_size]
+    cached, prefix = fitted.batch(rows)
     context = policy.model.prior().perturbed(1.0)
     zeros = policy.model.contexts.zeros(context)
     _, plain = gradient(policy.model, batch, context, zeros, noise=noise, time=time)
@@ -196,6 +196,28 @@ def test_the_best_context_is_kept_not_the_last(monkeypatch):
 
 
 # ---- when it stops -------------------------------------------------------------------------------------------------
+
+
+def measured_as(monkeypatch, *totals: float) -> None:
+    """What held-out play gives, one measurement after the other; then the last for ever."""
+    given = iter(totals)
+    monkeypatch.setattr(EvalGrid, "losses", lambda *_: PartLosses(next(given, totals[-1]), 0.0, 0.0, 0.0, 0.0))
+
+
+def test_patience_counts_measurements_since_the_best(monkeypatch):
+    measured_as(monkeypatch, 5.0, 4.0, 4.5, 3.0, 3.5, 3.2, 3.1)
+    config = dataclasses.replace(CONFIG, eval_every=1, patience=3)
+    history = align_quietly(small_policy(), make_play(), config=config).history
+    assert (history.steps, history.best_step) == (6, 3)
+    assert history.stopped == "no better held-out loss in 3 measurements"
+
+
+def test_a_loss_at_the_threshold_is_enough(monkeypatch):
+    measured_as(monkeypatch, 5.0, 4.0, 3.0, 2.0)
+    history = align_quietly(
+        small_policy(), make_play(), config=dataclasses.replace(CONFIG, eval_every=1, loss_threshold=3.0)
+    ).history
+    assert history.steps == 2 and history.stopped == "the held-out loss is at most 3.0"
 
 
 def test_patience_ends_a_fit_that_has_stopped_improving_but_waits_for_snapshots():
@@ -335,6 +357,26 @@ def test_prefixes_beyond_the_budget_go_to_a_file_and_read_the_same(tmp_path):
     for ours, theirs in zip(on_disk.batch(rows)[1].layers, in_memory.batch(rows)[1].layers, strict=True):
         assert torch.equal(ours.k, theirs.k) and torch.equal(ours.v, theirs.v)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_budget_counts_keys_and_values_of_all_layers(monkeypatch):
+    policy, play = small_policy(), make_play()
+    kept = PlayBank.build(policy, play, play.stats())
+    megabytes = sum(t.numel() * t.element_size() for kv in kept.prefix.layers for t in (kv.k, kv.v)) / 1e6
+    spilled, mapped = [], bank._mapped
+    monkeypatch.setattr(bank, "_mapped", lambda *told: (spilled.append(told), mapped(*told))[1])
+    PlayBank.build(policy, play, play.stats(), MemoryBudget(1.001 * megabytes))
+    assert not spilled
+    PlayBank.build(policy, play, play.stats(), MemoryBudget(0.999 * megabytes))
+    assert len(spilled) == 1
+
+
+def test_each_transition_has_its_own_prefix_in_long_episodes_too():
+    policy, play = small_policy(), make_play(2, length=bank.PREFIX_BATCH + HORIZON + 8)
+    kept = PlayBank.build(policy, play, play.stats())
+    whole = policy.model.prefix(policy.transitions(play, play.stats()).observation)
+    for ours, theirs in zip(kept.prefix.layers, whole.layers, strict=True):
+        torch.testing.assert_close((ours.k, ours.v), (theirs.k, theirs.v), rtol=1e-4, atol=1e-5)
 
 
 def test_no_room_for_the_prefixes_is_an_error_and_not_a_crash(tmp_path, monkeypatch):

@@ -273,7 +273,7 @@ def sample_camera(rng: np.random.Generator, region: Region) -> CameraPose:
     elevation = float(rng.uniform(*regions.ELEVATION[region]))
     lookat = _LOOKAT + rng.uniform(-regions.LOOKAT_JITTER, regions.LOOKAT_JITTER, size=3)
     camera = CameraPose(azimuth, elevation, 1.0, tuple(lookat.tolist()), float(rng.uniform(*regions.FOVY)))
-    distance = _tightest_distance(camera) * rng.uniform(*regions.DISTANCE_SLACK)
+    distance = tightest_distance(camera) * rng.uniform(*regions.DISTANCE_SLACK)
     return CameraPose(azimuth, elevation, float(distance), camera.lookat, camera.fovy)
 
 
@@ -283,7 +283,7 @@ def sample_wrist(rng: np.random.Generator, region: Region) -> WristMount:
     return WristMount(regions.sample_wrist_bearing(rng, region), *(float(rng.uniform(*span)) for span in spans))
 
 
-def _tightest_distance(camera: CameraPose) -> float:
+def tightest_distance(camera: CameraPose) -> float:
     """The least distance at which all corners of the view box are in the picture."""
     corners = np.array(np.meshgrid(*zip(_VIEW_LOW, _VIEW_HIGH, strict=True))).reshape(3, -1).T
     right, down, depth = camera.axes @ (corners - np.asarray(camera.lookat)).T
