@@ -116,4 +116,4 @@ def test_a_whole_fit_is_plain_adam_and_its_verdict_plain_means():
     torch.testing.assert_close(result.fitted.tensors, contexts[best].tensors, rtol=0, atol=2e-5)
     held = transitions(policy, play, play.split(0.4, 3)[1])
     assert (verdict.before, verdict.after) == (history.held_out["total"][0], history.held_out["total"][best])
-    assert verdict.null == pytest.approx(null_of(policy, held, norm), rel=1e-4)
+    assert verdict.null == pytest.approx(null_of(policy, held, norm), rel=1e-5)  # that of the last differs by 7e-5

@@ -104,6 +104,18 @@ def test_ratio_of_means():
         bootstrap_ratio([1.0], [0.0, 0.0])
 
 
+@pytest.mark.parametrize("units, quantile", [((400, 300), 1.96), ((6, 40), 2.816), ((40, 6), 2.816)])
+def test_a_ratios_interval_is_that_of_the_delta_method(units: tuple[int, int], quantile: float):
+    """Widened as for the smaller group: sqrt(6 / 5) times t of 5 degrees of freedom."""
+    rng = np.random.default_rng(4)
+    top, bottom = rng.normal(0.8, 0.1, size=units[0]), rng.normal(0.9, 0.1, size=units[1])
+    found, ratio = bootstrap_ratio(top, bottom, draws=100_000), top.mean() / bottom.mean()
+    half = quantile * ratio * np.sqrt(sum(x.var() / len(x) / x.mean() ** 2 for x in (top, bottom)))
+    assert found.value == pytest.approx(ratio)
+    assert found.low == pytest.approx(ratio - half, abs=0.12 * half)
+    assert found.high == pytest.approx(ratio + half, abs=0.12 * half)
+
+
 def test_a_ratio_whose_denominator_may_be_zero_has_no_upper_end():
     interval = bootstrap_ratio([0.5, 0.5], [0.2, 0.0])
     assert interval.value == pytest.approx(5.0) and interval.high is None
