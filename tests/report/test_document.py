@@ -18,7 +18,7 @@ from selfalign.report import figures
 from selfalign.report.document import ReportConfig, run
 from selfalign.report.pdf import text_table
 from selfalign.report.reading import read_cells, read_failures
-from selfalign.report.sections import Table, principal_components, sections, verdicts
+from selfalign.report.sections import Table, costs, principal_components, sections, verdicts
 
 pytest.importorskip("matplotlib")
 
@@ -118,6 +118,20 @@ def test_methods_of_a_matrix_are_conditions_of_one_cell(results):
     assert attempts["selfalign@1"].gain == pytest.approx(0.3) and attempts["aligned"].gain == pytest.approx(0.8)
     assert cell.rows[0]["costs"]["lora"]["bytes_stored"] == 29000
     assert read_failures(results) == [("tiny: action, reach, seed 0, prompt", "it broke")]
+
+
+def test_costs_are_means_over_bodies_and_the_range_over_cells(results):
+    (cell,) = read_cells(results[1:])
+    rows = [
+        {**row, "costs": {"lora": {**row["costs"]["lora"], "fit_seconds": 200.0 + i}}}
+        for i, row in enumerate(cell.rows)
+    ]
+    (table,) = costs([cell, replace(cell, rows=rows)]).tables
+    own = [row["costs"]["lora"]["fit_seconds"] for row in cell.rows]
+    lora = {row[0]: row[1:] for row in table.rows}["lora"]
+    assert lora[0] == "2" and lora[-1] == "29.0"
+    assert lora[2] == f"{sum(own) / len(own):.1f} to {200 + (len(rows) - 1) / 2:.0f}"
+    assert {row[0]: row[1] for row in table.rows}["before (prior W0)"] == "1"
 
 
 def test_seen_bodies_may_act_before_aligning_too(tmp_path: Path):

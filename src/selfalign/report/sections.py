@@ -1,8 +1,9 @@
 """What a report says, section by section, before anything is written as HTML or PDF."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -143,8 +144,12 @@ def success(cells: Sequence[CellResult]) -> Section:
     return Section("Success on unseen bodies", text, [figures.overview(part) for part in parts], [Table(columns, rows)])
 
 
+COSTS = {"robot_seconds": 1, "fit_seconds": 1, "peak_megabytes": 1, "bytes_stored": 1e3}
+"""What a method takes, in the order of the table, and the unit that it is told in."""
 COSTS_SAID = (
-    "What it costs, on average over bodies. Seconds are of runs under whatever load there was, and leave out what is "
+    "What it costs a body, on average over the bodies of a cell; of several cells, the cheapest and the dearest. The "
+    "robot's time is of play and demonstrations together: what learns from demonstrations reads them in units of the "
+    "play. Seconds are of runs under whatever load there was, and leave out what is "
     "made once (an encoder's training). Memory is that of the whole process, with the simulator, the policy and what "
     "was made before: what a method does not need, others may have left."
 )
@@ -152,16 +157,24 @@ COSTS_SAID = (
 
 def costs(cells: Sequence[CellResult]) -> Section:
     """What methods take, on average over bodies."""
-    rows = []
+    means: dict[str, list[Mapping[str, float]]] = {}
     for cell in cells:
         for name in cell.conditions:
             found = [row["costs"][name] for row in cell.rows if name in row.get("costs", {})]
             if found and AT not in name:
-                mean = {cost: sum(of[cost] for of in found) / len(found) for cost in found[0]}
-                told = [f"{mean['robot_seconds']:.0f}", f"{mean['fit_seconds']:.1f}", f"{mean['peak_megabytes']:.0f}"]
-                rows.append([cell.name, label(name), *told, f"{mean['bytes_stored'] / 1e3:.1f}"])
-    columns = ("cell", "method", "robot's time, s", "fitting, s", "process's peak memory, MB", "kept for a body, kB")
+                means.setdefault(name, []).append({cost: mean(of[cost] for of in found) for cost in found[0]})
+    rows = [
+        [label(name), str(len(of)), *(_between([one[cost] / unit for one in of]) for cost, unit in COSTS.items())]
+        for name, of in means.items()
+    ]
+    columns = ("method", "cells", "robot's time, s", "fitting, s", "process's peak memory, MB", "kept for a body, kB")
     return Section("Costs", COSTS_SAID, tables=[Table(columns, rows)])
+
+
+def _between(values: Sequence[float]) -> str:
+    """The least and the greatest, or the one where they look alike."""
+    low, high = (f"{value:.1f}" if value < 100 else f"{value:.0f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def verdicts(attempts: Sequence[Attempt]) -> Section:
