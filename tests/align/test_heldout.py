@@ -6,14 +6,15 @@ import torch
 
 from align.rehearsing import make_sources, rehearsal_config, seeded_state, state_for
 from selfalign.align.heldout import HeldOut, HeldOutConfig, hold_out
+from selfalign.model.losses import LossWeights
 from selfalign.train.step import OptimConfig, train_step
 from selfalign.train.world import ALONE
 
 
-def held_out(cache, state, **changes) -> HeldOut:
+def held_out(cache, state, align_steps: int = 3, **changes) -> HeldOut:
     sources = make_sources(cache, rigs=np.array([1]))
-    config = HeldOutConfig(rigs=1, **{"bodies": 2, "align_steps": 3, **changes})
-    return HeldOut(state.model, sources, rehearsal_config(learning_rate=0.02), config, ALONE)
+    config = HeldOutConfig(rigs=1, bodies=2, align_steps=align_steps)
+    return HeldOut(state.model, sources, rehearsal_config(learning_rate=0.02, **changes), config, ALONE)
 
 
 def test_rigs_are_held_out_by_the_seed():
@@ -50,6 +51,16 @@ def test_aligning_lowers_what_it_is_fitted_to(small_cache, small_sources):
     assert after < before
     unaligned = held_out(small_cache, state, align_steps=0)(state)
     assert all(unaligned[f"val/before/{part}"] == unaligned[f"val/after/{part}"] for part in (*parts, "action"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"weights": LossWeights(action=50.0)}, {"widen_steps": 1000}, {"source_bodies": 3}],
+    ids=["the action loss moves no context", "bodies have the full width", "bodies are none of the training's"],
+)
+def test_what_does_not_belong_to_aligning_a_new_body_changes_nothing(small_cache, small_sources, changes):
+    state = seeded_state(small_sources)
+    assert held_out(small_cache, state, **changes)(state) == held_out(small_cache, state)(state)
 
 
 def test_averaged_weights_are_measured_where_they_are_kept(small_cache, small_sources):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from calibrations import make_calibration
 from selfalign.align.verdict import Verdict, judge
 
 
@@ -16,6 +17,8 @@ def test_an_accepted_verdict_reads_as_in_the_manual():
         ((1.0, 0.99, 1.0), False, "not 2% below the start"),
         ((1.0, 1.2, 1.5), False, "not 2% below the start"),
         ((1.0, 0.5, 0.5), False, "not 2% below a random update of equal norm"),
+        ((1.0, 0.495, 0.5), False, "not 2% below a random update of equal norm"),
+        ((1.0, 0.489, 0.5), True, ""),
         ((1.0, math.nan, 1.0), False, "a loss is not finite"),
         ((1.0, 0.5, math.inf), False, "a loss is not finite"),
     ],
@@ -30,6 +33,22 @@ def test_a_problem_rejects_whatever_the_losses():
     assert str(judge(1.0, 0.1, 1.0, problem="it broke", note="at noon")) == (
         "reject: held-out play loss 1.00 -> 0.10 (null 1.00); it broke; at noon"
     )
+
+
+def test_a_calibration_may_object_and_never_absolves():
+    calibration = make_calibration()  # it has seen play losses of 0.8 to 1.6
+    assert judge(3.0, 1.2, 3.0, calibration=calibration).accepted
+    beyond = judge(5.0, 3.0, 5.0, calibration=calibration)
+    assert not beyond.accepted and beyond.reason == calibration.objection(3.0) != ""
+    within = judge(1.2, 1.2, 3.0, calibration=calibration)
+    assert (within.accepted, within.reason) == (False, "not 2% below the start")
+    both = judge(3.0, 3.0, 5.0, calibration=calibration)
+    assert (both.accepted, both.reason) == (False, "not 2% below the start")
+    assert judge(3.0, 1.2, 3.0, problem="it broke", calibration=calibration).reason == "it broke"
+
+
+def test_nothing_is_expected_of_a_loss_that_is_not_finite():
+    assert judge(1.0, math.inf, 1.0, calibration=make_calibration()).expected is None
 
 
 def test_small_losses_keep_their_digits():

@@ -70,6 +70,34 @@ def test_bodies_that_differ_make_the_interval_wider_than_their_episodes_would():
     assert expected.high - expected.low > 1.5 * (pooled.high - pooled.low)
 
 
+def test_the_interval_has_the_level_that_is_asked_for():
+    attempts = [attempt(1.0 + 0.01 * i, 20 * (i % 2), episodes=20, body=str(i)) for i in range(40)]
+    attempts += [attempt(4.0, 0, episodes=20, kind="before", body=str(i)) for i in range(40)]
+    widths = [(e := fitted(attempts, level=level, draws=4000).expect(1.0)).high - e.low for level in (0.5, 0.95)]
+    assert widths[1] / widths[0] == pytest.approx(1.96 / 0.674, rel=0.2)  # of a normal distribution
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_ends_fall_as_the_curve_does(seed: int):
+    calibration = fitted(drawn_attempts(np.random.default_rng(seed), bodies=8, episodes=2), draws=30)
+    for values in (calibration.low, calibration.success, calibration.high):
+        assert all(np.diff(values) <= 0)
+
+
+def test_losses_that_one_body_alone_has_are_not_those_of_the_others():
+    """Where a draw of bodies has none of them, the curve's own end stands."""
+    attempts = [attempt(0.5 + 0.01 * i, 20, episodes=20, body="a") for i in range(6)]
+    attempts += [attempt(2.0 + 0.01 * i, 10, episodes=20, body=str(i % 3)) for i in range(12)]
+    attempts += [attempt(4.0 + 0.01 * i, 0, episodes=20, kind="before", body=str(i % 3)) for i in range(6)]
+    calibration = fitted(attempts, draws=1000)
+    assert calibration.success[0] == 1.0 and calibration.low[0] == pytest.approx(wilson(120, 120).low, abs=1e-5)
+
+
+def test_there_are_so_many_groups_and_no_more():
+    many = drawn_attempts(np.random.default_rng(0), bodies=60)
+    assert len(fitted(many, draws=5).loss) == 24 and len(fitted(many[:50], draws=5).loss) == 8
+
+
 def test_success_everywhere_still_leaves_an_interval():
     attempts = [attempt(1.0, 10, body=str(i)) for i in range(6)]
     attempts += [attempt(4.0, 0, kind="before", body=str(i)) for i in range(6)]
