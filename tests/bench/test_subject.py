@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,17 @@ def test_contexts_of_one_fit(story):
     statistics = play.stats().to_dict()
     assert all(context.info.norm_stats == statistics for context in contexts.values())
     assert {0, 1, 4} <= set(fitted.held_out)
+
+
+def test_the_null_is_as_large_as_a_fit_that_was_rejected_and_each_body_has_its_own():
+    policy, play = small_policy(), make_play()
+    still = replace(policy, settings=replace(policy.settings, learning_rate=1e-4, steps=2))
+    prior, found = policy.model.prior(), [align_stepwise(still, play, seed=seed) for seed in (1, 1, 2)]
+    assert not found[0].result.verdict.accepted and found[0].contexts[ALIGNED].distance(prior) == 0
+    sizes = [one.contexts[RANDOM].distance(prior) for one in found]
+    assert sizes == pytest.approx([found[0].result.fitted.distance(prior)] * 3, rel=1e-3) and sizes[0] > 0
+    first, again, other = (one.contexts[RANDOM] for one in found)
+    assert first.distance(again) == 0 < other.distance(first)
 
 
 def test_action_loss_meets_every_context_with_the_same_noise(story, panda_arena: Arena):

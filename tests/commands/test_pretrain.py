@@ -66,6 +66,19 @@ def test_the_published_command_trains_what_it_trained():
     assert config.settings().features is None and config.settings("dinov2").features == "dinov2"
 
 
+def test_a_policy_says_that_it_is_aligned_as_it_was_rehearsed(monkeypatch):
+    plain = TrainingConfig.pretraining
+    told = {"learning_rate": 0.03, "betas": (0.5, 0.6), "clip_norm": 0.3, "decay_steps": 7.0}
+    told["weights"] = LossWeights(action=3.0, perception=0.2, dynamics=0.7, inverse=2.5, ttt=0.4)
+
+    def otherwise(self):
+        config = plain(self)
+        return replace(config, rehearsal=replace(config.rehearsal, **told))
+
+    monkeypatch.setattr(TrainingConfig, "pretraining", otherwise)
+    assert TrainingConfig().settings() == AlignSettings(**told, rehearsed=True)
+
+
 def test_the_debugging_preset_needs_no_data(tmp_path):
     flags = "--steps 3 --slots 2 --play-per-slot 2 --demonstrations-per-slot 2 --held-out-rigs 1 --log-every 1"
     out = tmp_path / "debug"
