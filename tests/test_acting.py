@@ -54,6 +54,11 @@ def test_a_policys_own_acting_is_used_unless_told_otherwise(policy, stats):
     )
 
 
+def test_what_is_not_told_stays_and_zero_is_told():
+    assert FAST.but() == FAST and FAST.but(speed=2.0) == Acting(2.0, 0.5)
+    assert FAST.but(temperature=0.0) == Acting(1.5, 0.0)
+
+
 def test_without_temperature_every_sample_is_the_same(policy, stats):
     raw, still = raw_observation(make_episode(50), 2, "go"), Acting(temperature=0.0)
     one, other = (policy.act(raw, stats=stats, acting=still) for _ in range(2))

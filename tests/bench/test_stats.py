@@ -165,7 +165,7 @@ def test_its_interval_is_that_of_a_plain_bootstrap():
 def test_the_ceilings_bodies_are_drawn_too_and_the_curves_are_the_same_at_every_amount():
     # The mean of two draws from the ceiling is 0.2, 0.6 or 1.0; only under the first, a quarter of them, is 0.5 enough.
     assert amount_to_reach({1: [0.5] * 6}, [0.2, 1.0]).share == pytest.approx(0.25, abs=0.02)
-    # What one amount gives to a body the other does not: of the same bodies, one of the two means is always 0.5 or more.
+    # What one amount gives to a body the other does not: of the same bodies, one of the two means is 0.5 or more.
     opposite = {1: [0.0, 1.0] * 3, 2: [1.0, 0.0] * 3}
     assert amount_to_reach(opposite, [0.55, 0.55]).share == 1.0
 

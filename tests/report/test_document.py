@@ -120,6 +120,15 @@ def test_methods_of_a_matrix_are_conditions_of_one_cell(results):
     assert read_failures(results) == [("tiny: action, reach, seed 0, prompt", "it broke")]
 
 
+def test_shares_of_the_oracle_and_differences_have_their_direction(results):
+    (cell,) = read_cells(results[1:])  # aligned 0.9, before 0.1, the oracle 0.8
+    assert cell.of_oracle("aligned").value == pytest.approx(0.9 / 0.8)
+    assert cell.gain("aligned", "before").value == pytest.approx(0.8)
+    worse = replace(cell, rows=[{**row, "success": {"aligned": row["success"]["before"]}} for row in cell.rows])
+    assert cell.less(worse, "aligned").value == pytest.approx(0.8)
+    assert worse.less(cell, "aligned").value == pytest.approx(-0.8)
+
+
 def test_costs_are_means_over_bodies_and_the_range_over_cells(results):
     (cell,) = read_cells(results[1:])
     rows = [
