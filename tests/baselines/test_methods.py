@@ -10,6 +10,8 @@ from torch import nn
 
 from align.factory import content_hash, make_play, raw_observation, small_policy
 from baselines.factory import QUICK, given, make_demonstrations
+from selfalign.align.bank import PlayBank
+from selfalign.align.measure import EvalGrid
 from selfalign.align.offline import AlignConfig, align
 from selfalign.baselines import METHODS, Adapted, fit
 from selfalign.baselines.choices import chosen
@@ -115,6 +117,20 @@ def test_prompt_adds_a_prompt_and_moves_it(fitted):
     start, end = (a.policy.model.mixture.prompt for a in (fresh, adapted))
     assert start is not None and end is not None and not torch.equal(start.k, end.k)
     assert adapted.history["held_out"][0] == fresh.history["held_out"][0]
+
+
+def test_a_prompt_is_judged_on_play_that_it_was_not_fitted_to_by_the_checkpoints_weights():
+    policy, play = small_policy(), given()[1]
+    weights = LossWeights(perception=0.2, dynamics=1.5, inverse=0.7, ttt=0.3)
+    policy = replace(policy, settings=replace(policy.settings, weights=weights))
+    still = fit("prompt", policy, play, config={**QUICK["prompt"], "steps": 0, "holdout": 0.5})
+    own, stats = still.policy, play.stats()
+    losses = []
+    for part in play.split(0.5, 0):
+        grid = EvalGrid.build(PlayBank.build(own, part, stats))
+        losses.append(grid.losses(own.model, own.model.prior(), weights).total)
+    assert still.history["held_out"] == [pytest.approx(losses[1], rel=1e-5)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
 def test_a_prompt_that_the_model_was_trained_with_is_where_the_fit_starts(fitted):
