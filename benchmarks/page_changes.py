@@ -1,11 +1,13 @@
 """The page of results on distances: of unseen bodies from what was seen, and of changed ones from what they were."""
 
-from collections.abc import Callable, Iterator, Sequence
-from statistics import median
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import mean, median
+from typing import Any
 
 import numpy as np
 from page_tables import markdown
 
+from selfalign.bench.tables import drop, percent
 from selfalign.data.perturb import LinearFrame
 from selfalign.report.results import CellResult
 from selfalign.sim import regions
@@ -58,6 +60,26 @@ def changes(cells: Sequence[CellResult]) -> Iterator[str]:
     )
     yield markdown(("camera in the scene", "camera on the hand", "reaching"), _by_change(camera, _moved))
     yield markdown(("action frame", "state frame", "reaching"), _by_change(action, _turned))
+
+
+def beyond(result: Mapping[str, Any] | None) -> Iterator[str]:
+    """Success of bodies whose camera is outside of the sector of all others: `beyond.py`."""
+    if result is None:
+        return
+    yield "## How far beyond its sources?"
+    yield (
+        "Reaching after aligning, with the scene's camera so many degrees beyond the sector of all others, sources and "
+        f"unseen ones ({regions.BEARING_LIMIT:.0f} to either side), as the shipped checkpoint acts; `beyond.json`. "
+        "*Expected* is what the verdicts promised, on average."
+    )
+    rows = []
+    for part in result["summary"]:
+        verdicts = [row["verdict"] for row in result["bodies"] if row["degrees"] == part["degrees"]]
+        expected = mean(verdict["expected"]["success"] for verdict in verdicts)
+        loss = drop({when: mean(verdict[when] for verdict in verdicts) for when in ("before", "after")})
+        accepted = f"{part['accepted']} of {part['bodies']}"
+        rows.append([f"{part['degrees']:g}°", percent(part["success"]), accepted, f"{100 * expected:.0f} %", loss])
+    yield markdown(("beyond", "aligned", "accepted", "expected", "play loss"), rows)
 
 
 def _by_change(cell: CellResult, change: Callable[[BodySpec, BodySpec], tuple[float, ...]]) -> list[list[str]]:

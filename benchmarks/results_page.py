@@ -12,7 +12,7 @@ import tyro
 from page_ablations import PICTURES, ablations, by_scale, measured, recipes_figure
 from page_acting import acting
 from page_adaptation import adaptation, as_shipped
-from page_changes import changes, unseen
+from page_changes import beyond, changes, unseen
 from page_motions import motions
 from page_recipes import schemes, seeds
 from page_tables import MAIN, conditions, markdown
@@ -74,6 +74,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *adaptation(plain(shipped), figure),
                 *unseen(shipped),
                 *changes(shipped),
+                *beyond(data.get(results / "beyond.json")),
                 *fails(as_shipped(plain(shipped)), films, assets / films.name),
                 *(part for measured in found.acting for part in acting(measured)),
                 *methods(shipped),
