@@ -1,10 +1,12 @@
 """No task of the alignment suffix sees its own label: shown with gradients, through all layers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from selfalign.model.alignment import AlignmentInputs, AlignmentLayout
-from selfalign.model.losses import ALIGNMENT
+from selfalign.model.losses import ALIGNMENT, FlowNoise
 
 
 def velocities(model, batch, inputs):
@@ -57,3 +59,17 @@ def test_dynamics_of_one_pooled_token_is_the_mean_over_its_tokens(model):
     pooled = out[:, model.layout.dynamics].mean(1)
     expected = model.alignment.dynamics_head(pooled)
     torch.testing.assert_close(model.alignment.velocities(out).next_features[:, 0], expected)
+
+
+def test_a_sample_without_a_next_observation_counts_in_perception_alone(model, batch):
+    size = batch.observation.batch_size
+    masked = replace(batch, next_mask=torch.arange(size) > 0)
+    noise, time = FlowNoise.like(batch), torch.full((size,), 0.4)
+
+    def of(given):
+        return model.losses(given, model.prior(), noise=noise, time=time, parts=(ALIGNMENT,), reduction="none")
+
+    whole, partial = of(batch), of(masked)
+    assert partial.dynamics[0] == 0 and partial.inverse[0] == 0 and whole.dynamics[0] > 0 and whole.inverse[0] > 0
+    torch.testing.assert_close(partial.perception, whole.perception)
+    torch.testing.assert_close((partial.dynamics[1:], partial.inverse[1:]), (whole.dynamics[1:], whole.inverse[1:]))
