@@ -161,9 +161,7 @@ def test_what_was_measured_of_other_acting_is_measured_again(
         set_calibration(mine, Calibration.from_dict(old["calibration"]))
     measured: list[str] = []
     monkeypatch.setattr(calibrate, "measure_pair", lambda job: measured.append(made_up(job)))
-    with pytest.raises(
-        ValueError, match=r"another result, which would be lost: it differs in acting;"
-    ):
+    with pytest.raises(ValueError, match=r"another result, which would be lost: it differs in acting;"):
         run(config, show=False)
     again = run(replace(config, out=tmp_path / "again.json"), show=False)
     assert again["acting"] is None and measured and json.loads(config.out.read_text()) == old
