@@ -13,6 +13,7 @@ from page_ablations import PICTURES, ablations, by_scale, measured, recipes_figu
 from page_acting import acting
 from page_adaptation import adaptation, as_shipped
 from page_changes import beyond, changes, unseen
+from page_doubts import doubts
 from page_motions import motions
 from page_recipes import schemes, seeds
 from page_tables import MAIN, conditions, markdown
@@ -85,6 +86,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *schemes(found.ablated),
                 *ablations(found.recipes, assets, found.pushed),
                 *verdicts(found.attempts, (assets / VERDICTS).as_posix()),
+                *doubts([*shipped, *found.checked], data.get(results / "beyond.json"), shipped_calibration()),
                 *(part for told in found.of_format(DEMO).values() for part in demo(told)),
                 *experts(data.get(results / "experts.json")),
                 *leak(data.get(results / "attention_leak.json")),

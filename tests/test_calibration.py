@@ -13,7 +13,7 @@ from align.factory import make_play, small_policy
 from calibrations import make_calibration
 from selfalign import checkpoint
 from selfalign.align.verdict import Verdict
-from selfalign.calibration import Calibration, Expected
+from selfalign.calibration import Ample, Calibration, Expected
 from selfalign.checkpoint import save_checkpoint, set_calibration
 from selfalign.policy import Policy
 from selfalign.settings import AlignSettings
@@ -56,6 +56,18 @@ def test_success_that_the_prior_has_too_is_an_objection():
 
 
 @pytest.mark.parametrize(
+    ("loss", "frames", "doubts"),
+    [(1.31, 1000, False), (1.33, 1000, True), (1.33, 5000, True), (1.33, 999, False), (0.1, 1000, False)],
+)
+def test_a_loss_that_much_play_never_left_is_doubted(loss: float, frames: int, doubts: bool):
+    calibration = make_calibration(ample=Ample(frames=1000, loss=1.2))  # and a tenth more
+    assert bool(calibration.doubt(loss, frames)) == doubts
+    if doubts:
+        assert "none of 6 bodies that then acted better ended above 1.2" in calibration.doubt(loss, frames)
+    assert make_calibration().doubt(loss, frames) == "", "not measured"
+
+
+@pytest.mark.parametrize(
     "change",
     [{"loss": (1.0,)}, {"loss": (2.0, 1.0, 3.0)}, {"low": (0.96, 0.3, 0.0)}, {"seen": (float("nan"), 1.0)}],
 )
@@ -66,7 +78,11 @@ def test_impossible_curves_are_refused(change):
 
 def test_round_trip_as_json():
     calibration = make_calibration(action_loss=(0.2, None, 0.6))
-    assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
+    for ample in (None, Ample(1000, 1.25)):
+        told = replace(calibration, ample=ample)
+        assert Calibration.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+    older = {name: value for name, value in calibration.to_dict().items() if name != "ample"}
+    assert Calibration.from_dict(older) == calibration
     with pytest.raises(ValueError, match="no calibration of format"):
         Calibration.from_dict({**calibration.to_dict(), "format": "another"})
 
@@ -157,6 +173,14 @@ def test_align_goes_by_the_calibration(policy: Policy, tmp_path: Path):
     assert "is outside what this checkpoint has seen" in str(rejected.verdict)
     assert rejected.context.distance(policy.model.prior()) == 0
     assert aligned(strange, calibrated=False).verdict == plain.verdict
+
+
+def test_align_counts_all_play_before_it_doubts(policy: Policy):
+    after = aligned(policy).verdict.after
+    curve = {"loss": (0.5 * after, after, 2 * after), "seen": (0.1 * after, 1.2 * after)}
+    for frames, doubts in ((6 * 16, True), (6 * 16 + 1, False)):
+        told = make_calibration(policy.fingerprint(), **curve, ample=Ample(frames, 0.5 * after))
+        assert bool(aligned(replace(policy, calibration=told)).verdict.doubt) == doubts
 
 
 def test_losses_with_other_weights_are_not_looked_up(policy: Policy):

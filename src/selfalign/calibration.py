@@ -36,6 +36,20 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Ample:
+    """Much play, and how far it is explained, at the least, on bodies of the kinds that a checkpoint knows.
+
+    Play loss is high after little play, too. After much of it, it says that something is unlike all those bodies: a
+    camera far from the sources', another kind of control, or actions that were recorded late.
+    """
+
+    frames: int
+    """How much play it was."""
+    loss: float
+    """Greatest held-out play loss at which alignment to it ended, on bodies that then acted better."""
+
+
+@dataclass(frozen=True)
 class Calibration:
     """A curve through groups of attempts, from the lowest play loss to the highest; between them it is straight."""
 
@@ -61,6 +75,8 @@ class Calibration:
     episodes: int
     source: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: settings, command, commit."""
+    ample: Ample | None = None
+    """Of the same bodies; None in calibrations from before it was measured."""
 
     def __post_init__(self) -> None:
         columns = (self.loss, self.success, self.low, self.high, self.action_loss)
@@ -100,6 +116,17 @@ class Calibration:
             return f"{expected} is no better than {self.before.success:.2f} before aligning"
         return ""
 
+    def doubt(self, loss: float, frames: int) -> str:
+        """Why the expectation may not hold for a fit to so much play that ends at this loss; empty where nothing says
+        so. It is no objection: such bodies often act better all the same."""
+        if self.ample is None or frames < self.ample.frames or loss <= self.ample.loss * (1 + MARGIN):
+            return ""
+        return (
+            f"doubtful: with as much play none of {self.bodies} bodies that then acted better ended above "
+            f"{self.ample.loss:.3g}; were actions recorded late, or is a camera or the control unlike all that this "
+            "checkpoint was trained on?"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         values = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
@@ -113,8 +140,9 @@ class Calibration:
             ValueError: another format, or values that no calibration has.
         """
         names = {f.name for f in fields(cls)}
-        if data.get("format") != FORMAT or data.keys() - {"format"} != names:
+        if data.get("format") != FORMAT or {*data.keys(), "ample"} - {"format"} != names:
             raise ValueError(f"no calibration of format {FORMAT}: it has {sorted(data)}")
         values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in data.items()}
-        values |= {"before": Expected(**data["before"])}
+        ample = data.get("ample")
+        values |= {"before": Expected(**data["before"]), "ample": None if ample is None else Ample(**ample)}
         return cls(**{name: values[name] for name in names})

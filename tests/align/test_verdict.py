@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 
 from calibrations import make_calibration
 from selfalign.align.verdict import Verdict, judge
+from selfalign.calibration import Ample
 
 
 def test_an_accepted_verdict_reads_as_in_the_manual():
@@ -45,6 +47,20 @@ def test_a_calibration_may_object_and_never_absolves():
     both = judge(3.0, 3.0, 5.0, calibration=calibration)
     assert (both.accepted, both.reason) == (False, "not 2% below the start")
     assert judge(3.0, 1.2, 3.0, problem="it broke", calibration=calibration).reason == "it broke"
+
+
+def test_a_doubt_is_told_of_what_is_accepted():
+    calibration = make_calibration(ample=Ample(frames=1000, loss=1.0))
+    doubted = judge(3.0, 1.2, 3.0, calibration=calibration, play_frames=1000, note="at noon")
+    assert doubted.accepted and doubted.doubt == calibration.doubt(1.2, 1000) != ""
+    assert str(doubted).endswith(f"; {doubted.expected}; {doubted.doubt}; at noon")
+    assert judge(3.0, 1.2, 3.0, calibration=calibration, play_frames=999).doubt == "", "too little play to tell"
+    assert judge(3.0, 1.2, 3.0, calibration=calibration).doubt == ""
+    rejected = judge(1.2, 1.2, 3.0, calibration=calibration, play_frames=1000)
+    assert (rejected.accepted, rejected.doubt) == (False, ""), "there is a reason already"
+    assert Verdict.from_dict(doubted.to_dict()) == doubted
+    older = {name: value for name, value in doubted.to_dict().items() if name != "doubt"}
+    assert Verdict.from_dict(older) == replace(doubted, doubt="")
 
 
 def test_nothing_is_expected_of_a_loss_that_is_not_finite():

@@ -9,7 +9,8 @@ from selfalign.bench.stats import wilson
 
 
 def fitted(attempts, **options):
-    return fit_calibration(attempts, fingerprint="0123", task="reach", source={}, **{"draws": 200, **options})
+    told = {"fingerprint": "0123", "task": "reach", "source": {}, "play_frames": 1000, "draws": 200}
+    return fit_calibration(attempts, **{**told, **options})
 
 
 def decreasing_regression(values: np.ndarray, weights: np.ndarray) -> list[float]:
@@ -49,6 +50,19 @@ def test_what_was_seen_is_where_bodies_acted_better():
     hopeless = [attempt(1.0 + 0.1 * i, 0, body=str(i % 5)) for i in range(10)]
     hopeless += [attempt(4.0, 0, kind="before", body=str(i)) for i in range(5)]
     assert fitted(hopeless).seen == (1.0, 1.9), "where nobody acts better, it is where alignment ended"
+
+
+def test_ample_play_is_that_of_proper_alignment_to_much_of_it():
+    attempts = drawn_attempts(np.random.default_rng(0))
+    worst = max(a.loss for a in attempts if a.kind == "aligned")
+    short, late, failed = attempt(3.2, 9, kind="short"), attempt(3.1, 9, kind="late"), attempt(3.0, 0)
+    ample = fitted([*attempts, short, late, failed]).ample
+    assert ample is not None and (ample.frames, ample.loss) == (1000, pytest.approx(worst, abs=1e-5))
+    slower = fitted([*attempts, attempt(1.25, 9, kind="axes")], play_frames=300).ample
+    assert slower is not None and (slower.frames, slower.loss) == (300, 1.25)
+    hopeless = [attempt(1.0 + 0.1 * i, 0, body=str(i % 5)) for i in range(10)]
+    hopeless += [attempt(4.0, 0, kind="before", body=str(i)) for i in range(5)]
+    assert fitted(hopeless).ample is None, "nobody acted better"
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():

@@ -81,7 +81,8 @@ def test_without_a_play_loss_nothing_drops():
 
 def test_expected_success_is_measured_where_the_calibration_is_right():
     rng = np.random.default_rng(0)
-    calibration = fit_calibration(drawn_attempts(rng, bodies=60), fingerprint="0123", task="reach", source={}, draws=50)
+    told = {"fingerprint": "0123", "task": "reach", "source": {}, "play_frames": 1000}
+    calibration = fit_calibration(drawn_attempts(rng, bodies=60), **told, draws=50)
     wide = make_calibration(
         loss=calibration.loss,
         success=calibration.success,

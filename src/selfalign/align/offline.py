@@ -194,7 +194,7 @@ def align(
             draws=config.null_draws,
             seed=config.seed,
         )
-    verdict = fit.verdict(null, _calibration(policy, plan, config))
+    verdict = fit.verdict(null, _calibration(policy, plan, config), sum(map(len, play.episodes)))
     history = fit.history(len(train), len(held), prepared - began, time.perf_counter() - prepared)
     return _result(policy, play, start, stats, fit, history, verdict)
 
@@ -309,7 +309,7 @@ class _Fit:
             return f"no better held-out loss in {worse} measurements"
         return ""
 
-    def verdict(self, null: float, calibration: Calibration | None) -> Verdict:
+    def verdict(self, null: float, calibration: Calibration | None, play_frames: int) -> Verdict:
         notes = (self.note, "" if self.plan.rehearsed else UNREHEARSED)
         return judge(
             self.held_out[0][1].total,
@@ -319,6 +319,7 @@ class _Fit:
             problem=self.problem,
             note="; ".join(note for note in notes if note),
             calibration=calibration,
+            play_frames=play_frames,
         )
 
     def history(self, train: int, held_out: int, prepare_seconds: float, fit_seconds: float) -> AlignmentHistory:

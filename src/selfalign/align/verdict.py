@@ -26,6 +26,8 @@ class Verdict:
     """Why it was rejected; empty for an accepted one."""
     note: str = ""
     """What else there is to know, such as an interruption."""
+    doubt: str = ""
+    """Why an accepted fit may act worse than expected; empty where nothing says so (`Calibration.doubt`)."""
     expected: Expected | None = None
     """Success to expect, by the checkpoint's calibration; None without one. Where the reason is that the loss is
     outside what it has seen, this is a guess."""
@@ -34,7 +36,7 @@ class Verdict:
         word = "accept" if self.accepted else "reject"
         numbers = f"held-out play loss {_short(self.before)} -> {_short(self.after)} (null {_short(self.null)})"
         expected = "" if self.expected is None or self.reason else str(self.expected)
-        return "; ".join(part for part in (f"{word}: {numbers}", self.reason, expected, self.note) if part)
+        return "; ".join(part for part in (f"{word}: {numbers}", self.reason, expected, self.doubt, self.note) if part)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; a number that is not finite becomes null."""
@@ -50,6 +52,7 @@ class Verdict:
             **numbers,
             reason=data["reason"],
             note=data["note"],
+            doubt=data.get("doubt", ""),  # as with expectations
             expected=None if expected is None else Expected(**expected),
         )
 
@@ -63,6 +66,7 @@ def judge(
     problem: str = "",
     note: str = "",
     calibration: Calibration | None = None,
+    play_frames: int = 0,
 ) -> Verdict:
     """Accepts if the held-out loss fell by the share `min_improvement`, below the start's and below the null update's,
     and if the calibration has no objection.
@@ -75,6 +79,7 @@ def judge(
         problem: a reason to reject that was seen while fitting.
         note: kept as it is.
         calibration: of the checkpoint, for the same losses; None: judge by the losses alone.
+        play_frames: how much play there is, to fit and to judge; what is little play is not doubted.
     """
     reason = problem
     if not reason and not all(map(math.isfinite, (before, after, null))):
@@ -83,11 +88,12 @@ def judge(
         reason = f"not {min_improvement:.0%} below the start"
     elif not reason and not after < null * (1 - min_improvement):
         reason = f"not {min_improvement:.0%} below a random update of equal norm"
-    expected = None
+    expected, doubt = None, ""
     if calibration is not None and math.isfinite(after):
         reason = reason or calibration.objection(after)
         expected = calibration.expect(after)
-    return Verdict(not reason, before, after, null, reason, note, expected)
+        doubt = "" if reason else calibration.doubt(after, play_frames)
+    return Verdict(not reason, before, after, null, reason, note, doubt, expected)
 
 
 _INFINITE = (math.inf, -math.inf)

@@ -306,6 +306,7 @@ def calibration_of(result: Mapping[str, Any]) -> Calibration:
         fingerprint=result["fingerprint"],
         task=result["settings"]["task"],
         source={"settings": result["settings"], **acting_told(result), **made},
+        play_frames=result["settings"]["play"] * result["settings"]["play_length"],
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from selfalign.bench.attempts import AXES, SHORT, Attempt
 from selfalign.bench.stats import wilson
 from selfalign.bench.subject import ALIGNED, BEFORE
-from selfalign.calibration import Calibration, Expected
+from selfalign.calibration import Ample, Calibration, Expected
 
 GROUP = 6
 """Attempts of a group, at least."""
@@ -22,6 +22,7 @@ def fit_calibration(
     fingerprint: str,
     task: str,
     source: Mapping[str, Any],
+    play_frames: int,
     seed: int = 0,
     draws: int = 1000,
     level: float = 0.95,
@@ -38,6 +39,7 @@ def fit_calibration(
         fingerprint: of the model.
         task: at which success was measured.
         source: settings and provenance, for the record.
+        play_frames: how much play aligned bodies had, but for those that had little.
         seed: of the bootstrap.
 
     Raises:
@@ -46,6 +48,7 @@ def fit_calibration(
     finite = sorted((a for a in attempts if np.isfinite(a.loss)), key=lambda a: a.loss)
     ended = [a for a in finite if a.kind in (ALIGNED, SHORT, AXES)]
     seen = [a.loss for a in ended if a.gain > 0] or [a.loss for a in ended]  # a checkpoint may be of no use to any body
+    ample = [a.loss for a in ended if a.gain > 0 and a.kind != SHORT]
     prior = [a for a in attempts if a.kind == BEFORE]
     bodies = sorted({a.body for a in finite})
     if len(finite) < 2 * GROUP or not seen or not prior or len(bodies) < 2:
@@ -77,6 +80,7 @@ def fit_calibration(
         attempts=len(finite),
         episodes=sum(a.episodes for a in finite),
         source=source,
+        ample=Ample(play_frames, round(max(ample), 5)) if ample else None,
     )
 
 

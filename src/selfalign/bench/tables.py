@@ -133,6 +133,10 @@ def print_calibration(calibration: Calibration, console: Console) -> None:
         f"Alignment ended at play losses from {least:.3g} to {greatest:.3g}; before aligning, success was "
         f"{100 * calibration.before.success:.0f} %."
     )
+    if calibration.ample is not None:
+        console.print(
+            f"With {calibration.ample.frames} frames of play it ended at {calibration.ample.loss:.3g} or less."
+        )
 
 
 def print_attempts(attempts: "Sequence[Attempt]", console: Console) -> None:
