@@ -13,6 +13,14 @@ from selfalign.calibration import Ample, Calibration
 from selfalign.report.results import CellResult
 from selfalign.sim.seeds import VALIDATION_FROM
 
+PLAYED = {
+    "axes": "play by their axes",
+    "brisk": "briskly so",
+    "narrow": "play in 0.3 of the workspace",
+    "demonstrations": "play that does nothing but the task",
+}
+"""What motion is called on the page."""
+
 
 class Ended(NamedTuple):
     """Where alignment to a body's play ended, and how the body then acted."""
@@ -52,38 +60,40 @@ def doubts(
 def _kinds(
     cells: Sequence[CellResult], beyond: Mapping[str, Any] | None, ample: Ample, trajectory: int
 ) -> dict[str, list[Ended]]:
-    """Bodies that were given ample play, by what they are."""
+    """Accepted fits to ample play, by what is unlike the bodies of the sources."""
     own = [
         cell
         for cell in cells
         if cell.settings["task"] == "reach"
-        and motion_of(cell) == FREE
         and cell.settings["seed"] < VALIDATION_FROM
         and play_of(cell) * trajectory >= ample.frames
     ]
+    joint = [cell for cell in own if cell.settings["scenario"] == "joint"]
+    known = [cell for cell in own if cell not in joint]
     kinds: dict[str, list[Ended]] = {}
-    for seed in sorted({cell.settings["seed"] for cell in own}):
-        fitted = [cell for cell in own if cell.settings["seed"] == seed and cell.settings["scenario"] != "joint"]
-        kinds[f"unseen cameras, frames and arms, seed {seed}"] = _bodies(fitted, ALIGNED)
-    kinds["the same, play by their axes"] = _bodies(own, AXES)
-    kinds["the same, actions recorded a quarter of a second late"] = _bodies(own, LATE)
+    for seed in sorted({cell.settings["seed"] for cell in known}):
+        free = [cell for cell in known if cell.settings["seed"] == seed and motion_of(cell) == FREE]
+        kinds[f"unseen cameras, frames and arms, seed {seed}"] = _ended(free, ALIGNED)
+    for motion, told in PLAYED.items():
+        moved = [cell for cell in known if motion_of(cell) == motion]
+        kinds[f"the same, {told}"] = _ended(moved, ALIGNED) + (_ended(known, AXES) if motion == AXES else [])
+    kinds["the same, actions recorded a quarter of a second late"] = _ended(known, LATE)
     for degrees in dict.fromkeys(row["degrees"] for row in (beyond or {"bodies": []})["bodies"]):
         rows = [row for row in (beyond or {})["bodies"] if row["degrees"] == degrees]
         name = f"a camera {degrees:g}° beyond the sources' sector"
         kinds[name] = [Ended(row["verdict"]["after"], row["success"]["value"]) for row in rows]
-    kinds["joint control, the order of joints unseen"] = _bodies(
-        [cell for cell in own if cell.settings["scenario"] == "joint"], ALIGNED
-    )
+    kinds["joint control, the order of joints unseen"] = _ended(joint, ALIGNED)
     return kinds
 
 
-def _bodies(cells: Sequence[CellResult], kind: str) -> list[Ended]:
-    """Accepted fits, of each body once: as it acts at the shipped speed where both were measured."""
+def _ended(cells: Sequence[CellResult], kind: str) -> list[Ended]:
+    """Accepted fits, of each body once: as it acts at the shipped speed where that was measured."""
     found: dict[str, Ended] = {}
     for cell in sorted(cells, key=lambda cell: acting_of(cell).speed):
-        for attempt in cell.attempts():
-            if attempt.kind == kind and attempt.verdict.accepted:
-                found[attempt.body] = Ended(attempt.loss, attempt.success)
+        for row in cell.rows:
+            verdict = row.get("verdicts", {ALIGNED: row.get("verdict")}).get(kind)
+            if verdict is not None and verdict["accepted"] and kind in row["success"]:
+                found[row["name"]] = Ended(verdict["after"], row["success"][kind]["value"])
     return list(found.values())
 
 
