@@ -233,6 +233,8 @@ def calibration_curve(calibration: Calibration, attempts: Sequence[Attempt]) -> 
     axis.plot(loss, value, color="black", linewidth=1.5, label="expected")
     axis.fill_between(loss, low, high, color="black", alpha=0.12, linewidth=0)
     axis.axvspan(*calibration.seen, color=COLOURS[2], alpha=0.12, linewidth=0, label="play losses that were seen")
+    if calibration.ample is not None:
+        axis.axvline(calibration.ample.loss, color=COLOURS[2], linewidth=1, label="greatest after much play")
     axis.set(xlabel="held-out play loss", ylabel="success, %", ylim=(-4, 104))
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

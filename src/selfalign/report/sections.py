@@ -234,8 +234,9 @@ def calibrated(calibration: Calibration, attempts: Sequence[Attempt]) -> Section
         f"{settings.get('seed', 'unknown')}), {calibration.attempts} contexts and {calibration.episodes} episodes: "
         "isotonic regression, with the wider of a bootstrap over bodies and Wilson's interval over episodes. The dots "
         "are the attempts of this report of which it expects something: by the same model, at this task, by bodies "
-        "that acted as those. Beyond the play losses that were seen (and a tenth of them), verdicts reject."
+        "that acted as those. Beyond the play losses that were seen (and a tenth of them), verdicts reject"
     )
+    text += "." if calibration.ample is None else "; as far beyond the line, they doubt fits to much play."
     return Section("What a play loss is worth", text, [figures.calibration_curve(calibration, attempts)])
 
 
