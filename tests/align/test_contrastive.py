@@ -5,11 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from align.rehearsing import make_sources, state_for
-from selfalign.align.contrastive import info_nce
+from selfalign.align.contrastive import add_contrast, contrast_group, info_nce
 from selfalign.align.settings import ContrastiveConfig
-from selfalign.data.virtual import FrameFeatures
+from selfalign.data.perturb import LinearFrame
+from selfalign.data.virtual import FrameFeatures, PlayUse
+from selfalign.model.losses import Losses
 from selfalign.train import checkpoint
 from selfalign.train.step import train_step
 
@@ -109,3 +112,34 @@ def test_schemes_without_rehearsal_have_no_contrast(coloured_sources):
 def test_contrast_needs_recoloured_features(small_sources):
     with pytest.raises(ValueError, match="needs features of frames that look so"):
         train_step(state_with_contrast(small_sources))
+
+
+def test_contrast_does_not_move_the_prior(coloured_sources):
+    state = state_with_contrast(coloured_sources, max_age=50)
+    train_step(state)
+    rehearsal = state.objective
+    losses = rehearsal.losses(*rehearsal.draw(1))
+    given = torch.autograd.grad(
+        losses.contrastive, [*state.model.prior().tensors, *rehearsal._leaves], allow_unused=True
+    )
+    layers = len(state.model.prior().tensors)
+    assert all(g is None or not g.any() for g in given[:layers]) and all(g.any() for g in given[layers:])
+
+
+def test_contrast_has_the_temperature_of_its_settings():
+    ways, moved = torch.randn(8, 5), np.array([True] * 4 + [False] * 4)
+    config = dataclasses.replace(CONTRAST, temperature=0.5)
+    found = add_contrast(Losses(torch.tensor(1.0)), ways, moved, config)
+    similarities = torch.stack([F.cosine_similarity(ways[0], other, dim=0) for other in ways[1:4]])
+    expected = F.cross_entropy(similarities / 0.5, torch.tensor(0))
+    torch.testing.assert_close(found.contrastive, expected)
+    torch.testing.assert_close(found.total, 1 + config.weight * expected)
+
+
+def test_negatives_share_the_units_of_their_anchor_and_are_as_wide_as_the_training(small_cache):
+    sources, rng = make_sources(small_cache, play=PlayUse(unit_width=1.0)), np.random.default_rng(0)
+    body = sources.sample(rng)
+    assert body.units is not None
+    group = contrast_group(body, sources, CONTRAST, rng, 0.0)
+    assert [other.units for other in group] == [body.units] * 4
+    assert all(other.perturbation.action_frame == LinearFrame() for other in group[2:])

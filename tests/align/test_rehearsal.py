@@ -244,3 +244,9 @@ def test_demonstrations_serve_as_play_where_there_is_none(tmp_path):
     drawn = sources.sample(rng)
     assert 2 <= len(drawn.play_episodes) <= 3
     assert sources.play_batch([body, drawn], 5, rng).next_features is not None
+
+
+def test_slots_live_for_an_eighth_of_the_greatest_age_at_least(small_sources):
+    limits = state_for(small_sources, slots=64, max_age=80).objective.lives.limit
+    assert limits.min() >= 10 and limits.max() <= 80
+    assert limits.min() < 20 and limits.max() > 60

@@ -234,3 +234,12 @@ def test_lerobots_file_may_lack_quantiles_and_have_constant_dimensions(tmp_path)
     path.write_text('{"action": {}}')
     with pytest.raises(ValueError, match=r"stats.json has no statistics of observation.state and action"):
         NormStats.read_lerobot(path)
+
+
+@pytest.mark.parametrize("mode", ["zscore", "quantile"])
+def test_a_large_number_that_only_rounds_is_near_constant(mode):
+    values = np.random.default_rng(0).normal(size=(200, 2))
+    values[:, 0] = 1e4 + 1e-3 * values[:, 0]
+    with pytest.warns(UserWarning, match=r"state\[0\] .*action\[0\]"):
+        stats = NormStats.from_arrays(values, values, mode)
+    np.testing.assert_allclose(np.ptp(stats.normalize_state(values)[:, 0]), np.ptp(values[:, 0]), rtol=1e-3)

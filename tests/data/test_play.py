@@ -99,10 +99,17 @@ def test_splits_keep_episodes_whole_and_are_seeded():
     assert [len(part) for part in play.take(2).split(0.01)] == [1, 1]
 
 
-def test_one_episode_is_split_in_time():
+@pytest.mark.parametrize(("holdout", "frames"), [(0.2, (40, 10)), (0.5, (25, 25))])
+def test_one_episode_is_split_in_time(holdout, frames):
     play = Play.from_episodes(play_episodes(1, length=50))
-    train, held = play.split(0.2)
-    assert (train.num_frames, held.num_frames) == (40, 10)
+    train, held = play.split(holdout)
+    assert (train.num_frames, held.num_frames) == frames
     np.testing.assert_array_equal(np.concatenate([train.action(), held.action()]), play.action())
     with pytest.raises(ValueError, match="holdout"):
         play.split(1.0)
+
+
+def test_what_is_taken_are_the_first_episodes():
+    play = Play.from_episodes(play_episodes())
+    for count, expected in ((2, play.episodes[:2]), (5, play.episodes), (9, play.episodes)):
+        assert list(map(id, play.take(count).episodes)) == list(map(id, expected))

@@ -83,3 +83,17 @@ def test_wrong_spans_are_refused(prior):
     with pytest.raises(ValueError, match="0 TTT layers"):
         make_contexts(EmbodimentContext((), ()), 4)
     assert type(make_contexts(prior, None)) is FullContexts
+
+
+def test_a_distance_counts_every_number_of_w_and_b(prior):
+    moved = prior.with_tensors([*(w + 3.0 for w in prior.W1), *(b - 2.0 for b in prior.b1)])
+    weights, biases = (sum(t.numel() for t in tensors) for tensors in (prior.W1, prior.b1))
+    assert moved.distance(prior) == pytest.approx((9.0 * weights + 4.0 * biases) ** 0.5, rel=1e-5)
+
+
+def test_a_perturbation_has_its_norm_over_all_tensors_together(prior):
+    moved = prior.perturbed(2.5, generator=torch.Generator().manual_seed(0))
+    away = torch.cat([(a - b).flatten() for a, b in zip(moved.tensors, prior.tensors, strict=True)])
+    assert float(away.norm()) == pytest.approx(2.5, rel=1e-4)
+    again = prior.perturbed(2.5, generator=torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(again.tensors, moved.tensors, strict=True))

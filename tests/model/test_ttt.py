@@ -1,5 +1,7 @@
 """The TTT layer: its equation, where its gradients go, and who shares it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -139,15 +141,16 @@ def test_without_the_inner_loop_there_is_nothing_of_it(model):
     assert not any(".inner." in name for name in model.state_dict())
 
 
-def test_the_layer_runs_the_inner_loop_from_the_given_context():
-    layer = TTTLayer(16, META, cond_dim=None)
+@pytest.mark.parametrize("base", [1.0, 3.0])
+def test_the_layer_runs_the_inner_loop_from_the_given_context(base):
+    layer = TTTLayer(16, replace(META, base_rate=base), cond_dim=None)
     randomise(layer)
     x = torch.randn(3, 7, 16)
     W1, b1 = 0.3 * torch.randn(3, 2, 8, 8), 0.3 * torch.randn(3, 2, 1, 8)
     out, _ = layer(x, None, W1, b1)
     normed, _ = layer.norm(x)
     q, k, v = (theta(normed).unflatten(-1, (2, 8)) for theta in (layer.theta_q, layer.theta_k, layer.theta_v))
-    rate = layer.inner.rate(normed).sigmoid() / 8
+    rate = base * layer.inner.rate(normed).sigmoid() / 8
     scale = (1 / torch.arange(1, 4) + layer.inner.scale_offset).clamp_min(0)
     norm = Norm(layer.ttt_norm_weight, layer.ttt_norm_bias)
     _, read = inner_loop(FastWeights(W1, b1), q, k, v, rate, scale, norm, step=primal_step)

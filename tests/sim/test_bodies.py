@@ -1,6 +1,7 @@
 """Bodies: drawn from seeds, written as JSON, disjoint between regions, and their spaces mean the same motion."""
 
 import dataclasses
+import itertools
 import json
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ from selfalign.sim.control import Controller
 from selfalign.sim.engine import Simulation
 from selfalign.sim.regions import SCENARIOS
 from selfalign.sim.robots import RobotSpec
+from selfalign.sim.virtual import source_perturbation
 
 
 def heldout(scenario: str, n: int = 20, seed: int = 0) -> list[BodySpec]:
@@ -254,3 +256,48 @@ def test_before_the_change_a_body_differs_in_what_the_scenario_is_about_alone(sc
         if scenario != "camera":
             assert scenario == "robot" or before.action_space != body.action_space
         assert scenario not in ("robot", "all") or before.arm in regions.SOURCE_ARMS
+
+
+def test_no_two_scenarios_or_regions_share_a_draw():
+    bodies = [b for s in SCENARIOS for region in regions.REGIONS for b in sample_bodies(3, 5, region, s)]
+    for drawn in ([body.camera for body in bodies], [body.wrist for body in bodies]):
+        assert len(set(drawn)) == len(bodies)
+    looks = [body.appearance_seed % regions.HELDOUT_APPEARANCE for body in bodies]
+    assert len(set(looks)) == len(bodies)
+
+
+def test_both_cameras_of_bodies_that_differ_in_all_are_held_out():
+    for body in heldout("all"):
+        assert regions.bearing_region(body.camera.azimuth) == "heldout"
+        assert regions.wrist_region(body.wrist.bearing) == "heldout"
+
+
+def test_positions_have_an_origin_of_their_own_and_displacements_have_none():
+    rng = np.random.default_rng(0)
+    for kind, moved in (("ee_delta", False), ("ee_absolute", True)):
+        action, state = sample_spaces(rng, "heldout", kind, 7)
+        assert any(action.frame.offset) == moved and any(state.frame.offset)
+        assert np.abs([action.frame.offset, state.frame.offset]).max() <= regions.STATE_OFFSET
+        assert action.frame.offset != state.frame.offset
+
+
+def test_a_joint_body_reports_its_joints_as_it_takes_commands():
+    for body in [*heldout("joint", 5), *sample_bodies(5, 0, "source", "joint")]:
+        assert body.state_space.frame == body.action_space.frame
+
+
+def test_virtual_bodies_are_canonical_at_width_0_and_any_at_width_1():
+    rng, rig = np.random.default_rng(0), {"arm": "panda", "gripper": "panda"}
+    narrow, wide = ([source_perturbation(rng, rig, width) for _ in range(200)] for width in (0.0, 1.0))
+    assert {frame for body in narrow for frame in (body.action_frame, body.state_frame)} == {LinearFrame()}
+    joint = sum(not isinstance(body.action_frame, LinearFrame) for body in wide)
+    assert 0 < joint < 30 and all(body.state_frame != LinearFrame() for body in wide)
+
+
+@pytest.mark.parametrize("kind", ["ee_delta", "ee_absolute", "joint_absolute"])
+def test_bounds_are_the_smallest_box_around_all_corners(kind):
+    space, _ = sample_spaces(np.random.default_rng(1), "heldout", kind, 7)
+    dims = 7 if kind.startswith("joint") else 3
+    low, high = -np.linspace(0.1, 0.5, dims), np.linspace(0.3, 0.2, dims)
+    corners = space.to_body(np.array(list(itertools.product(*zip(low, high, strict=True)))))
+    np.testing.assert_allclose(space.bounds(low, high), [corners.min(axis=0), corners.max(axis=0)], atol=1e-12)
