@@ -154,3 +154,12 @@ def test_an_open_perception_sees_everything_and_nothing_else_changes():
     plain, open_ = AlignmentLayout(3, 2).mask(), AlignmentLayout(3, 2, open_perception=True).mask()
     assert open_[0].all() and not plain[0, 1:].any()
     assert torch.equal(open_[1:], plain[1:])
+
+
+def test_fixed_source_bodies_are_those_of_the_seed(small_sources):
+    def seen(seed: int) -> set[str]:
+        batches = state_for(small_sources, source_bodies=4, seed=seed).objective.batches
+        bodies = [batches.sample(np.random.default_rng(i), 0) for i in range(20)]
+        return {str(body.perturbation.to_dict()) for body in bodies}
+
+    assert len(seen(0)) == 4 and seen(0) == seen(0) and not seen(0) & seen(1)

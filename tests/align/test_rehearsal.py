@@ -250,3 +250,16 @@ def test_slots_live_for_an_eighth_of_the_greatest_age_at_least(small_sources):
     limits = state_for(small_sources, slots=64, max_age=80).objective.lives.limit
     assert limits.min() >= 10 and limits.max() <= 80
     assert limits.min() < 20 and limits.max() > 60
+
+
+def test_slots_move_by_the_optimiser_of_the_settings(small_sources):
+    settings = {"learning_rate": 0.03, "betas": (0.5, 0.6), "clip_norm": 0.2, "decay_steps": 2.0}
+    rehearsal = state_for(small_sources, max_age=50, **settings).objective
+    adam = FastAdam(0.03, (0.5, 0.6), clip_norm=0.2, decay_steps=2.0)
+    expected, state = rehearsal.coordinates, rehearsal.state
+    for _ in range(3):
+        rehearsal.losses(*rehearsal.draw(1)).total.backward()
+        gradients = [3 * leaf.grad for leaf in rehearsal._leaves]  # the loss is the mean of 3 slots
+        expected, state = adam.step(expected, gradients, state)
+        rehearsal.after_backward()
+    torch.testing.assert_close(rehearsal.coordinates, expected)

@@ -1,6 +1,7 @@
 """The encoder: it learns to tell bodies apart, its file is checked, and the method gives what it says."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ from align.factory import make_play, small_policy
 from selfalign.baselines import fit
 from selfalign.baselines.encoder import PlayEncoder, TrainedEncoder, encoder_inputs, moved_prior
 from selfalign.baselines.encoder_training import BodyBatch, EncoderTraining, Recordings, train_encoder
+from selfalign.baselines.samples import FlowSamples
 from selfalign.data.fake import write_fake
 from selfalign.data.lerobot import LeRobotReader
 from selfalign.data.perturb import EmbodimentPerturbation, LinearFrame
@@ -172,3 +174,39 @@ def test_recordings_that_do_not_suffice_are_refused(recorded, tmp_path):
         EncoderTraining(rank=0)
     with pytest.raises(ValueError, match="holdout must be less than 1"):
         EncoderTraining(holdout=1.0)
+
+
+def test_the_encoder_reads_as_many_transitions_as_told_evenly_spread(tmp_path):
+    policy, play = small_policy(), make_play(3, 8)
+    inputs = encoder_inputs(policy, policy.transitions(play, policy.play_stats(play)))
+    w0 = policy.model.prior().embedding().detach()
+    network = random_encoder(inputs.shape[1], len(w0))
+    path = TrainedEncoder(network, policy.fingerprint()).save(tmp_path / "encoder.safetensors")
+    adapted = fit("encoder", policy, play, config={"path": str(path), "transitions": 3})
+    assert len(inputs) == 12
+    torch.testing.assert_close(adapted.context.embedding(), w0 + network(inputs[[0, 6, 11]]))
+    assert not torch.allclose(network(inputs[[0, 6, 11]]), network(inputs), atol=1e-3)
+
+
+def test_the_encoder_is_judged_on_bodies_of_held_out_rigs_at_evenly_spread_times(recorded):
+    policy, _, recordings = recorded
+    config = replace(SMALL, steps=1, holdout=0.4, bodies=3, demonstrations=5)
+    told = train_encoder(policy, recordings, config).training
+    assert told["rigs"] == {"learned": 3, "held_out": 2}
+    _, held_out = recordings.split(0.4, config.seed, config.reach_weight)
+    generator = torch.Generator().manual_seed(config.seed)
+    batches = [BodyBatch.draw(policy, held_out, config, generator, fixed=True) for _ in range(4)]
+    expected = torch.stack([batch.loss(policy, None) for batch in batches]).mean()
+    assert told["action_loss"]["prior"] == pytest.approx(float(expected.detach()), rel=1e-5)
+    for batch in batches:
+        even = FlowSamples.fixed(batch.shown.batch, config.seed).time.sort().values
+        torch.testing.assert_close(batch.shown.time.sort().values, even)
+
+
+def test_the_encoder_learns_more_of_reaching_by_its_weight(recorded):
+    _, _, recordings = recorded
+    plain, heavy = (recordings.split(0.0, 0, weight)[0] for weight in (1.0, 10.0))
+    reach = np.array([task.startswith("reach") for task in recordings.cache.tasks])
+    np.testing.assert_array_equal(plain.task_weight, 1.0)
+    np.testing.assert_array_equal(heavy.task_weight, np.where(reach, 10.0, 1.0))
+    assert reach.any() and len(plain.embodiment(0, EmbodimentPerturbation()).demonstrations)

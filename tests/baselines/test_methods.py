@@ -13,11 +13,12 @@ from baselines.factory import QUICK, given, make_demonstrations
 from selfalign.align.bank import PlayBank
 from selfalign.align.measure import EvalGrid
 from selfalign.align.offline import AlignConfig, align
-from selfalign.baselines import METHODS, Adapted, fit
+from selfalign.baselines import METHODS, Adapted, demonstrated, fit, pad, prompt
 from selfalign.baselines.choices import chosen
 from selfalign.baselines.demonstrated import LoraConfig
+from selfalign.baselines.descent import Descent
 from selfalign.baselines.methods import configured
-from selfalign.baselines.samples import action_losses
+from selfalign.baselines.samples import action_losses, draw_rows
 from selfalign.data.episodes import Episode
 from selfalign.data.play import Play
 from selfalign.model.losses import LossWeights
@@ -262,3 +263,58 @@ def test_settings_within_settings_may_be_read_from_json():
     with pytest.raises(ValueError, match="LossWeights has no setting 'percepton'"):
         configured(METHODS["selfalign"], {"weights": {"percepton": 0.0}})
     assert configured(METHODS["encoder"], {"training": {"rank": 16}}).training.rank == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "settings"),
+    [
+        ("pad", pad, {"patience": 2}),
+        ("prompt", prompt, {"patience": 2}),
+        ("lora", demonstrated, {}),
+        ("finetune", demonstrated, {}),
+    ],
+)
+def test_a_method_descends_as_its_settings_say(name, module, settings, monkeypatch):
+    if name == "lora":
+        pytest.importorskip("peft")
+    told, descend = [], module.descend
+
+    def spy(parameters, loss_of, plan, **rest):
+        told.append(plan)
+        return descend(parameters, loss_of, plan, **rest)
+
+    def rows(count, size, generator):
+        told.append(size)
+        return draw_rows(count, size, generator)
+
+    monkeypatch.setattr(module, "descend", spy)
+    monkeypatch.setattr(module, "draw_rows", rows)
+    fit(name, *given(), config={**QUICK[name], "steps": 1, "learning_rate": 3e-4, "batch_size": 3, **settings})
+    assert told == [Descent(1, 3e-4, **settings), 3]
+
+
+def test_updates_of_lora_are_scaled_by_alpha_over_rank():
+    """Adam's first step is as large whatever the gradient: only the scale tells the updates apart."""
+    pytest.importorskip("peft")
+    policy, play, demonstrations = given()
+    before, moved = policy.model.state_dict(), []
+    for alpha in (4, 12):
+        config = {"rank": 2, "alpha": alpha, "steps": 1, "batch_size": 8}
+        after = fit("lora", policy, play, demonstrations, config=config).policy.model.state_dict()
+        moved.append(torch.cat([(after[name] - before[name]).flatten() for name in before]))
+    assert moved[0].any()
+    torch.testing.assert_close(moved[1], 3 * moved[0], rtol=1e-2, atol=1e-5)
+
+
+def test_demonstrations_are_normalised_by_the_play(monkeypatch):
+    policy, _, demonstrations = given()
+    play, seen, read = make_play(5, 14, scale=3.0), [], demonstrated.demonstrated
+
+    def spy(policy, episodes, stats):
+        seen.append(read(policy, episodes, stats))
+        return seen[-1]
+
+    monkeypatch.setattr(demonstrated, "demonstrated", spy)
+    fit("finetune", policy, play, demonstrations, config=QUICK["finetune"])
+    first = play.stats().normalize_action(demonstrations[0].action[:4])
+    np.testing.assert_allclose(seen[0].actions.values[0, :, :3].numpy(), first, rtol=1e-5, atol=1e-6)

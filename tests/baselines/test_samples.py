@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from align.factory import make_play, raw_observation, small_policy
-from baselines.factory import given, make_demonstrations
+from baselines.factory import QUICK, given, make_demonstrations
 from selfalign.align.bank import PlayBank
+from selfalign.baselines import fit
 from selfalign.baselines.method import Given
 from selfalign.baselines.pad import inverse_loss, later_features
 from selfalign.baselines.prompt import alignment_loss, with_prompt
@@ -129,3 +130,15 @@ def test_fixed_times_are_spread_over_what_training_draws():
     drawn = torch.cat([FlowSamples.draw(batch, torch.Generator().manual_seed(i)).time for i in range(60)])
     quantiles = drawn.quantile((torch.arange(len(times)) + 0.5) / len(times))
     torch.testing.assert_close(times, quantiles, rtol=0.0, atol=0.04)
+
+
+def test_pad_is_judged_on_play_that_it_was_not_fitted_to():
+    policy, play, _ = given()
+    still = fit("pad", policy, play, config={**QUICK["pad"], "steps": 0, "holdout": 0.5, "eval_samples": 5})
+    stats, losses = play.stats(), []
+    for part in play.split(0.5, 0):
+        pictures = Pictures.of(policy, part.episodes, policy.transitions(part, stats))
+        rows = torch.linspace(0, len(pictures) - 1, 5).round().long()
+        losses.append(float(inverse_loss(policy, pictures, rows, FlowSamples.fixed(pictures.batch(policy, rows), 0))))
+    assert still.history["held_out"] == [pytest.approx(losses[1], rel=1e-5)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)

@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from bench.acting import ReachingActor, StillActor
 from selfalign.bench.rollout import Arena, RolloutConfig, rollout
-from selfalign.sim.bodies import BodySpec, sample_bodies
+from selfalign.model.context import EmbodimentContext
+from selfalign.sim.bodies import ActionSpace, BodySpec, sample_bodies
 from selfalign.sim.engine import Simulation
+from selfalign.sim.render import WristMount
 from selfalign.sim.robots import RobotSpec
 
 
@@ -79,3 +84,63 @@ def test_arena_makes_simulations_once():
     first = arena.simulations(2)
     assert all(isinstance(sim, Simulation) for sim in first)
     assert arena.simulations(1)[0] is first[0]
+
+
+class Asked(StillActor):
+    """Keeps what it is asked with."""
+
+    def __init__(self, body: BodySpec):
+        super().__init__(body)
+        self.asked: list[tuple] = []
+
+    def act(self, observation, context=None, *, noise=None, num_steps=10):
+        self.asked.append((context, num_steps))
+        return super().act(observation, context)
+
+
+def test_the_policy_is_asked_under_the_context_in_as_many_steps_as_told(panda_arena: Arena):
+    body, context = BodySpec(), EmbodimentContext((torch.zeros(1, 2, 2),), (torch.zeros(1, 1, 2),))
+    actor = Asked(body)
+    rollout(actor, body, context, RolloutConfig(episodes=1, num_steps=3, execute=8), arena=panda_arena)
+    assert len(actor.asked) == 7 and all(own is context and steps == 3 for own, steps in actor.asked)
+
+
+def test_every_episode_and_every_chunk_has_noise_of_its_own(panda_arena: Arena):
+    drawn = []
+    for seed in (7, 8):
+        actor = ReachingActor(panda_arena, BodySpec())
+        rollout(actor, BodySpec(), config=RolloutConfig(episodes=2, seed=seed, execute=8), arena=panda_arena)
+        drawn += [row.tobytes() for noises in actor.noises for row in noises]
+    assert len(drawn) == 2 * 7 * 2 == len(set(drawn))
+
+
+def test_the_first_steps_of_every_chunk_are_carried_out_in_their_order(panda_arena: Arena, monkeypatch):
+    class Numbered(StillActor):
+        chunks = 0
+
+        def act(self, observation, context=None, *, noise=None, num_steps=10):
+            actions = np.zeros((1, 8, 4))
+            actions[0, :, 0] = 1e-3 * (8 * self.chunks + np.arange(8))
+            self.chunks += 1
+            return actions
+
+    done = []
+    monkeypatch.setattr(ActionSpace, "execute", lambda self, controller, action: done.append(round(1e3 * action[0])))
+    body = BodySpec()
+    rollout(Numbered(body), body, config=RolloutConfig(episodes=1, execute=3), arena=panda_arena)
+    assert done == [8 * chunk + step for chunk in range(17) for step in range(3)][:50]
+
+
+def test_a_shared_arena_sees_through_the_wrist_camera_of_each_body(panda_arena: Arena):
+    seen = []
+    for bearing in (-30.0, 30.0):
+        body = replace(BodySpec(), wrist=WristMount(bearing))
+        panda_arena.dress(body)
+        sim = panda_arena.simulations(1)[0]
+        sim.reset(np.array([0.0, 0.0, 0.12]), {"red": (0.05, 0.02, 0.0)})
+        seen.append(panda_arena.picture(sim, "wrist", 64).astype(int))
+        with Simulation(body.robot) as alone:
+            alone.mount_wrist(body.wrist)
+            alone.reset(np.array([0.0, 0.0, 0.12]), {"red": (0.05, 0.02, 0.0)})
+            assert np.abs(alone.render("wrist", 64) - seen[-1]).max() <= 1
+    assert np.abs(seen[0] - seen[1]).mean() > 5

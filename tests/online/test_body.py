@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from align.factory import HORIZON
+from align.factory import HORIZON, make_episode
 from online.contexts import make_context, value
-from online.steps import many_steps
+from online.steps import many_steps, steps_of
 from selfalign.online.body import BEFORE, LearningBody
 from selfalign.online.config import LearnConfig
 from selfalign.online.drift import Drift, DriftConfig
@@ -266,3 +266,34 @@ def test_a_failed_job_is_told_and_leaves_everything(tmp_path):
     robot.moves()
     robot.body.failed(robot.body.next_job(), "no memory")
     assert robot.body.next_job() is None
+
+
+def test_jobs_have_the_earlier_looks_of_the_transitions_that_are_due(tmp_path):
+    """In one long chain a transition begins before the look that completes it."""
+    robot, windows = Robot(tmp_path), 0
+    for step in steps_of(make_episode(0, 101), every=2):
+        robot.body.add(step)
+        if (job := robot.body.next_job()) is not None:
+            assert isinstance(job, MeasureJob)
+            assert job.material.play(HORIZON).num_transitions(HORIZON) >= CONFIG.window
+            robot.takes(job, {"losses": {"live": 0.2}, "parts": {}, "transitions": 7})
+            windows += 1
+    assert windows == 7
+
+
+def test_an_alignment_has_as_many_of_the_newest_transitions_as_are_wanted(tmp_path):
+    robot = Robot(tmp_path, replace(CONFIG, align_max=14, window=1000))
+    for step in steps_of(make_episode(0, 161), every=2):
+        robot.body.add(step)
+    robot.body.wanted = "operator"
+    job = robot.body.next_job()
+    assert isinstance(job, AlignJob) and job.material.since > 0
+    assert job.material.play(HORIZON).num_transitions(HORIZON) >= 14
+
+
+def test_a_drift_without_patience_leaves_all_steps_so_far_behind(tmp_path):
+    robot = Robot(tmp_path, replace(CONFIG, drift=replace(CONFIG.drift, drift_patience=1)))
+    robot.window(0.2)
+    robot.window(0.5)
+    event = robot.body.versions.events[-1]
+    assert event.kind == "drift began" and event.about["since"] == robot.body.ring.end > 0

@@ -148,3 +148,18 @@ def test_parts_of_the_loss_hardly_ever_call_a_false_alarm():
 def test_settings_that_make_no_sense_are_refused(changes):
     with pytest.raises(ValueError, match="drift: needs drift_margin and drift_part_margin in"):
         DriftConfig(**changes)
+
+
+def test_a_part_is_believed_a_window_later_than_the_total():
+    def monitors() -> DriftMonitors:
+        made = DriftMonitors(DriftConfig(drift_patience=2, drift_calibration=1))
+        made.update({TOTAL: 1.0, "perception": 1.0})
+        return made
+
+    part, total = monitors(), monitors()
+    assert [part.update({TOTAL: 1.0, "perception": 3.0}) for _ in range(3)] == [
+        Drift.SUSPECTED,
+        Drift.SUSPECTED,
+        Drift.DRIFTED,
+    ]
+    assert [total.update({TOTAL: 3.0, "perception": 1.0}) for _ in range(2)] == [Drift.SUSPECTED, Drift.DRIFTED]

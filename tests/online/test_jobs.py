@@ -10,6 +10,7 @@ from align.factory import HORIZON, make_play, small_policy
 from online.steps import many_steps
 from selfalign.align.bank import PlayBank
 from selfalign.align.measure import EvalGrid
+from selfalign.align.offline import AlignConfig
 from selfalign.data.normalize import NormStats
 from selfalign.model.context import EmbodimentContext
 from selfalign.online.experience import to_play
@@ -84,3 +85,19 @@ def test_only_what_came_since_counts(policy, ring, tmp_path):
     np.testing.assert_array_equal(play.episodes[0].state, np.stack([s.state for s in many_steps(6, every=1)[-17:]]))
     with pytest.raises(ValueError, match="toy has no transition"):
         Material("toy", ring.snapshot(), ring.end, 1000).play(HORIZON)
+
+
+def test_contexts_are_judged_on_what_was_held_out_by_as_much_as_the_job_asks(policy, ring, tmp_path):
+    live = prior_file(policy, tmp_path, 1)
+    material = Material("toy", ring.snapshot(), 0, 1000)
+    reply = AlignJob(material, live, tmp_path / "fitted", 30, 0.05).run(policy, 512)
+    assert reply["accepted"]
+    config, play = AlignConfig(), to_play(many_steps(6, every=1), HORIZON, "toy")
+    bank = PlayBank.build(policy, play.split(config.holdout, 0)[1], make_play().stats())
+    grid = EvalGrid.build(bank, samples=config.eval_samples, times=config.eval_times, seed=0)
+    for name, path in (("before", live), ("after", tmp_path / "fitted")):
+        losses = grid.losses(policy.model, EmbodimentContext.load(path), policy.settings.weights)
+        assert reply["verdict"][name] == pytest.approx(losses.total, rel=1e-5)
+    strict = AlignJob(material, live, tmp_path / "strict", 30, 0.99).run(policy, 512)
+    assert not strict["accepted"] and not (tmp_path / "strict").exists()
+    assert strict["verdict"]["after"] == pytest.approx(reply["verdict"]["after"], rel=1e-5)

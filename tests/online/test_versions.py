@@ -194,3 +194,15 @@ def test_killed_at_100_random_bytes_of_a_context_the_old_one_is_in_use(tmp_path)
         assert {path: path.read_bytes() for path in versions.folder.iterdir()} == files
     assert killed_beyond(10 * written, lambda: versions.accept(make_context(0.3)))
     assert value(open_versions(tmp_path).load()) == 0.3
+
+
+def test_the_version_before_the_one_in_use_stays_however_old_it_is(tmp_path):
+    versions = open_versions(tmp_path, keep=4)
+    for number in range(1, 9):
+        (versions.accept if number > 1 else versions.adopt)(make_context(number / 10))
+    versions.rollback(6)
+    for number in (9, 10):
+        versions.accept(make_context(number / 10))
+        assert versions.previous == 6 and len(versions.numbers) == 4
+        versions.rollback()
+        assert versions.current == 6 and value(versions.load()) == 0.6

@@ -173,3 +173,12 @@ def test_stopping_tells_who_still_waits():
             await waiting
 
     run(main())
+
+
+@pytest.mark.parametrize("names", [["slow", "fast", "slow"], ["fast", "slow", "slow"], ["slow", "slow", "fast"]])
+def test_one_robot_of_another_body_gets_its_own_context_wherever_it_stands(policy, table, names):
+    queries = [query(policy, table, name, seed) for seed, name in enumerate(names)]
+    for name, together, q in zip(names, infer(policy, queries, 2), queries, strict=True):
+        (alone,) = infer(policy, [q], 2)
+        scale = table.get(name).stats.action.std
+        np.testing.assert_allclose(together / scale, alone / scale, rtol=0, atol=1e-5)

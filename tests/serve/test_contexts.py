@@ -88,3 +88,20 @@ def test_a_refresh_reads_what_has_changed(policy, tmp_path):
     (tmp_path / "fast.safetensors").unlink()
     table.refresh()
     assert table.names == ["new", "slow"]
+
+
+def test_a_swap_while_the_folder_is_read_is_not_undone(policy, tmp_path, monkeypatch):
+    learned = {}
+    table = ContextTable(policy, write_contexts(policy, tmp_path), lambda name, given: learned.get(name, given))
+    replacement, read = robot_context(policy, "slow", 7), table._read
+
+    def interrupted():
+        found = read()
+        if not learned:
+            learned["slow"] = replacement
+            table.swap("slow", replacement)
+        return found
+
+    monkeypatch.setattr(table, "_read", interrupted)
+    table.refresh()
+    assert learned and table.get("slow").context.distance(replacement) == 0

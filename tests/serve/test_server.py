@@ -284,3 +284,12 @@ def test_the_command_serves_until_it_is_told_to_stop(policy, tmp_path):
         assert process.wait(60) == 0
     finally:
         process.kill()
+
+
+def test_robots_without_a_seed_have_noise_of_their_own(policy, table):
+    with in_background(policy, table, ServeConfig(port=0, num_steps=1)) as server:
+        answers = []
+        for _ in range(2):
+            with Client(server.address, embodiment="slow") as client:
+                answers += [client.infer(observation())["actions"] for _ in range(2)]
+    assert len({answer.tobytes() for answer in answers}) == 4
