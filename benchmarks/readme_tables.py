@@ -33,10 +33,11 @@ MOTIONS = {
 }
 SEEDS, OTHER_SEEDS = "matrix_training_seeds.json", (1, 2)
 """The shipped recipe, trained again with other seeds, on the bodies of the headline."""
-ABLATIONS = ("ablation.json", "ablation_contexts.json", "ablation_parts.json")
+ABLATIONS = ("ablation.json", "ablation_contexts.json", "ablation_parts.json", "ablation_leak.json")
 CONTEXTS = {
     "all": "rehearsed, new bodies all the time (shipped)",
     "bodies-64": "rehearsed, 64 fixed bodies",
+    "bodies-8": "rehearsed, 8 fixed bodies",
     "no-rehearsal-512": "learned, one for each of 512 bodies",
     "no-rehearsal": "learned, one for each of 64 bodies",
     "no-rehearsal-attached": "learned, 64 bodies, moved by the action loss too",
