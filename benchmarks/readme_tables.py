@@ -33,7 +33,13 @@ MOTIONS = {
 }
 SEEDS, OTHER_SEEDS = "matrix_training_seeds.json", (1, 2)
 """The shipped recipe, trained again with other seeds, on the bodies of the headline."""
-ABLATIONS = ("ablation.json", "ablation_contexts.json", "ablation_parts.json", "ablation_leak.json", "ablation_enough.json")
+ABLATIONS = (
+    "ablation.json",
+    "ablation_contexts.json",
+    "ablation_parts.json",
+    "ablation_leak.json",
+    "ablation_enough.json",
+)
 CONTEXTS = {
     "all": "rehearsed, new bodies all the time (shipped)",
     "bodies-64": "rehearsed, 64 fixed bodies",
