@@ -29,20 +29,17 @@ class Ended(NamedTuple):
     success: float
 
 
-def doubts(
-    cells: Sequence[CellResult], beyond: Mapping[str, Any] | None, calibration: Calibration, trajectory: int = 50
-) -> Iterator[str]:
+def doubts(cells: Sequence[CellResult], beyond: Mapping[str, Any] | None, calibration: Calibration) -> Iterator[str]:
     """Doubted and other bodies of like kinds, a row for each kind.
 
     Args:
         cells: those of the calibration's model count, `bench calibrate --check` among them.
         beyond: of `beyond.py`.
-        trajectory: frames of it.
     """
     if calibration.ample is None:
         return
     own = [cell for cell in cells if cell.fingerprint == calibration.fingerprint]
-    kinds = {name: ended for name, ended in _kinds(own, beyond, calibration.ample, trajectory).items() if ended}
+    kinds = {name: ended for name, ended in _kinds(own, beyond, calibration.ample).items() if ended}
     if not kinds:
         return
     yield "## What is a doubt worth?"
@@ -57,16 +54,14 @@ def doubts(
     yield markdown(("", "bodies", "play loss: median", "at most", "doubted", "these reach", "the others"), rows)
 
 
-def _kinds(
-    cells: Sequence[CellResult], beyond: Mapping[str, Any] | None, ample: Ample, trajectory: int
-) -> dict[str, list[Ended]]:
+def _kinds(cells: Sequence[CellResult], beyond: Mapping[str, Any] | None, ample: Ample) -> dict[str, list[Ended]]:
     """Accepted fits to ample play, by what is unlike the bodies of the sources."""
     own = [
         cell
         for cell in cells
         if cell.settings["task"] == "reach"
         and cell.settings["seed"] < VALIDATION_FROM
-        and play_of(cell) * trajectory >= ample.frames
+        and play_of(cell) * cell.settings["play_length"] >= ample.frames
     ]
     joint = [cell for cell in own if cell.settings["scenario"] == "joint"]
     known = [cell for cell in own if cell not in joint]
@@ -75,13 +70,12 @@ def _kinds(
         free = [cell for cell in known if cell.settings["seed"] == seed and motion_of(cell) == FREE]
         kinds[f"unseen cameras, frames and arms, seed {seed}"] = _ended(free, ALIGNED)
     for motion, told in PLAYED.items():
-        moved = [cell for cell in known if motion_of(cell) == motion]
-        kinds[f"the same, {told}"] = _ended(moved, ALIGNED) + (_ended(known, AXES) if motion == AXES else [])
+        so = [cell for cell in known if motion_of(cell) == motion]
+        kinds[f"the same, {told}"] = _ended(so, ALIGNED) + (_ended(known, AXES) if motion == AXES else [])
     kinds["the same, actions recorded a quarter of a second late"] = _ended(known, LATE)
-    for degrees in dict.fromkeys(row["degrees"] for row in (beyond or {"bodies": []})["bodies"]):
-        rows = [row for row in (beyond or {})["bodies"] if row["degrees"] == degrees]
-        name = f"a camera {degrees:g}° beyond the sources' sector"
-        kinds[name] = [Ended(row["verdict"]["after"], row["success"]["value"]) for row in rows]
+    for row in [] if beyond is None else beyond["bodies"]:
+        moved = kinds.setdefault(f"a camera {row['degrees']:g}° beyond the sources' sector", [])
+        moved.append(Ended(row["verdict"]["after"], row["success"]["value"]))
     kinds["joint control, the order of joints unseen"] = _ended(joint, ALIGNED)
     return kinds
 
