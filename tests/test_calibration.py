@@ -69,7 +69,14 @@ def test_a_loss_that_much_play_never_left_is_doubted(loss: float, frames: int, d
 
 @pytest.mark.parametrize(
     "change",
-    [{"loss": (1.0,)}, {"loss": (2.0, 1.0, 3.0)}, {"low": (0.96, 0.3, 0.0)}, {"seen": (float("nan"), 1.0)}],
+    [
+        {"loss": (1.0,)},
+        {"loss": (2.0, 1.0, 3.0)},
+        {"low": (0.96, 0.3, 0.0)},
+        {"seen": (float("nan"), 1.0)},
+        {"ample": Ample(1000, float("nan"))},  # it would doubt everything
+        {"ample": Ample(0, 1.0)},
+    ],
 )
 def test_impossible_curves_are_refused(change):
     with pytest.raises(ValueError):

@@ -84,6 +84,8 @@ class Calibration:
             raise ValueError(f"a calibration needs columns of one length, got {[len(column) for column in columns]}")
         if not all(map(math.isfinite, (*self.loss, *self.seen))) or list(self.loss) != sorted(self.loss):
             raise ValueError(f"the play losses of a calibration must be finite and rising, got {self.loss}")
+        if self.ample is not None and (self.ample.frames < 1 or not math.isfinite(self.ample.loss)):
+            raise ValueError(f"ample play is at least a frame, and ended at a finite loss, got {self.ample}")
         triples = list(zip(self.low, self.success, self.high, strict=True))
         if not all(0 <= low <= value <= high <= 1 for low, value, high in triples):
             raise ValueError(f"success must lie within its interval, and that within 0 to 1, got {triples}")
