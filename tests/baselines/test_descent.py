@@ -2,10 +2,11 @@
 
 import math
 
+import pytest
 import torch
 from torch import nn
 
-from selfalign.baselines.descent import Descent, descend
+from selfalign.baselines.descent import Bookmark, Descent, descend
 
 
 def parameter(*values: float) -> nn.Parameter:
@@ -67,3 +68,52 @@ def test_held_out_losses_that_are_not_finite_are_told_as_none():
     plan = Descent(2, 0.1, eval_every=1)
     history = descend([x], lambda _: x.sum(), plan, seed=0, held_out=lambda: next(values))
     assert history.held_out == [3.0, None, 1.0] and history.best_step == 2
+
+
+def noisy(x: nn.Parameter, stop_at: int | None = None):
+    """A quadratic whose minimum the generator moves; Ctrl-C at a step."""
+    steps = iter(range(1, 1000))
+
+    def loss_of(generator: torch.Generator) -> torch.Tensor:
+        if next(steps) == stop_at:
+            raise KeyboardInterrupt
+        return (x - torch.randn(2, generator=generator)).square().sum()
+
+    return loss_of
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_an_interrupted_descent_goes_on_as_if_it_had_never_stopped(tmp_path, judged):
+    plan, mark = Descent(40, 0.1, eval_every=4, patience=None), Bookmark(tmp_path / "fit.unfinished", {"of": "a test"})
+
+    def run(x: nn.Parameter, stop_at: int | None = None, bookmark: Bookmark | None = None):
+        held_out = (lambda: x.square().sum().item()) if judged else None
+        return descend([x], noisy(x, stop_at), plan, seed=3, held_out=held_out, bookmark=bookmark)
+
+    whole = parameter(3.0, -2.0)
+    history = run(whole)
+    for stop_at in (11, 6):  # of those that are left: steps 11 and 8 + 6
+        with pytest.raises(KeyboardInterrupt):
+            run(parameter(3.0, -2.0), stop_at, mark)
+    assert torch.load(mark.path)["state"]["step"] == 12
+    late = parameter(-9.0, 9.0)  # where it begins means nothing any more
+    assert run(late, None, mark) == history
+    assert torch.equal(late, whole)
+    again = parameter(1.0, 1.0)
+    assert run(again, 1, mark) == history and torch.equal(again, whole)  # it was over: no further step
+
+
+def test_the_bookmark_of_another_descent_or_a_damaged_one_is_refused(tmp_path):
+    x, path = parameter(1.0, 1.0), tmp_path / "fit.unfinished"
+    descend([x], noisy(x), Descent(4, 0.1, eval_every=2), seed=0, bookmark=Bookmark(path, {"rank": 2}))
+    with pytest.raises(ValueError, match=r'another fit \(\{"rank": 2\}\).*remove'):
+        descend([x], noisy(x), Descent(4, 0.1), seed=0, bookmark=Bookmark(path, {"rank": 3}))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"damaged or no unfinished fit.*to begin anew"):
+        descend([x], noisy(x), Descent(4, 0.1), seed=0, bookmark=Bookmark(path, {"rank": 2}))
+
+
+def test_without_steps_the_start_is_measured_and_kept():
+    x = parameter(1.0)
+    history = descend([x], lambda _: x.sum(), Descent(0, 0.1), seed=0, held_out=lambda: 2.0)
+    assert (x.item(), history.held_out, history.train, history.stopped) == (1.0, [2.0], [], "all 0 steps taken")

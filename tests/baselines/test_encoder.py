@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from align.factory import make_play, small_policy
 from selfalign.baselines import fit
 from selfalign.baselines.encoder import PlayEncoder, TrainedEncoder, encoder_inputs, moved_prior
+from selfalign.baselines.encoder_run import EncoderRun, run
 from selfalign.baselines.encoder_training import BodyBatch, EncoderTraining, Recordings, train_encoder
 from selfalign.baselines.samples import FlowSamples
+from selfalign.checkpoint import save_checkpoint
 from selfalign.data.fake import write_fake
 from selfalign.data.lerobot import LeRobotReader
 from selfalign.data.perturb import EmbodimentPerturbation, LinearFrame
@@ -210,3 +212,32 @@ def test_the_encoder_learns_more_of_reaching_by_its_weight(recorded):
     np.testing.assert_array_equal(plain.task_weight, 1.0)
     np.testing.assert_array_equal(heavy.task_weight, np.where(reach, 10.0, 1.0))
     assert reach.any() and len(plain.embodiment(0, EmbodimentPerturbation()).demonstrations)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_encoder(recorded, tmp_path, monkeypatch):
+    policy, data, _ = recorded
+    checkpoint = save_checkpoint(policy, tmp_path / "policy")
+    told = {"rank": 3, "width": 8, "learning_rate": 1e-2}
+    config = EncoderRun(checkpoint, (str(data),), tmp_path / "features", tmp_path / "a.safetensors", steps=4, **told)
+    whole, again = run(config, show=False), replace(config, out=tmp_path / "b.safetensors")
+    draw, drawn = BodyBatch.draw, []
+
+    def interrupted(*arguments, **named):
+        drawn.append(arguments)
+        if len(drawn) == 1 + 3:  # one for the shapes, and the third step's
+            raise KeyboardInterrupt
+        return draw(*arguments, **named)
+
+    monkeypatch.setattr(BodyBatch, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(again, show=False)
+    unfinished = tmp_path / "b.safetensors.unfinished"
+    assert unfinished.is_file() and not again.out.exists()
+    with pytest.raises(ValueError, match=f"{unfinished} is of another fit.*rank"):
+        run(replace(again, rank=4), show=False)
+    before = len(drawn)
+    resumed = run(again, show=False)
+    assert len(drawn) - before == 1 + 2, "two steps were left"
+    assert resumed.training == whole.training and not unfinished.exists()
+    for one, other in zip(resumed.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.equal(one, other)

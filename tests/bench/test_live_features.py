@@ -5,8 +5,8 @@ import pytest
 
 from selfalign.bench import live_features
 from selfalign.bench.live_features import LiveFeatures
-from selfalign.commands.features import compute
-from selfalign.data.features import Projection
+from selfalign.data.extractors import Projection
+from selfalign.data.feature_writer import write_features
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.data.play import Play
 from selfalign.data.sources import SourceData
@@ -37,7 +37,7 @@ def stored(tmp_path, monkeypatch):
     extractor = Parts("vit_small.dino-v2", "0123456789ab", grid=1, image_size=28)
     name = f"{extractor.digest}-{PROJECTION.digest}"
     source = SourceData.open(tmp_path / "data")
-    return compute(source, ("scene",), extractor, PROJECTION, name, tmp_path / "features")
+    return write_features(source, ("scene",), extractor, PROJECTION, name, tmp_path / "features")
 
 
 def test_live_features_are_those_that_are_stored(stored, tmp_path):

@@ -12,9 +12,11 @@ from align.factory import make_episode
 from selfalign.align import pretrain
 from selfalign.align.pretrain import frame_features
 from selfalign.checkpoint import save_checkpoint
-from selfalign.commands.features import FeaturesConfig, compute, run
+from selfalign.commands.features import FeaturesConfig, run
 from selfalign.data.cache import EpisodeCache
-from selfalign.data.features import FeatureStore, Projection, TimmFeatures, TowerFeatures, pool_tokens
+from selfalign.data.extractors import Projection, TimmFeatures, TowerFeatures, pool_tokens
+from selfalign.data.feature_writer import write_features
+from selfalign.data.features import FeatureStore
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.data.play import Play
 from selfalign.data.sources import SourceData
@@ -73,7 +75,7 @@ def test_pretraining_reads_stored_features(places, policy):
         def __call__(self, frames):
             return rng.normal(3, 2, (len(frames), *shape))
 
-    store = compute(source, ("scene",), Drawn(), None, "drawn", places / "drawn")
+    store = write_features(source, ("scene",), Drawn(), None, "drawn", places / "drawn")
     model = randomise(VLA(policy.model.config))
     with_features = SourceData.open(places / "data", features=places / "drawn")
     assert with_features.fingerprint != source.fingerprint
@@ -135,14 +137,14 @@ def test_an_interrupted_computation_goes_on(places, policy):
             return tower(frames)
 
     with pytest.raises(KeyboardInterrupt):
-        compute(source, ("scene",), Interrupted(2), None, tower.digest, places / "store")
+        write_features(source, ("scene",), Interrupted(2), None, tower.digest, places / "store")
     assert not (places / "store").exists()
-    store = compute(source, ("scene",), Interrupted(99), None, tower.digest, places / "store")
+    store = write_features(source, ("scene",), Interrupted(99), None, tower.digest, places / "store")
     assert calls == [8, 9, 10, 11], "each episode once"
-    whole = compute(source, ("scene",), tower, None, tower.digest, places / "whole")
+    whole = write_features(source, ("scene",), tower, None, tower.digest, places / "whole")
     np.testing.assert_array_equal(store.features("scene"), whole.features("scene"))
     assert not list(places.glob(".store*"))
-    assert compute(source, ("scene",), Interrupted(0), None, tower.digest, places / "store").root == store.root
+    assert write_features(source, ("scene",), Interrupted(0), None, tower.digest, places / "store").root == store.root
 
 
 def test_components_are_the_sampled_ones_and_keep_distances():
@@ -182,7 +184,9 @@ def test_features_of_other_data_or_models_are_refused(places, policy, episodes):
     old = {k: v for k, v in policy.settings.to_dict().items() if k != "features"}
     assert AlignSettings.from_dict(old) == policy.settings
     with pytest.raises(ValueError, match="holds other features"):
-        compute(SourceData.open(places / "other"), ("scene",), TowerFeatures(policy.model), None, "x", store.root)
+        write_features(
+            SourceData.open(places / "other"), ("scene",), TowerFeatures(policy.model), None, "x", store.root
+        )
 
 
 def test_stored_features_of_another_size_are_refused(places, policy):
@@ -194,7 +198,7 @@ def test_stored_features_of_another_size_are_refused(places, policy):
         def __call__(self, frames):
             return np.zeros((len(frames), 1, 99))
 
-    compute(source, ("scene",), Wide(), None, "wide", places / "wide")
+    write_features(source, ("scene",), Wide(), None, "wide", places / "wide")
     play = Play.open(places / "data", features=places / "wide")
     with pytest.raises(ValueError, match=r"are \[1, 99\] an observation, the model takes"):
         policy.transitions(play, play.stats())

@@ -1,15 +1,20 @@
 """Gradient descent on some parameters of a model, as every method but `selfalign` uses it."""
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from selfalign.align.optim import FastAdam, grad_norm
+from selfalign.align.optim import FastAdam, FastAdamState, grad_norm
 from selfalign.align.progress import phases
+from selfalign.model.files import write_atomically
+
+BOOKMARK_FORMAT = "selfalign-bookmark-1"
 
 LossOf = Callable[[torch.Generator], Tensor]
 """The loss of a batch that the generator draws."""
@@ -49,6 +54,39 @@ class DescentHistory:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Bookmark:
+    """A file from which a descent that was interrupted goes on, as if it had never stopped."""
+
+    path: Path
+    about: Mapping[str, Any]
+    """What it is a descent of, as JSON values; that of another one is refused."""
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Writes where the descent is, atomically."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        payload = {"format": BOOKMARK_FORMAT, "about": json.dumps(self.about, sort_keys=True), "state": dict(state)}
+        write_atomically(self.path, lambda partial: torch.save(payload, partial))
+
+    def read(self) -> dict[str, Any] | None:
+        """Where it was; None: it has not begun.
+
+        Raises:
+            ValueError: a damaged file, or one of another descent.
+        """
+        if not self.path.is_file():
+            return None
+        remedy = f"remove {self.path} to begin anew"
+        try:
+            payload = torch.load(self.path, map_location="cpu", weights_only=True)
+            found, then, state = payload["format"], payload["about"], payload["state"]
+        except Exception as error:  # torch raises many kinds for a damaged archive
+            raise ValueError(f"{self.path} is damaged or no unfinished fit ({error}); {remedy}") from error
+        if (found, then) != (BOOKMARK_FORMAT, json.dumps(self.about, sort_keys=True)):
+            raise ValueError(f"{self.path} is of another fit ({then}); give its settings and data again, or {remedy}")
+        return state
+
+
 def descend(
     parameters: Sequence[nn.Parameter],
     loss_of: LossOf,
@@ -56,6 +94,7 @@ def descend(
     *,
     seed: int,
     held_out: Callable[[], float] | None = None,
+    bookmark: Bookmark | None = None,
     title: str = "",
     progress: bool = False,
 ) -> DescentHistory:
@@ -63,37 +102,99 @@ def descend(
 
     With a `held_out` loss, the parameters end where it was least, the start included; without one, after all steps. A
     loss that is not finite ends the descent before it moves anything.
+
+    Args:
+        bookmark: written every `plan.eval_every` steps, and gone on from where it is there. The caller removes it when
+            what was fitted is safe.
+
+    Raises:
+        ValueError: a bookmark that is damaged or of another descent.
     """
-    history = DescentHistory()
-    judge = None if held_out is None else _Judge(held_out, parameters, history)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = FastAdam(plan.learning_rate, clip_norm=plan.clip_norm)
-    state = optimizer.init(tuple(parameters))
+    under_way = _UnderWay(tuple(parameters), plan, seed, held_out)
+    if bookmark is not None and (state := bookmark.read()) is not None:
+        under_way.load_state_dict(state)
+    else:
+        under_way.measure()
     with phases(progress, title) as phase:
         report = phase("fitting", plan.steps)
-        if judge is not None:
-            judge.measure(0)
-        for step in range(1, plan.steps + 1):
-            loss = loss_of(generator)
-            gradient = _gradient(loss, parameters)
-            if not (torch.isfinite(loss) and torch.isfinite(grad_norm(gradient, batched=False))):
-                history.stopped = f"the loss was not finite at step {step}; lower the learning rate"
-                break
-            moved, state = replace(optimizer, lr=plan.rate(step - 1)).step(tuple(parameters), gradient, state)
-            _assign(parameters, moved)
-            history.train.append(float(loss.detach()))
-            report(f"loss {history.train[-1]:.3f}")
-            if judge is None:
-                history.best_step = step
-            elif step % plan.eval_every == 0 or step == plan.steps:
-                judge.measure(step)
-                if plan.patience is not None and judge.waited >= plan.patience:
-                    history.stopped = f"no better held-out loss in {judge.waited} measurements"
-                    break
-    history.stopped = history.stopped or f"all {plan.steps} steps taken"
-    if judge is not None:
-        _assign(parameters, judge.kept)
-    return history
+        for loss in under_way.history.train:
+            report(f"loss {loss:.3f}")
+        while not under_way.history.stopped:
+            loss = under_way.advance(loss_of)
+            report(f"loss {loss:.3f}")
+            if bookmark is not None and under_way.step % plan.eval_every == 0:
+                bookmark.write(under_way.state_dict())
+    return under_way.end()
+
+
+class _UnderWay:
+    """A descent: all that it takes to go on with it."""
+
+    def __init__(
+        self, parameters: tuple[nn.Parameter, ...], plan: Descent, seed: int, held_out: Callable[[], float] | None
+    ):
+        self.parameters, self.plan = parameters, plan
+        self.step, self.history = 0, DescentHistory()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.optimizer = FastAdam(plan.learning_rate, clip_norm=plan.clip_norm)
+        self.moments = self.optimizer.init(parameters)
+        self.judge = None if held_out is None else _Judge(held_out, parameters, self.history)
+
+    def measure(self) -> None:
+        """The held-out loss where it is due, and whether this was the last step."""
+        plan, history, judge = self.plan, self.history, self.judge
+        if judge is None:
+            history.best_step = self.step
+        elif self.step % plan.eval_every == 0 or self.step == plan.steps:
+            judge.measure(self.step)
+        if judge is not None and plan.patience is not None and judge.waited >= plan.patience:
+            history.stopped = f"no better held-out loss in {judge.waited} measurements"
+        elif self.step == plan.steps:
+            history.stopped = f"all {plan.steps} steps taken"
+
+    def advance(self, loss_of: LossOf) -> float:
+        """One step, and what is measured after it; returns the loss before it."""
+        loss = loss_of(self.generator)
+        gradient = _gradient(loss, self.parameters)
+        self.step += 1
+        if not (torch.isfinite(loss) and torch.isfinite(grad_norm(gradient, batched=False))):
+            self.history.stopped = f"the loss was not finite at step {self.step}; lower the learning rate"
+        else:
+            optimizer = replace(self.optimizer, lr=self.plan.rate(self.step - 1))
+            moved, self.moments = optimizer.step(self.parameters, gradient, self.moments)
+            _assign(self.parameters, moved)
+            self.history.train.append(float(loss.detach()))
+            self.measure()
+        return float(loss.detach())
+
+    def end(self) -> DescentHistory:
+        """Leaves the parameters where they are best."""
+        if self.judge is not None:
+            _assign(self.parameters, self.judge.kept)
+        return self.history
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors, as `torch.load` takes them with `weights_only`."""
+        return {
+            "step": self.step,
+            "parameters": [p.detach() for p in self.parameters],
+            "moments": [list(self.moments.first), list(self.moments.second), self.moments.count],
+            "generator": self.generator.get_state(),
+            "history": self.history.to_dict(),
+            "judge": None if self.judge is None else self.judge.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        _assign(self.parameters, state["parameters"])
+        device = self.parameters[0].device
+        first, second = ([t.to(device) for t in moments] for moments in state["moments"][:2])
+        self.moments = FastAdamState(tuple(first), tuple(second), state["moments"][2].to(device))
+        self.generator.set_state(state["generator"])
+        self.step = state["step"]
+        for name, value in state["history"].items():
+            setattr(self.history, name, value)
+        if self.judge is not None:
+            self.judge.load_state_dict(state["judge"])
 
 
 def _gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
@@ -127,6 +228,14 @@ class _Judge:
         if value < self.least:  # False for NaN
             self.least, self.waited, self.history.best_step = value, 0, step
             self.kept = [p.detach().clone() for p in self.parameters]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept, "least": self.least, "waited": self.waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        device = self.parameters[0].device
+        self.kept = [value.to(device) for value in state["kept"]]
+        self.least, self.waited = state["least"], state["waited"]
 
 
 def num_bytes(tensors: Sequence[Tensor]) -> int:

@@ -9,6 +9,7 @@ from selfalign.baselines.encoder_training import EncoderTraining, Recordings, tr
 from selfalign.baselines.methods import METHODS, configured
 from selfalign.checkpoint import load
 from selfalign.data.sources import RECORDED
+from selfalign.model.files import check_writable
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class EncoderRun:
     """Folder for what the vision tower sees in every frame of these data; None: one of their own. That of a pretraining
     on the same data with the same tower (its `out` or `shared`) serves, too."""
     out: Path = Path("outputs/encoder.safetensors")
-    """Where to write the encoder."""
+    """Where to write the encoder. A training that was interrupted goes on from what lies beside it (`.unfinished`)."""
     rank: int | None = None
     """Numbers that it says of a body. None, as for the three below: what tuning chose, or else the default."""
     width: int | None = None
@@ -48,12 +49,16 @@ def run(config: EncoderRun, *, show: bool = True) -> TrainedEncoder:
 
     Raises:
         FileNotFoundError: no checkpoint or data.
-        ValueError: a damaged checkpoint, or data that do not suit it.
+        ValueError: a damaged checkpoint, data that do not suit it, or an unfinished training with other settings.
+        OSError: nothing can be written at `out`.
     """
+    check_writable(config.out)
+    unfinished = config.out.with_name(f"{config.out.name}.unfinished")
     policy = load(config.checkpoint)
     recordings = Recordings.open(policy, config.data, config.features, progress=show)
-    trained = train_encoder(policy, recordings, config.training(), progress=show)
+    trained = train_encoder(policy, recordings, config.training(), unfinished=unfinished, progress=show)
     trained.save(config.out)
+    unfinished.unlink(missing_ok=True)
     if show:
         rigs, losses = trained.training["rigs"], trained.training["action_loss"]
         told = f"learned from {rigs['learned']} rigs"

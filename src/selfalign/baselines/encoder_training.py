@@ -10,6 +10,7 @@ import copy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from selfalign.align.heldout import hold_out
 from selfalign.align.pretrain import trained_features
-from selfalign.baselines.descent import Descent, descend
+from selfalign.baselines.descent import Bookmark, Descent, descend
 from selfalign.baselines.encoder import PlayEncoder, TrainedEncoder, encoder_inputs, moved_prior
 from selfalign.baselines.method import check_positive
 from selfalign.baselines.samples import FlowSamples
@@ -159,14 +160,22 @@ JUDGED = 4
 
 
 def train_encoder(
-    policy: Policy, recordings: Recordings, config: EncoderTraining = EncoderTraining(), *, progress: bool = False
+    policy: Policy,
+    recordings: Recordings,
+    config: EncoderTraining = EncoderTraining(),
+    *,
+    unfinished: Path | None = None,
+    progress: bool = False,
 ) -> TrainedEncoder:
     """Trains an encoder for a policy, which stays as it is.
 
     The training says `action_loss` on bodies of held-out rigs, under W0 and under the encoder's contexts.
 
+    Args:
+        unfinished: file that keeps the training; one that was interrupted goes on from it. It is there at the end, too.
+
     Raises:
-        ValueError: less than two rigs to learn from.
+        ValueError: less than two rigs to learn from, or an unfinished training that is another or damaged.
     """
     learned, held_out = recordings.split(config.holdout, config.seed, config.reach_weight)
     frozen = replace(policy, model=copy.deepcopy(policy.model).eval().requires_grad_(False))
@@ -185,6 +194,7 @@ def train_encoder(
         lambda generator: BodyBatch.draw(frozen, learned, config, generator).loss(frozen, network),
         Descent(config.steps, config.learning_rate, eval_every=max(1, config.steps // 20), patience=None),
         seed=config.seed,
+        bookmark=None if unfinished is None else Bookmark(unfinished, _about(policy, recordings, config)),
         held_out=(lambda: judge(network)) if judged else None,
         title="encoder",
         progress=progress,
@@ -198,6 +208,10 @@ def train_encoder(
         "stopped": history.stopped,
     }
     return TrainedEncoder(network, policy.fingerprint(), told)
+
+
+def _about(policy: Policy, recordings: Recordings, config: EncoderTraining) -> dict[str, Any]:
+    return {"policy": policy.fingerprint(), "data": recordings.cache.root.name, **asdict(config)}
 
 
 def _fresh(policy: Policy, sources: VirtualSources, config: EncoderTraining) -> PlayEncoder:

@@ -11,7 +11,8 @@ from typing import Self
 import numpy as np
 
 from selfalign.data.episodes import Episode
-from selfalign.data.features import PREFIX, FeatureExtractor, FeatureStore, Projection, TimmFeatures
+from selfalign.data.extractors import FeatureExtractor, Projection, TimmFeatures
+from selfalign.data.features import PREFIX, FeatureStore
 from selfalign.data.play import Play
 
 BATCH = 64

@@ -1,26 +1,17 @@
 """`selfalign features`: a frozen extractor runs over a data set once; what it saw of each frame is stored."""
 
-import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
 from selfalign.configs import below, refuse
-from selfalign.data.features import (
-    STORE_FORMAT,
-    FeatureExtractor,
-    FeatureStore,
-    Projection,
-    TimmFeatures,
-    TowerFeatures,
-)
+from selfalign.data.extractors import FeatureExtractor, Projection, TimmFeatures, TowerFeatures
+from selfalign.data.feature_writer import write_features
+from selfalign.data.features import FeatureStore
 from selfalign.data.sources import SourceData
-from selfalign.model.files import map_array
 from selfalign.model.policy import VLA
-from selfalign.model.weights import load_model, read_json, write_json
+from selfalign.model.weights import load_model
 from selfalign.workers import track
 
 SAMPLED_EPISODES = 100
@@ -73,7 +64,7 @@ def run(config: FeaturesConfig) -> FeatureStore:
     extractor = make_extractor(config, model)
     projection = None if config.extractor == "tower" else _projection(config, source, extractor, model)
     name = extractor.digest + ("" if projection is None else f"-{projection.digest}")
-    return compute(source, cameras, extractor, projection, name, config.out, config.batch_size)
+    return write_features(source, cameras, extractor, projection, name, config.out, config.batch_size)
 
 
 def make_extractor(config: FeaturesConfig, model: VLA) -> FeatureExtractor:
@@ -87,73 +78,6 @@ def make_extractor(config: FeaturesConfig, model: VLA) -> FeatureExtractor:
     if config.weights is None:
         raise ValueError(f"give the file with the weights of {config.extractor} (--weights); nothing is downloaded")
     return TimmFeatures(config.extractor, config.weights, grid=grid, image_size=config.image_size, device=config.device)
-
-
-def compute(
-    source: SourceData,
-    cameras: tuple[str, ...],
-    extractor: FeatureExtractor,
-    projection: Projection | None,
-    name: str,
-    out: Path,
-    batch_size: int = 64,
-) -> FeatureStore:
-    """Runs over all frames; goes on where an interrupted run stopped."""
-    told = {
-        "format": STORE_FORMAT,
-        "name": name,
-        "fingerprint": source.fingerprint,
-        "cameras": list(cameras),
-        "lengths": [ref.length for ref in source.refs],
-    }
-    if out.exists():
-        store = FeatureStore.open(out)
-        if (store.name, store.fingerprint, store.cameras) != (name, source.fingerprint, cameras):
-            raise ValueError(f"{out} holds other features; choose another place or remove it first")
-        return store
-    partial = out.parent / f".{out.name}.partial"
-    done = _resume(partial, told)
-    starts = np.cumsum([0, *told["lengths"]])
-    rest = range(done, len(source))
-    for index, episode in zip(rest, track(source.episodes(rest), "computing features", total=len(rest)), strict=True):
-        for camera in cameras:
-            parts = np.array_split(episode.images[camera], -(-len(episode) // batch_size))
-            values = np.concatenate([_features(extractor, projection, frames) for frames in parts])
-            array = _array(partial / f"{camera}.npy", int(starts[-1]), values)
-            array[starts[index] : starts[index + 1]] = values
-            array.flush()
-        write_json(partial / "progress.json", {**told, "done": index + 1})
-    if projection is not None:
-        np.savez(partial / "projection.npz", mean=projection.mean, components=projection.components)
-    write_json(partial / "features.json", told)
-    (partial / "progress.json").unlink(missing_ok=True)
-    partial.rename(out)
-    return FeatureStore.open(out)
-
-
-def _features(
-    extractor: FeatureExtractor, projection: Projection | None, frames: np.ndarray
-) -> Float[np.ndarray, "B n F"]:
-    values = extractor(frames)
-    return values.astype(np.float32) if projection is None else projection(values)
-
-
-def _resume(partial: Path, told: dict) -> int:
-    """Episodes that are done; a partial folder of something else is emptied."""
-    path = partial / "progress.json"
-    if path.is_file():
-        progress = read_json(path)
-        if {**told, "done": progress.get("done")} == json.loads(json.dumps(progress)):
-            return int(progress["done"])
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return 0
-
-
-def _array(path: Path, frames: int, example: np.ndarray) -> np.memmap:
-    if path.is_file():
-        return np.lib.format.open_memmap(path, mode="r+")
-    return map_array(path, np.float32, (frames, *example.shape[1:]))
 
 
 def _projection(config: FeaturesConfig, source: SourceData, extractor: FeatureExtractor, model: VLA) -> Projection:
