@@ -25,14 +25,13 @@ from selfalign.data.perturb import JointFrame, LinearFrame
 from selfalign.model.context import EmbodimentContext
 from selfalign.provenance import provenance, write_json
 from selfalign.report import figures
-from selfalign.report.sections import principal_components
+from selfalign.report.context_map import FORMAT, ContextMap
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.prepare import prepare
 from selfalign.sim.seeds import VALIDATION_FROM
 from selfalign.workers import progress_bar, run_jobs
 
 ROOT = Path(__file__).parents[1]
-FORMAT = "selfalign-context-map-1"
 RIDGES = 10.0 ** np.arange(-4, 2)
 """Tried, as shares of the mean square of a context."""
 SHUFFLES = 200
@@ -163,21 +162,20 @@ def main(config: Config) -> None:
     """Fits, reads out, draws."""
     bodies = sample_bodies(config.bodies, config.seed, "source", "all")
     fitted = contexts(config, bodies)
-    points, shares = principal_components(fitted)
+    drawn = ContextMap.of(fitted, {body.name: body for body in bodies})
     vectors = np.stack([context.embedding().detach().double().numpy() for context in fitted])
     result = {
         "format": FORMAT,
         "provenance": provenance(),
         "settings": {"bodies": config.bodies, "seed": config.seed, "play": config.play},
         "fingerprint": fitted[0].info.fingerprint,
-        "shares": shares,
         "readouts": readouts(vectors, properties(bodies)),
-        "contexts": [
-            {"name": body.name, "point": point.round(4).tolist()} for body, point in zip(bodies, points, strict=True)
-        ],
+        **drawn.to_dict(),
     }
     write_json(config.out, result)
-    config.figure.write_text(figures.svg(figures.context_map(points, shares, bodies)), encoding="utf-8")
+    config.figure.write_text(
+        figures.svg(figures.context_map(drawn.points, drawn.shares, drawn.bodies)), encoding="utf-8"
+    )
     for name, found in result["readouts"].items():
         print(f"{name:26} R2 {found['r2']:+.2f}, by chance {found['by_chance']:+.2f}")
 

@@ -27,6 +27,7 @@ from selfalign.bench.tables import drop, label, percent
 from selfalign.report import figures
 from selfalign.report.failures import BODY_COLUMNS, CELL_COLUMNS, LISTED, OF_EACH, TEXT, body_rows, cell_rows, worst
 from selfalign.report.films import caption, read_films
+from selfalign.report.naming import Naming
 from selfalign.report.quality import confusion, reliability
 from selfalign.report.results import AT, CellResult
 from selfalign.report.sections import VERDICT_COLUMNS, costs, verdict_curves, verdict_rows
@@ -178,9 +179,10 @@ def fails(cells: Sequence[CellResult], films: Path, seen: Path) -> Iterator[str]
         return
     yield "## Where it fails"
     yield TEXT
-    yield markdown(CELL_COLUMNS, cell_rows(cells))
+    naming = Naming.of(cells)
+    yield markdown((*naming.columns, *CELL_COLUMNS), cell_rows(cells, naming))
     yield f"The {len(missed)} bodies that miss most, at most {OF_EACH} of each:"
-    yield markdown(BODY_COLUMNS, body_rows(missed))
+    yield markdown(("body", *naming.columns, *BODY_COLUMNS), body_rows(missed, naming))
     for film in read_films(films):
         yield f"![{film['body']}, before and after aligning]({(seen / film['file']).as_posix()})"
         yield f"*{caption(film)}*"
@@ -315,7 +317,9 @@ def main(config: Config) -> None:
     drawn = {config.figure.with_name(VERDICTS): verdicts_figure(attempts)}
     expecting = [attempt for attempt in attempts if attempt.verdict.expected is not None]
     drawn[config.figure.with_name("calibration.svg")] = figures.calibration_curve(shipped_calibration(), expecting)
-    drawn[config.figure] = figures.overview(as_shipped(cells))
+    shown = as_shipped(cells)
+    naming = Naming.of(shown)
+    drawn[config.figure] = figures.overview(shown, [", ".join(naming.row(cell)) for cell in shown])
     if amounts := varied(found.shipped):
         drawn[config.figure.with_name(AMOUNTS)] = figures.over_amounts(amounts)
     curves = [cell for cell in cells if 10 in cell.success_by_steps()][: figures.TOGETHER]

@@ -15,10 +15,13 @@ from bench.attempting import adapt_result, matrix_result, write
 from calibrations import make_calibration
 from selfalign.model.context import EmbodimentContext
 from selfalign.report import figures
+from selfalign.report.context_map import ContextMap, principal_components
 from selfalign.report.document import ReportConfig, run
+from selfalign.report.naming import Naming
 from selfalign.report.pdf import text_table
 from selfalign.report.reading import read_cells, read_failures
-from selfalign.report.sections import Table, costs, principal_components, sections, verdicts
+from selfalign.report.sections import Table, costs, sections, success, verdicts
+from selfalign.sim.bodies import sample_bodies
 
 pytest.importorskip("matplotlib")
 
@@ -57,6 +60,7 @@ def test_the_page_stands_alone_and_says_what_was_measured(results, tmp_path: Pat
     titles = [section.title for section in content]
     assert titles == [
         "Success on unseen bodies",
+        "Success on unseen bodies: matrix",
         "Over alignment steps",
         "Over play",
         "Costs",
@@ -74,7 +78,7 @@ def test_the_page_stands_alone_and_says_what_was_measured(results, tmp_path: Pat
     assert "data:image/gif;base64," in page and "1 in grey are of bodies" in page
     assert not re.search(r'(src|href)="(?!#|data:)', page.replace("xlink:href", "")), "nothing beside it is needed"
     drawn = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawn) == 5
+    assert len(drawn) == 6
     for text in drawn:
         ElementTree.fromstring(text)
     assert config.pdf.read_bytes().startswith(b"%PDF")
@@ -234,6 +238,57 @@ def test_components_keep_the_distances_of_points_in_a_plane():
     assert sum(shares) == pytest.approx(1.0) and shares[0] > shares[1]
     with pytest.raises(ValueError, match="one model"):
         principal_components([made[0], made[1].with_info(fingerprint="another")])
+
+
+def test_a_map_comes_back_from_its_file(tmp_path: Path):
+    bodies = sample_bodies(4, 3, "source", "all")
+    made = ContextMap(np.arange(8.0).reshape(4, 2), (0.5, 0.25), [*bodies[:3], None])
+    path = write(tmp_path / "map.json", {"format": "selfalign-context-map-1", **made.to_dict()})
+    again = ContextMap.read(path)
+    np.testing.assert_array_equal(again.points, made.points[:3])  # a body that is not known has no row
+    assert (again.shares, list(again.bodies)) == (made.shares, bodies[:3])
+    result = write(tmp_path / "adapt.json", adapt_result())
+    content = run(ReportConfig((result,), out=tmp_path / "r.html", contexts=(path,)), show=False)
+    assert [section.text[:10] for section in content if section.title == "Map of contexts"] == ["3 contexts"]
+    with pytest.raises(ValueError, match="holds no map of contexts"):
+        ContextMap.read(result)
+    with pytest.raises(FileNotFoundError):
+        ContextMap.read(tmp_path / "nothing.json")
+
+
+def test_cells_are_named_by_what_tells_them_apart(results, tmp_path: Path):
+    first, matrix = read_cells(results)
+    later = replace(first, settings={**first.settings, "seed": 3, "acting": {"speed": 1.8, "temperature": 0.7}})
+    naming = Naming.of([first, later])
+    assert naming.columns == ("unseen", "task", "seed", "acting")
+    assert [naming.row(cell)[2:] for cell in (first, later)] == [
+        ["0", "as trained"],
+        ["3", "speed 1.8, temperature 0.7"],
+    ]
+    assert naming.shared == "play free"
+    assert Naming.of([matrix]) == Naming(("unseen", "task"), "checkpoint tiny, seed 0, play free, acting as trained")
+    moved = replace(first, path=tmp_path / "again.json")
+    naming = Naming.of([first, moved])
+    assert [naming.row(cell)[-1] for cell in (first, moved)] == ["adapt.json", "again.json"]
+
+
+def test_what_aligning_is_ahead_is_told_for_other_ways_and_other_checkpoints(results):
+    (cell,) = read_cells(results[1:])  # aligned 0.9, lora 0.5
+    worse = [{**row, "success": {**row["success"], "aligned": row["success"]["before"]}} for row in cell.rows]
+    other = replace(cell, label="other", rows=worse)
+    (section,) = success([cell, other])
+    table, ways, checkpoints = section.tables
+    assert table.columns[:3] == ("unseen", "task", "checkpoint")
+    told = dict(zip(table.columns, table.rows[0], strict=True))
+    assert told["aligned / oracle"].startswith("1.12") and told["bodies"] == str(len(cell.rows))
+    assert [row[-1].split()[0] for row in ways.rows] == ["+40", "-40"] and ways.columns[-1] == "lora"
+    assert [row[-1] for row in checkpoints.rows] == ["-80 [-80, -80] (tiny)"]
+
+
+def test_numbers_stay_in_one_line_while_heads_can_give_way():
+    table = Table(("a rather long head of words", "b"), [["97 % [94, 99]", "0.89 [0.70, 1.12]"]])
+    lines = text_table(table, 32)
+    assert lines[-1].split("  ") == ["97 % [94, 99]", "0.89 [0.70, 1.12]"] and len(lines) > 3
 
 
 def test_text_tables_fit_their_lines():

@@ -14,8 +14,9 @@ from selfalign.bench.subject import body_seed
 from selfalign.report import films
 from selfalign.report.document import ReportConfig
 from selfalign.report.document import run as run_report
-from selfalign.report.failures import body_rows, cell_rows, failing_bodies, worst
+from selfalign.report.failures import body_rows, cell_rows, failing_bodies, typical, worst
 from selfalign.report.films import FilmsConfig, read_films, run, to_film
+from selfalign.report.naming import Naming
 from selfalign.report.reading import read_cells
 
 # Play as short as in these tests may leave the gripper alone.
@@ -30,11 +31,12 @@ def test_the_worst_come_first_and_bodies_that_miss_nothing_are_not_named(tmp_pat
     (cell,) = read_cells((write(tmp_path / "adapt.json", result),))
     assert [round(f.missed, 3) for f in failing_bodies(cell)] == [0.7, 0.4]
     # 7 and 4 of 30 episodes; the oracle misses 2 of 10 on each of three bodies; one body misses half, and was accepted.
-    assert cell_rows([cell]) == [[cell.name, "11 of 30 (37 %)", "6 of 30 (20 %)", "1 of 3", "1"]]
+    naming = Naming.of([cell])
+    assert cell_rows([cell], naming) == [["camera", "reach", "11 of 30 (37 %)", "6 of 30 (20 %)", "1 of 3", "1"]]
     names = [row["name"] for row in result["bodies"]]
-    assert body_rows(worst([cell])) == [
-        [names[1], cell.name, "1 of 10", "3 of 10", "accept"],
-        [names[2], cell.name, "1 of 10", "6 of 10", "reject"],
+    assert body_rows(worst([cell]), naming) == [
+        [names[1], "camera", "reach", "1 of 10", "3 of 10", "accept"],
+        [names[2], "camera", "reach", "1 of 10", "6 of 10", "reject"],
     ]
 
 
@@ -44,6 +46,16 @@ def test_the_worst_of_each_cell_and_of_all(tmp_path: Path):
     assert len(worst(cells, of_each=2)) == 4 and len(worst(cells, most=5)) == 5
     cells[1].rows[2]["success"]["aligned"] = outcome(0)
     assert worst(cells, of_each=1)[0].row is cells[1].rows[2]
+
+
+def test_typical_bodies_are_those_in_the_middle(tmp_path: Path):
+    result = adapt_result()
+    for row, successes in zip(result["bodies"], (10, 3, 6)):
+        row["success"]["aligned"] = outcome(successes)
+    (cell,) = read_cells((write(tmp_path / "adapt.json", result),))
+    assert [round(f.missed, 3) for f in typical([cell])] == [0.4]
+    assert [round(f.missed, 3) for f in typical([cell], 3)] == [0.0, 0.4, 0.7]
+    assert [f.row for f in to_film([cell], 1, "typical")] == [f.row for f in typical([cell])]
 
 
 def test_a_body_of_several_results_is_filmed_once(tmp_path: Path):
@@ -138,7 +150,7 @@ def test_the_report_shows_them(measured: Path, filmed, tmp_path: Path):
     shown = result["films"][0]["shown"][0]["instruction"]
     assert f"after 0 of 2. Shown: {shown}: failed." in film.caption
     assert film.content == (config.out / result["films"][0]["file"]).read_bytes()
-    assert section.tables[0].rows[0][1] == "2 of 2 (100 %)"
+    assert section.tables[0].rows[0][2] == "2 of 2 (100 %)"
     page = (tmp_path / "r.html").read_text()
     assert "Where it fails" in page and page.count("data:image/gif") == 1
 
@@ -157,3 +169,20 @@ def test_mistakes_are_explained(checkpoint: Path, filmed, tmp_path: Path):
     (tmp_path / "films.json").write_text("{}")
     with pytest.raises(ValueError, match="holds no films"):
         read_films(tmp_path)
+
+
+def test_films_of_typical_bodies_are_in_the_gallery(measured: Path, filmed, tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    config, result = filmed
+    (film,) = result["films"]
+    folder = tmp_path / "typical"
+    folder.mkdir()
+    (folder / film["file"]).write_bytes((config.out / film["file"]).read_bytes())
+    (folder / "films.json").write_text(json.dumps({**result, "films": [{**film, "which": "typical"}]}))
+    sections = run_report(ReportConfig((measured,), out=tmp_path / "r.html", films=(folder,)), show=False)
+    films = {section.title: len(section.films) for section in sections}
+    assert films["Films"] == 1 and films["Where it fails"] == 0
+    typically = replace(config, which="typical", episodes=2)
+    assert [one["success"] for one in run(replace(typically, out=folder), show=False)["films"][0]["shown"]] == [
+        False
+    ] * 2

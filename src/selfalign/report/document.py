@@ -15,10 +15,13 @@ from selfalign.checkpoint import CheckpointInfo
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.files import write_atomically
 from selfalign.report import figures
-from selfalign.report.films import caption, read_films
+from selfalign.report.context_map import ContextMap
+from selfalign.report.films import WORST, caption, read_films
 from selfalign.report.pdf import pdf_bytes
 from selfalign.report.reading import read_cells, read_failures
+from selfalign.report.results import CellResult
 from selfalign.report.sections import Film, Section, Table, sections
+from selfalign.sim.bodies import BodySpec
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class ReportConfig:
     calibration: Path | None = None
     """Checkpoint directory whose calibration judges the attempts anew; None: verdicts as the results hold them."""
     films: tuple[Path, ...] = ()
-    """GIFs of before and after, and folders of `bench films`, whose films show what fails."""
+    """GIFs of before and after, and folders of `bench films`: of the worst bodies, which show what fails, or of typical
+    ones."""
     contexts: tuple[Path, ...] = ()
-    """Context files, or folders of them, for the map."""
+    """Context files, or folders of them, for a map, and the JSON files of `benchmarks/context_map.py`."""
     title: str = "Selfalign: results"
 
     def __post_init__(self) -> None:
@@ -61,10 +65,9 @@ def run(config: ReportConfig, *, show: bool = True) -> list[Section]:
         raise FileNotFoundError(f"not there: {', '.join(missing)}")
     cells = read_cells(config.results)
     calibration = None if config.calibration is None else _calibration(config.calibration)
-    contexts = [EmbodimentContext.load(path) for path in _context_files(config.contexts)]
-    gallery = [path for path in config.films if not path.is_dir()]
-    failing = [film for path in config.films if path.is_dir() for film in _failing(path)]
-    content = list(sections(cells, calibration, gallery, contexts, read_failures(config.results), failing))
+    typical, failing = _films(config.films)
+    maps = _maps(config.contexts, cells)
+    content = list(sections(cells, calibration, typical, maps, read_failures(config.results), failing))
     page = html_page(config.title, content)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(config.out, lambda path: path.write_text(page, encoding="utf-8"))
@@ -84,16 +87,29 @@ def _calibration(checkpoint: Path) -> Calibration:
     return calibration
 
 
-def _failing(folder: Path) -> list[Film]:
-    """The films of a folder of `bench films`."""
-    films = read_films(folder)
-    if not films:
-        raise ValueError(f"no films in {folder}; `selfalign bench films --out {folder}` makes them")
-    return [Film(caption(film), (folder / film["file"]).read_bytes()) for film in films]
+def _films(paths: Sequence[Path]) -> tuple[list[Film], list[Film]]:
+    """Those of the gallery, and those of bodies that fail."""
+    gallery = [Film(path.stem.replace("_", " "), path.read_bytes()) for path in paths if not path.is_dir()]
+    failing = []
+    for folder in (path for path in paths if path.is_dir()):
+        films = read_films(folder)
+        if not films:
+            raise ValueError(f"no films in {folder}; `selfalign bench films --out {folder}` makes them")
+        for film in films:
+            of_kind = failing if film.get("which", WORST) == WORST else gallery
+            of_kind.append(Film(caption(film), (folder / film["file"]).read_bytes()))
+    return gallery, failing
 
 
-def _context_files(paths: Sequence[Path]) -> list[Path]:
-    return [file for path in paths for file in (sorted(path.rglob("*.safetensors")) if path.is_dir() else [path])]
+def _maps(paths: Sequence[Path], cells: Sequence[CellResult]) -> list[ContextMap]:
+    """Those that were made before, and one of contexts, where there are more than two."""
+    made = [ContextMap.read(path) for path in paths if path.suffix == ".json"]
+    folders = [path for path in paths if path.suffix != ".json"]
+    files = [file for path in folders for file in (sorted(path.rglob("*.safetensors")) if path.is_dir() else [path])]
+    if len(files) < 3:
+        return made
+    known = {row["name"]: BodySpec.from_dict(row["body"]) for cell in cells for row in (*cell.rows, *cell.sources)}
+    return [*made, ContextMap.of([EmbodimentContext.load(file) for file in files], known)]
 
 
 # ---- HTML ----------------------------------------------------------------------------------------------------------
@@ -122,7 +138,8 @@ def _anchor(section: Section) -> str:
 def _html_table(table: Table) -> str:
     heads = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
     rows = "".join(f"<tr>{''.join(f'<td>{html.escape(value)}</td>' for value in row)}</tr>" for row in table.rows)
-    return f'<div class="table"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
+    return f'<div class="table"><table>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _html_film(film: Film) -> str:
@@ -140,7 +157,8 @@ nav { font-size: 14px; color: #5f6368; } a { color: #1a73e8; text-decoration: no
 section { border-top: 1px solid #dadce0; padding: 22px 0; } p { margin: 4px 0 14px; max-width: 860px; }
 .figure { text-align: center; } .figure svg { max-width: 100%; height: auto; }
 .table { overflow-x: auto; margin: 14px 0; }
-table { border-collapse: collapse; font-size: 13px; } th { text-align: left; color: #5f6368; font-weight: 600; }
+table { border-collapse: collapse; font-size: 13px; } caption { text-align: left; padding-bottom: 4px; }
+th { text-align: left; color: #5f6368; font-weight: 600; }
 th, td { padding: 5px 12px 5px 0; border-bottom: 1px solid #eee; vertical-align: top; overflow-wrap: break-word; }
 td { min-width: 76px; } td:first-child { white-space: nowrap; }
 figure { margin: 14px 0; } img { max-width: 100%; } figcaption { font-size: 13px; }

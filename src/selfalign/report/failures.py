@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfalign.bench.subject import ALIGNED, BEFORE
+from selfalign.report.naming import Naming
 from selfalign.report.results import CellResult
 
 TEXT = (
@@ -13,13 +14,14 @@ TEXT = (
 )
 OF_EACH, LISTED = 3, 12
 """Bodies that are named, of each cell and together."""
-CELL_COLUMNS = ("cell", "missed after aligning", "missed by the oracle", "bodies that miss half", "accepted of these")
-BODY_COLUMNS = ("body", "cell", "before", "after", "verdict")
+CELL_COLUMNS = ("missed after aligning", "missed by the oracle", "bodies that miss half", "accepted of these")
+BODY_COLUMNS = ("before", "after", "verdict")
+"""After those that name them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Failing:
-    """A body that misses some episodes after aligning."""
+    """A body, and what it misses after aligning."""
 
     cell: CellResult
     row: Mapping[str, Any]
@@ -62,8 +64,19 @@ def worst(cells: Sequence[CellResult], of_each: int | None = None, most: int | N
     return sorted(found, key=lambda f: (-f.missed, f.cell.name, f.name))[:most]
 
 
-def cell_rows(cells: Sequence[CellResult]) -> list[list[str]]:
-    """A row of `CELL_COLUMNS` for each cell in which something fails."""
+def typical(cells: Sequence[CellResult], of_each: int = 1) -> list[Failing]:
+    """Bodies in the middle of each cell, by the episodes that they miss after aligning."""
+    found = []
+    for cell in cells:
+        bodies = [Failing(cell, row) for row in cell.rows if ALIGNED in row["success"]]
+        ranked = sorted(bodies, key=lambda f: (f.missed, f.name))
+        first = max(0, (len(ranked) - of_each) // 2)
+        found += ranked[first : first + of_each]
+    return found
+
+
+def cell_rows(cells: Sequence[CellResult], naming: Naming) -> list[list[str]]:
+    """A row of `CELL_COLUMNS` for each cell in which something fails, after its name."""
     failing = {id(cell): failing_bodies(cell) for cell in cells}
     ranked = sorted((c for c in cells if failing[id(c)]), key=lambda c: c.success(ALIGNED).value)
     rows = []
@@ -71,14 +84,20 @@ def cell_rows(cells: Sequence[CellResult]) -> list[list[str]]:
         bad = [f for f in failing[id(cell)] if f.missed >= 0.5]
         oracle = _missed(cell.sources, "oracle") if "oracle" in cell.seen else "-"
         told = f"{len(bad)} of {len(cell.rows)}"
-        rows.append([cell.name, _missed(cell.rows, ALIGNED), oracle, told, str(sum(f.accepted for f in bad))])
+        rows.append([*naming.row(cell), _missed(cell.rows, ALIGNED), oracle, told, str(sum(f.accepted for f in bad))])
     return rows
 
 
-def body_rows(failing: Sequence[Failing]) -> list[list[str]]:
-    """A row of `BODY_COLUMNS` for each body."""
+def body_rows(failing: Sequence[Failing], naming: Naming) -> list[list[str]]:
+    """A row of `BODY_COLUMNS` for each body, after its own name and its cell's."""
     return [
-        [f.name, f.cell.name, _count(f.row, BEFORE), _count(f.row, ALIGNED), "accept" if f.accepted else "reject"]
+        [
+            f.name,
+            *naming.row(f.cell),
+            _count(f.row, BEFORE),
+            _count(f.row, ALIGNED),
+            "accept" if f.accepted else "reject",
+        ]
         for f in failing
     ]
 

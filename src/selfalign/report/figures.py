@@ -59,18 +59,18 @@ def svg(figure: "Figure") -> str:
     return text[text.index("<svg") :]
 
 
-def overview(cells: Sequence[CellResult]) -> "Figure":
-    """Success of each cell under the main contexts, with intervals."""
+def overview(cells: Sequence[CellResult], names: Sequence[str]) -> "Figure":
+    """Success of each cell under the main contexts, with intervals; `names` stand beside the cells."""
     figure, (axis,) = new_figure(1, 1, 9, 1.3 + 0.62 * len(cells))
-    names = shown(cells)
+    contexts = shown(cells)
     free = [colour for i, colour in enumerate(COLOURS + MORE) if i not in SHOWN.values()]
-    for index, name in enumerate(names):
+    for index, name in enumerate(contexts):
         colour = COLOURS[SHOWN[name]] if name in SHOWN else free[(index - len(SHOWN)) % len(free)]
         found = [(i, cell.success(name)) for i, cell in enumerate(cells) if name in [*cell.conditions, *_oracle(cell)]]
         if found:
-            offset = 0.65 / max(5, len(names)) * (index - (len(names) - 1) / 2)
+            offset = 0.65 / max(5, len(contexts)) * (index - (len(contexts) - 1) / 2)
             _whiskers(axis, [v for _, v in found], [i + offset for i, _ in found], colour, label(name))
-    axis.set_yticks(range(len(cells)), [cell.name for cell in cells])
+    axis.set_yticks(range(len(cells)), names)
     axis.set_ylim(len(cells) - 0.5, -0.5)
     axis.set_xlim(-2, 102)
     axis.set_xlabel("success, %")

@@ -1,7 +1,9 @@
-"""`selfalign bench films`: the bodies that act worst after aligning, filmed before and after in the results' scenes.
+"""`selfalign bench films`: bodies filmed before and after aligning, in the results' scenes.
 
     OUT/films.json               what is seen in each film, and how it went
-    OUT/SCENARIO-TASK-BODY.gif   left: before aligning; right: the same scenes afterwards, those that fail first
+    OUT/SCENARIO-TASK-BODY.gif   left: before aligning; right: the same scenes afterwards
+
+Of the worst bodies, the scenes that fail come first; of typical ones, they are the first that were measured.
 
 Everything is run again from the seeds of the results. What is filmed already is not filmed again, and films of what the
 results no longer hold are removed.
@@ -11,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -26,7 +28,7 @@ from selfalign.checkpoint import load
 from selfalign.configs import below, refuse
 from selfalign.policy import Policy
 from selfalign.provenance import Stopwatch, digest, provenance, write_json
-from selfalign.report.failures import Failing, worst
+from selfalign.report.failures import Failing, typical, worst
 from selfalign.report.reading import read_cells
 from selfalign.report.results import CellResult
 from selfalign.report.video import beside, panel, save_film
@@ -34,11 +36,13 @@ from selfalign.sim.bodies import BodySpec
 
 FORMAT = "selfalign-films-1"
 INDEX = "films.json"
+WORST = "worst"
+Which = Literal["worst", "typical"]
 
 
 @dataclass(frozen=True)
 class FilmsConfig:
-    """Film the bodies that act worst after aligning, before and after, for `bench report`."""
+    """Film bodies before and after aligning, the worst ones or typical ones, for `bench report`."""
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """JSON files of bench adapt, bench matrix and bench calibrate."""
@@ -46,8 +50,10 @@ class FilmsConfig:
     """Checkpoint directory: that of the results. Results of other models are left out."""
     out: Path = Path("outputs/failures")
     """Folder of the films."""
+    which: Which = WORST
+    """"worst": bodies that act worst after aligning; "typical": those in the middle of their scenario and task."""
     bodies: int = 6
-    """Bodies that are filmed, the worst ones."""
+    """Bodies that are filmed."""
     of_each: int = 1
     """At most so many of each scenario and task."""
     episodes: int = 2
@@ -74,7 +80,7 @@ def run(config: FilmsConfig, *, show: bool = True) -> dict[str, Any]:
     console, watch = Console(quiet=not show), Stopwatch()
     policy = load(config.checkpoint)
     own = [cell for cell in read_cells(config.results) if cell.fingerprint == policy.fingerprint()]
-    failing = to_film(own, config.of_each)[: config.bodies]
+    failing = to_film(own, config.of_each, config.which)[: config.bodies]
     if not failing:
         raise ValueError(
             f"nothing to film: in these results no body fails with the model of {config.checkpoint}, which is "
@@ -99,14 +105,14 @@ def run(config: FilmsConfig, *, show: bool = True) -> dict[str, Any]:
     return result
 
 
-def to_film(cells: Sequence[CellResult], of_each: int) -> list[Failing]:
-    """Bodies that fail and can be met again, the worst first; one that several results have is in it once.
+def to_film(cells: Sequence[CellResult], of_each: int, which: Which = WORST) -> list[Failing]:
+    """Bodies that can be met again, once each: those that fail, the worst first, or typical ones.
 
     Only what `align` made is met again: recipes have ways of their own, and `bench calibrate` asks no calibration.
     """
     found: dict[str, Failing] = {}
     plain = [c for c in cells if c.settings.get("method", "selfalign") == "selfalign" and "scenarios" not in c.settings]
-    for failing in worst(plain, of_each):
+    for failing in worst(plain, of_each) if which == WORST else typical(plain, of_each):
         if failing.row.get("seed") is not None:
             found.setdefault(_file(failing), failing)
     return list(found.values())
@@ -144,6 +150,8 @@ def caption(film: Mapping[str, Any]) -> str:
 def _key(config: FilmsConfig, policy: Policy, failing: Failing) -> str:
     """Of everything that a film depends on."""
     looks = {name: getattr(config, name) for name in ("episodes", "size", "kilobytes")}
+    if config.which != WORST:
+        looks["which"] = config.which
     told = [
         failing.cell.fingerprint,
         identity_of(policy),
@@ -164,7 +172,9 @@ def _film(config: FilmsConfig, policy: Policy, failing: Failing) -> dict[str, An
     """Acts again, before and after, and writes the film; what is told of it."""
     results = act_again(config, policy, failing)
     after = results[ALIGNED].outcomes
-    ranked = sorted(range(len(after)), key=lambda i: (after[i].success, after[i].progress))
+    ranked = range(len(after))
+    if config.which == WORST:
+        ranked = sorted(ranked, key=lambda i: (after[i].success, after[i].progress))
     chosen = sorted(ranked[: config.episodes])
     sides = [
         [picture for i in chosen for picture in panel(results[name].outcomes[i], header)]
@@ -174,6 +184,7 @@ def _film(config: FilmsConfig, policy: Policy, failing: Failing) -> dict[str, An
     save_film(beside(sides), config.out / file, max_bytes=1000 * config.kilobytes)
     return {
         "file": file,
+        "which": config.which,
         "cell": failing.cell.name,
         "body": row["name"],
         "results": failing.cell.path.name,

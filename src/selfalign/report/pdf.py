@@ -21,6 +21,8 @@ DPI = 200
 """Of figures on a page."""
 WORDS, LETTERS = 104, 118
 """Letters in a line of text, and of a table."""
+WHOLE = 18
+"""Letters of a number with its interval, which stays in one line where it can."""
 
 
 def pdf_bytes(title: str, content: Sequence[Section]) -> bytes:
@@ -53,6 +55,7 @@ class _Paper:
         for figure in section.figures:
             self.picture(_pixels(figure), figure.get_size_inches()[0])
         for table in section.tables:
+            self.lines(["", *textwrap.wrap(table.caption, WORDS)], size=8, together=1.0)
             self.lines(["", *text_table(table, LETTERS)], size=7, family="monospace")
         for film in section.films:
             self.lines(["", *textwrap.wrap(film.caption, WORDS)], size=8, together=3.0)
@@ -105,11 +108,16 @@ class _Paper:
 
 
 def text_table(table: Table, letters: int) -> list[str]:
-    """Columns of letters; the widest are wrapped where a line is too short."""
+    """Columns of letters; the widest are wrapped where a line is too short: heads and long text first, within words
+    if nothing else helps."""
     rows = [table.columns, *table.rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
+    columns = range(len(table.columns))
+    widths = [max(len(row[i]) for row in rows) for i in columns]
+    words = [max((len(part) for row in rows for part in row[i].split()), default=1) for i in columns]
+    words = [max([words[i], *(len(row[i]) for row in table.rows if len(row[i]) <= WHOLE)]) for i in columns]
     while sum(widths) + 2 * (len(widths) - 1) > letters:
-        widths[widths.index(max(widths))] -= 1
+        wide = [i for i in columns if widths[i] > words[i]] or list(columns)
+        widths[max(wide, key=widths.__getitem__)] -= 1
     lines = []
     for number, row in enumerate(rows):
         cells = [textwrap.wrap(value, width) or [""] for value, width in zip(row, widths, strict=True)]

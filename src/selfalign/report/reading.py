@@ -144,7 +144,8 @@ def _matrix(path: Path, data: Mapping[str, Any]) -> Iterator[CellResult]:
         digests = {entry.get("digest") for entry in held_out}
         speeds = [speed for speed in data.get("speed", ()) if speed["digest"] in digests]
         rows = _merged(held_out)
-        yield CellResult(name, rows, _seen(sources), settings, fingerprint, path, data["provenance"], speeds)
+        seen_rows, made = _seen(sources), data["provenance"]
+        yield CellResult(name, rows, seen_rows, settings, fingerprint, path, made, speeds, first["label"])
 
 
 def _check_alike(entries: Sequence[Mapping[str, Any]]) -> None:

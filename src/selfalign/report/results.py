@@ -31,6 +31,8 @@ class CellResult:
     provenance: Mapping[str, Any]
     speeds: Sequence[Mapping[str, Any]] = ()
     """How much play methods needed for a share of the oracle, as `bench matrix` writes it."""
+    label: str = ""
+    """What a matrix calls its checkpoint."""
 
     @property
     def conditions(self) -> list[str]:

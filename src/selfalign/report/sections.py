@@ -2,18 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from selfalign.bench.attempts import Attempt
 from selfalign.bench.matrix_table import speed_line
+from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM
 from selfalign.bench.tables import label, percent
 from selfalign.calibration import Calibration
-from selfalign.model.context import EmbodimentContext
 from selfalign.report import figures
+from selfalign.report.context_map import ContextMap
 from selfalign.report.failures import (
     BODY_COLUMNS,
     CELL_COLUMNS,
@@ -25,6 +23,7 @@ from selfalign.report.failures import (
     cell_rows,
     worst,
 )
+from selfalign.report.naming import Naming, traits
 from selfalign.report.quality import (
     Roc,
     by_kind,
@@ -36,8 +35,7 @@ from selfalign.report.quality import (
     reliability,
     roc,
 )
-from selfalign.report.results import AT, CellResult
-from selfalign.sim.bodies import BodySpec
+from selfalign.report.results import AT, ORACLE, CellResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,6 +50,8 @@ class Table:
 
     columns: tuple[str, ...]
     rows: Sequence[Sequence[str]]
+    caption: str = ""
+    """Above it."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Section:
 def sections(
     cells: Sequence[CellResult],
     calibration: Calibration | None = None,
-    films: Sequence[Path] = (),
-    contexts: Sequence[EmbodimentContext] = (),
+    films: Sequence[Film] = (),
+    maps: Sequence[ContextMap] = (),
     errors: Sequence[tuple[str, str]] = (),
     failing: Sequence[Film] = (),
 ) -> Iterator[Section]:
@@ -86,12 +86,12 @@ def sections(
     Args:
         cells: what was measured.
         calibration: that judges the attempts anew.
-        films: GIFs of before and after.
-        contexts: of the map.
+        films: of before and after.
+        maps: of contexts.
         errors: cells that were not measured, and why.
         failing: films of bodies that fail.
     """
-    yield success(cells)
+    yield from success(cells)
     curves = [cell for cell in cells if cell.success_by_steps()]
     if curves:
         parts = [curves[i : i + figures.TOGETHER] for i in range(0, len(curves), figures.TOGETHER)]
@@ -113,35 +113,93 @@ def sections(
         yield calibrated(calibration, [a for a in judged(own, calibration) if a.verdict.expected is not None])
     missed = worst(cells, OF_EACH, LISTED)
     if missed:
-        tables = [Table(CELL_COLUMNS, cell_rows(cells)), Table(BODY_COLUMNS, body_rows(missed))]
+        naming = Naming.of(cells)
+        tables = [
+            Table((*naming.columns, *CELL_COLUMNS), cell_rows(cells, naming)),
+            Table(("body", *naming.columns, *BODY_COLUMNS), body_rows(missed, naming)),
+        ]
         yield Section("Where it fails", TEXT, tables=tables, films=failing)
-    if len(contexts) > 2:
-        yield context_section(contexts, cells)
+    for found in maps:
+        yield context_section(found)
     if films:
-        shown = [Film(path.stem.replace("_", " "), path.read_bytes()) for path in films]
-        yield Section("Films", "The same scenes before and after aligning.", films=shown)
+        yield Section("Films", "The same scenes before and after aligning.", films=films)
     if errors:
         yield Section("Failed", tables=[Table(("cell", "why"), errors)])
     yield commands(cells)
 
 
-def success(cells: Sequence[CellResult]) -> Section:
-    """How well held-out bodies act."""
-    main = [name for name in figures.shown(cells) if name != "oracle"]
+SUCCESS = "Success on unseen bodies"
+SUCCESS_SAID = (
+    "Success on bodies that the checkpoint has never had: mean over bodies, with the 95 % interval of a bootstrap over "
+    "bodies. Every context of a body meets the same scenes with the same noise. Before is the prior W0, aligned what "
+    "align returns; a random update of equal norm and another body's context are nulls; the oracle is aligned bodies "
+    "of the kinds that were trained on. Differences are in percentage points, between the same bodies."
+)
+
+
+def success(cells: Sequence[CellResult]) -> Iterator[Section]:
+    """How well held-out bodies act: a section for each matrix, and one for what was measured cell by cell."""
+    files: dict[str, list[CellResult]] = {}
+    for cell in cells:
+        files.setdefault(cell.path.stem if cell.label else "", []).append(cell)
+    for number, (file, group) in enumerate(files.items()):
+        naming = Naming.of(group)
+        parts = [group[i : i + 12] for i in range(0, len(group), 12)]
+        drawn = [figures.overview(part, [", ".join(naming.row(cell)) for cell in part]) for part in parts]
+        tables = [_success_table(group, naming), *_difference_tables(group, naming)]
+        title = f"{SUCCESS}: {file}" if file and len(files) > 1 else SUCCESS
+        said = [*([] if number else [SUCCESS_SAID]), *([f"All: {naming.shared}."] if naming.shared else [])]
+        yield Section(title, " ".join(said), drawn, tables)
+
+
+def _success_table(cells: Sequence[CellResult], naming: Naming) -> Table:
+    main = [name for name in figures.shown(cells) if name != ORACLE]
+    compared, judged = any(ORACLE in cell.seen for cell in cells), any(ALIGNED in cell.conditions for cell in cells)
     rows = []
     for cell in cells:
-        oracle = percent(cell.success("oracle").to_dict()) if "oracle" in cell.seen else "-"
-        values = [percent(cell.success(name).to_dict()) if name in cell.conditions else "-" for name in main]
-        accepted = sum(accepted_body(row) for row in cell.rows)
-        rows.append([cell.name, str(len(cell.rows)), *values, oracle, f"{accepted} of {len(cell.rows)}"])
-    text = (
-        "Success on bodies that the checkpoint has never had: mean over bodies, with the 95 % interval of a bootstrap "
-        "over bodies. Every context of a body meets the same scenes with the same noise. A random update of equal "
-        "norm and another body's context are nulls; the oracle is aligned bodies of the kinds that were trained on."
-    )
-    parts = [cells[i : i + 12] for i in range(0, len(cells), 12)]
-    columns = ("cell", "bodies", *(label(name) for name in main), label("oracle"), "accepted")
-    return Section("Success on unseen bodies", text, [figures.overview(part) for part in parts], [Table(columns, rows)])
+        values = [str(len(cell.rows)), *(_percent(cell, name) for name in main)]
+        if compared:
+            values += [_percent(cell, ORACLE), _of_oracle(cell)]
+        if judged:
+            values.append(f"{sum(accepted_body(row) for row in cell.rows)} of {len(cell.rows)}")
+        rows.append([*naming.row(cell), *values])
+    against = [ORACLE, "aligned / oracle"] if compared else []
+    columns = (*naming.columns, "bodies", *map(_short, main), *against, *(["accepted"] if judged else []))
+    return Table(columns, rows)
+
+
+def _short(condition: str) -> str:
+    return condition if condition in (BEFORE, ALIGNED) else label(condition)
+
+
+def _difference_tables(cells: Sequence[CellResult], naming: Naming) -> Iterator[Table]:
+    """What aligning is ahead of other ways to the same bodies, and of aligning with the first checkpoint."""
+    ways = [name for name in figures.shown(cells) if name not in (BEFORE, ALIGNED, RANDOM, ORACLE)]
+    both = [cell for cell in cells if ALIGNED in cell.conditions and {*ways} & {*cell.conditions}]
+    if both:
+        rows = [
+            [*naming.row(cell), *(cell.gain(ALIGNED, way).points() if way in cell.conditions else "-" for way in ways)]
+            for cell in both
+        ]
+        yield Table((*naming.columns, *map(label, ways)), rows, "Aligned, less other ways to the same bodies")
+    first: dict[tuple[str, ...], CellResult] = {}
+    rows = []
+    for cell in cells:
+        test = tuple(value for name, value in traits(cell).items() if name != "checkpoint")
+        other = first.setdefault(test, cell)
+        if other is not cell and ALIGNED in cell.conditions and ALIGNED in other.conditions:
+            rows.append([*naming.row(cell), f"{cell.less(other, ALIGNED).points()} ({other.label})"])
+    if rows and "checkpoint" in naming.columns:
+        yield Table((*naming.columns, "aligned, less the first"), rows, "Checkpoints on the same bodies")
+
+
+def _percent(cell: CellResult, condition: str) -> str:
+    measured = condition in (*cell.conditions, *cell.seen)
+    return percent(cell.success(condition).to_dict()) if measured else "-"
+
+
+def _of_oracle(cell: CellResult) -> str:
+    return cell.of_oracle(ALIGNED).short() if ALIGNED in cell.conditions and ORACLE in cell.seen else "-"
 
 
 COSTS = {"robot_seconds": 1, "fit_seconds": 1, "peak_megabytes": 1, "bytes_stored": 1e3}
@@ -240,33 +298,12 @@ def calibrated(calibration: Calibration, attempts: Sequence[Attempt]) -> Section
     return Section("What a play loss is worth", text, [figures.calibration_curve(calibration, attempts)])
 
 
-def context_section(contexts: Sequence[EmbodimentContext], cells: Sequence[CellResult]) -> Section:
+def context_section(found: ContextMap) -> Section:
     """A map of contexts."""
-    known = {row["name"]: BodySpec.from_dict(row["body"]) for cell in cells for row in (*cell.rows, *cell.sources)}
-    bodies = [known.get(context.info.embodiment) for context in contexts]
-    points, shares = principal_components(contexts)
-    unknown = sum(body is None for body in bodies)
-    text = f"{len(contexts)} contexts W as vectors, projected on their first two principal components."
-    if unknown:
+    text = f"{len(found.points)} contexts W as vectors, projected on their first two principal components."
+    if unknown := sum(body is None for body in found.bodies):
         text += f" {unknown} in grey are of bodies that the results do not describe."
-    return Section("Map of contexts", text, [figures.context_map(points, shares, bodies)])
-
-
-def principal_components(contexts: Sequence[EmbodimentContext]) -> tuple[np.ndarray, tuple[float, float]]:
-    """Contexts in the two directions in which they differ most `[N, 2]`, and each one's share of the variance.
-
-    Raises:
-        ValueError: contexts of different models.
-    """
-    models = {(context.info.fingerprint, len(context.embedding())) for context in contexts}
-    if len(models) > 1:
-        raise ValueError(f"a map needs contexts of one model, got {sorted(name for name, _ in models)}")
-    vectors = np.stack([context.embedding().detach().double().numpy() for context in contexts])
-    centred = vectors - vectors.mean(axis=0)
-    left, lengths, _ = np.linalg.svd(centred, full_matrices=False)
-    variance = lengths**2
-    total = variance.sum() or 1.0
-    return left[:, :2] * lengths[:2], (float(variance[0] / total), float(variance[1] / total))
+    return Section("Map of contexts", text, [figures.context_map(found.points, found.shares, found.bodies)])
 
 
 def commands(cells: Sequence[CellResult]) -> Section:
