@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 from page_ablations import PICTURES, ablations, by_scale, measured, recipes_figure
+from page_accepted import by_recipe, never
 from page_acting import acting
 from page_adaptation import adaptation, as_shipped
 from page_changes import beyond, changes, unseen
@@ -54,8 +55,8 @@ class Config:
     figure: Path = ROOT / "docs/assets/experiment_results.svg"
     curves: Path = ROOT / "docs/assets/over_steps.svg"
     """Success and play loss over alignment steps, for docs/alignment_experts.md."""
-    films: Path = ROOT / "docs/assets/failures"
-    """Folder of `selfalign bench films`, beside the figure."""
+    films: Path = ROOT / "docs/assets/typical"
+    """Folder of `selfalign bench films --which typical`, beside the figure."""
 
 
 def page(results: Path, figure: str, films: Path) -> str:
@@ -74,10 +75,11 @@ def page(results: Path, figure: str, films: Path) -> str:
                 "# Experiment results",
                 WRITTEN,
                 *adaptation(plain(shipped), figure),
+                *typical_bodies(films, assets / films.name),
                 *unseen(shipped),
                 *changes(shipped),
                 *beyond(data.get(results / "beyond.json")),
-                *fails(as_shipped(plain(shipped)), films, assets / films.name),
+                *fails(as_shipped(plain(shipped))),
                 *(part for measured in found.acting for part in acting(measured)),
                 *methods(shipped),
                 *tunings(list(found.of_format(TUNING).values())),
@@ -87,6 +89,8 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *schemes(found.ablated),
                 *ablations(found.recipes, assets, found.pushed),
                 *verdicts(found.attempts, (assets / VERDICTS).as_posix()),
+                *never(shipped, data.get(results / "beyond.json")),
+                *by_recipe(found.recipes),
                 *doubts([*shipped, *found.checked], data.get(results / "beyond.json"), shipped_calibration()),
                 *(part for told in found.of_format(DEMO).values() for part in demo(told)),
                 *experts(data.get(results / "experts.json")),
@@ -172,20 +176,32 @@ def over_play(cells: Sequence[CellResult], picture: str) -> Iterator[str]:
         yield "\n".join(f"- {line}" for line in told)
 
 
-def fails(cells: Sequence[CellResult], films: Path, seen: Path) -> Iterator[str]:
-    """What still fails after aligning, with films; `seen` is their folder as the page sees it."""
+def typical_bodies(films: Path, seen: Path) -> Iterator[str]:
+    """Films of bodies in the middle of their scenario and task; `seen` is their folder as the page sees it."""
+    found = read_films(films)
+    if not found:
+        return
+    yield "### Typical bodies"
+    yield (
+        "The body in the middle of each scenario and task, by what it misses after aligning; on the left before "
+        "it, on the right after it, in the first scenes that were measured (`selfalign bench films --which typical`):"
+    )
+    for film in found:
+        yield f"![{film['body']}, before and after aligning]({(seen / film['file']).as_posix()})"
+        yield f"*{caption(film)}*"
+
+
+def fails(cells: Sequence[CellResult]) -> Iterator[str]:
+    """What still fails after aligning."""
     missed = worst(cells, OF_EACH, LISTED)
     if not missed:
         return
     yield "## Where it fails"
-    yield TEXT
+    yield f"{TEXT} [In words, with films](where_it_fails.md)."
     naming = Naming.of(cells)
     yield markdown((*naming.columns, *CELL_COLUMNS), cell_rows(cells, naming))
     yield f"The {len(missed)} bodies that miss most, at most {OF_EACH} of each:"
     yield markdown(("body", *naming.columns, *BODY_COLUMNS), body_rows(missed, naming))
-    for film in read_films(films):
-        yield f"![{film['body']}, before and after aligning]({(seen / film['file']).as_posix()})"
-        yield f"*{caption(film)}*"
 
 
 def verdicts(attempts: Sequence[Attempt], picture: str) -> Iterator[str]:

@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 results=(benchmarks/results/matrix_{headline_seed2,curve,baselines,demonstrations_seed2,stale_seed1,play_tempo}.json
     benchmarks/results/adapt_tiny_*.json benchmarks/results/verdicts_tiny.json)
 selfalign bench report "${results[@]}" --calibration checkpoints/tiny --contexts benchmarks/results/context_map.json \
-    --films docs/assets/before_after.gif docs/assets/failures --out outputs/report.html --pdf outputs/report.pdf
+    --films docs/assets/before_after.gif docs/assets/typical docs/assets/failures --out outputs/report.html --pdf outputs/report.pdf

@@ -25,7 +25,7 @@ def script(name: str) -> SimpleNamespace:
 
 
 def test_the_page_of_results_is_what_the_results_say():
-    films = ROOT / "docs/assets/failures"
+    films = ROOT / "docs/assets/typical"
     page = script("results_page").page(ROOT / "benchmarks/results", "assets/experiment_results.svg", films)
     assert page == (ROOT / "docs/experiment_results.md").read_text(), "run python benchmarks/results_page.py"
 
@@ -37,20 +37,35 @@ def test_the_readmes_tables_are_what_the_results_say(name):
     assert told == text, "run python benchmarks/readme_tables.py"
 
 
-def test_films_of_what_fails_are_on_the_page(tmp_path: Path):
+def test_films_of_typical_bodies_are_on_the_page(tmp_path: Path):
     shown = [{"instruction": "lift the red cube", "success": False}]
     counts = {"before": {"successes": 0, "episodes": 20}, "aligned": {"successes": 7, "episodes": 20}}
     film = {"key": "k", "file": "a.gif", "cell": "action, lift, seed 0", "body": "b", "success": counts, "shown": shown}
     (tmp_path / "films.json").write_text(json.dumps({"format": "selfalign-films-1", "films": [film]}))
     results = script("results_page")
-    cells, _ = result_files.read_both([ROOT / "benchmarks/results/adapt_tiny_action_lift.json"])
-    assert not any("a.gif" in part for part in results.fails(cells, tmp_path, Path("assets/failures"))), (
-        "it is not there"
-    )
+    assert not list(results.typical_bodies(tmp_path, Path("assets/typical"))), "it is not there"
     (tmp_path / "a.gif").touch()
     told = "action, lift, seed 0: b. Before 0 of 20, after 7 of 20. Shown: lift the red cube: failed."
-    parts = list(results.fails(cells, tmp_path, Path("assets/failures")))
-    assert parts[-2:] == ["![b, before and after aligning](assets/failures/a.gif)", f"*{told}*"]
+    parts = list(results.typical_bodies(tmp_path, Path("assets/typical")))
+    assert parts[-2:] == ["![b, before and after aligning](assets/typical/a.gif)", f"*{told}*"]
+
+
+def test_fits_that_were_accepted_for_nothing_are_counted_and_named(tmp_path: Path):
+    matrix = matrix_result()
+    aligned = next(entry for entry in matrix["cells"] if entry["settings"]["method"] == "selfalign")
+    assert aligned["settings"]["region"] == "heldout"
+    for body, successes in zip(aligned["bodies"], (0, 1), strict=True):
+        body["results"]["20"]["success"] = outcome(successes)
+    scale = {"name": "ablation"}
+    training = {"label": "tiny", "about": "x"}
+    told = {"format": "selfalign-ablation-1", "scale": scale, "trainings": [training], "matrix": matrix}
+    path = write(tmp_path / "ablation.json", told)
+    accepted = script("page_accepted")
+    _, table = accepted.by_recipe({path: told})
+    assert table.splitlines()[2:] == ["| 2,500 | tiny | 0 | 2 | 0 |"], "one of ten episodes is what it was before"
+    (cell,) = read_cells([write(tmp_path / "matrix.json", matrix)])
+    _, table = accepted.never([cell], None)
+    assert table.splitlines()[2:] == [f"| action, reach, free play | {cell.rows[0]['name']} | matrix.json |"]
 
 
 def test_what_two_files_say_of_the_same_bodies_is_one_row_below_how_the_shipped_checkpoint_acts(tmp_path: Path):
@@ -325,7 +340,7 @@ def test_the_figure_of_the_model_is_what_the_preset_says():
 
 
 PAGES = ("experiment_results", "alignment_experts", "contrastive_learning", "architecture", "tutorial")
-PAGES += ("attention_masks", "gradient_checkpointing", "ttt_gating", "data_pipeline")
+PAGES += ("attention_masks", "gradient_checkpointing", "ttt_gating", "data_pipeline", "where_it_fails")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -337,7 +352,7 @@ def test_every_page_has_a_figure_that_a_script_of_the_repository_makes(page: str
     for figure in shown:
         assert (ROOT / "docs/assets" / figure).is_file()
         of_result = ROOT / "benchmarks/results" / Path(figure).with_suffix(".json").name
-        made = figure in code or Path(figure).parent.name == "failures" or of_result.is_file()
+        made = figure in code or Path(figure).parent.name in ("failures", "typical") or of_result.is_file()
         assert made, f"what makes {figure}?"
 
 
