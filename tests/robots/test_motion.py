@@ -91,9 +91,31 @@ def test_less_room_and_speed_stay_within_the_limits():
     assert (lift.low, lift.high, lift.speed) == (0.0, 1.0, 0.5)
     assert (turn.low, turn.high, turn.speed) == (15.0, 25.0, 5.0)
     assert gripper == AXES[2]
+    assert (lift.farthest, turn.farthest) == (0.25, 2.5)  # a quarter of the room, as before it was narrowed
     for reach, speed in ((0.0, 1.0), (1.5, 1.0), (1.0, -1.0), (float("nan"), 1.0)):
         with pytest.raises(ValueError, match="reach and speed are parts"):
             narrowed(AXES, np.zeros(3), reach, speed)
+
+
+@pytest.mark.parametrize(("reach", "left"), [(1.0, (0.2, 1.2)), (0.5, (0.2, 0.6)), (0.1, (0.05, 0.12))])
+def test_a_lag_of_the_robots_own_shrinks_only_as_far_as_the_room_asks(reach, left):
+    axes = tuple(Axis("a", -1.0, 1.0, speed=1.0, lag=lag) for lag in (0.2, 1.2))
+    assert [axis.farthest for axis in narrowed(axes, np.zeros(2), reach, 1.0)] == pytest.approx(left)
+
+
+def test_an_axis_that_is_outside_comes_back_smoothly():
+    for kind in ("waypoints", "babble"):
+        motion = RandomMotion(AXES, HZ, np.random.default_rng(0), kind)
+        targets = [np.array([1.05, 9.5, 0.0])]
+        motion.begin(targets[0])
+        for _ in range(100):
+            targets.append(motion.next(targets[-1]))
+        path = np.array(targets)[:, :2]
+        assert np.abs(np.diff(path, axis=0, n=2) * HZ**2).max(axis=0) == pytest.approx(
+            [5.0, 50.0]
+        )  # 0.4 s to full speed
+        assert (path.max(axis=0) <= [1.05, 30.0]).all() and (path.min(axis=0) >= [-1.0, 9.5]).all()
+        assert (path[60:] <= [1.0, 30.0]).all() and (path[60:] >= [-1.0, 10.0]).all()
 
 
 @pytest.mark.parametrize(

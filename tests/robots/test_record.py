@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,36 @@ def test_the_robot_rests_between_trajectories_and_is_let_go_of(play):
 def test_motion_by_a_part_of_the_limits(play):
     states = np.concatenate([e.state for e in episodes(play(FakeRobot(), speed=0.1, reach=0.1, motion="babble"))])
     assert np.ptp(states[:, 1]) <= 2.0 + 1e-6 and np.abs(np.diff(states[:20, 1])).max() <= 0.1 + 1e-6
+
+
+def test_an_axis_that_something_holds_stops_the_cautious_run_too(play):
+    robot = FakeRobot()
+    follow = robot.act
+
+    def held(action):
+        follow(action)
+        robot.position[0] = 0.0
+
+    robot.act = held
+    with pytest.raises(SafetyStop, match=r"'lift' is .* from where it was commanded \(limit 0\.1\)"):
+        play(robot, speed=0.2, reach=0.2, trajectories=20, length=100)  # in a room of 0.4
+    assert np.abs(np.array(robot.actions)[:, 0]).max() < 0.1 + 0.02 + 1e-9  # the limit, and a step
+
+
+@pytest.mark.parametrize(("moved_to", "stopped"), [(0.29, False), (0.5, True)])
+def test_an_arm_that_moved_before_it_starts_comes_back_slowly_or_not_at_all(play, monkeypatch, moved_to, stopped):
+    robot = FakeRobot()
+    robot.description = replace(robot.description, hz=200.0, real_time=True)
+    monkeypatch.setattr(session.time, "sleep", lambda seconds: robot.position.__setitem__(0, moved_to))
+    if stopped:
+        with pytest.raises(SafetyStop, match=r"'lift' is at 0\.5, beyond its limits -0\.2 to 0\.2"):
+            play(robot, speed=0.1, reach=0.2)
+        assert robot.actions == []
+        return
+    play(robot, speed=0.1, reach=0.2, length=100)
+    path = np.array([moved_to, *(action[0] for action in robot.actions)])
+    assert np.abs(np.diff(path)).max() <= 0.1 * 2.0 / 200 + 1e-9
+    assert path.max() == moved_to and path[-1] <= 0.2
 
 
 def test_pictures_can_be_stored_smaller(play):

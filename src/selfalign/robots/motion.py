@@ -116,7 +116,9 @@ class RandomMotion:
         change = self._acceleration * self._dt
         self._velocity = self._velocity + np.clip(wanted - self._velocity, -change, change)
         self._velocity[self._toggles] = 0.0
-        return np.clip(target + self._velocity * self._dt, self._low, self._high)
+        # A target that is outside, where a servo overshot, comes back within its speed; it is not cut off at the limit.
+        low, high = np.minimum(self._low, target), np.maximum(self._high, target)
+        return np.clip(target + self._velocity * self._dt, low, high)
 
     def _toggled(self, target: np.ndarray) -> np.ndarray:
         ends = np.where(target > (self._low + self._high) / 2, self._high, self._low)
@@ -138,7 +140,7 @@ class RandomMotion:
         self._patience = np.where(which, patience, self._patience)
 
     def _drawn_goal(self, which: np.ndarray, target: np.ndarray) -> np.ndarray:
-        before = np.where(which, target, self._goal)
+        before = np.clip(np.where(which, target, self._goal), self._low, self._high)
         moving = which.copy()
         if self._kind == "babble":
             moving &= self._rng.random(len(target)) >= _RESTING
@@ -150,7 +152,8 @@ class RandomMotion:
 
 
 def narrowed(axes: tuple[Axis, ...], around: Float[np.ndarray, " A"], reach: float, speed: float) -> tuple[Axis, ...]:
-    """The same axes with less room and less speed; those that toggle stay as they are.
+    """The same axes with less room and less speed, and with so much less lag that something which holds them shows
+    within that room; those that toggle stay as they are.
 
     Args:
         axes: of a robot.
@@ -167,8 +170,10 @@ def narrowed(axes: tuple[Axis, ...], around: Float[np.ndarray, " A"], reach: flo
     def narrow(axis: Axis, at: float) -> Axis:
         if axis.toggles:
             return axis
-        half = reach * (axis.high - axis.low) / 2
+        whole = axis.high - axis.low
+        half = reach * whole / 2
         middle = float(np.clip(at, axis.low + half, axis.high - half))
-        return replace(axis, low=middle - half, high=middle + half, speed=speed * axis.speed)
+        lag = min(axis.farthest, reach * max(axis.farthest, whole / 4))
+        return replace(axis, low=middle - half, high=middle + half, speed=speed * axis.speed, lag=lag)
 
     return tuple(narrow(axis, float(at)) for axis, at in zip(axes, around, strict=True))

@@ -12,7 +12,7 @@ from selfalign.data.schema import STATE
 from selfalign.robots.interrupts import Interrupts
 from selfalign.robots.motion import CALM, Kind, RandomMotion, Tempo
 from selfalign.robots.pace import Pace
-from selfalign.robots.protocol import Axis, Description, Robot
+from selfalign.robots.protocol import Description, Robot
 from selfalign.robots.safety import Guard
 
 _SLOWING_STEPS = 100
@@ -38,28 +38,27 @@ class PlayRecorder:
         length: int,
         motion: Literal[Kind, "both"] = "both",
         seed: int = 0,
-        axes: tuple[Axis, ...] | None = None,
         tempo: Tempo = CALM,
     ) -> Iterator[Episode]:
-        """Random motion, each trajectory as it is asked for, from where the one before came to rest.
+        """Random motion of the guard's axes, each trajectory as it is asked for, from where the one before came to
+        rest.
 
         Args:
             count: how many; fewer are the beginning of more.
             length: control steps of each.
             motion: of `RandomMotion`; "both" takes turns.
             seed: draws the motion.
-            axes: with less room or speed than the robot's own (`narrowed`); None: those.
             tempo: how fast, within the axes' speeds.
 
         Raises:
             SafetyStop, ValueError: as `trajectory`.
         """
         kinds: tuple[Kind, ...] = ("waypoints", "babble") if motion == "both" else (motion,)
-        room, hz = axes or self._description.axes, self._description.hz
+        axes, hz = self._guard.axes, self._description.hz
         for i in range(count):
             rng = np.random.default_rng([seed, i])
             kind = kinds[i % len(kinds)]
-            yield self.trajectory(RandomMotion(room, hz, rng, kind, self._guard.allows, tempo), length)
+            yield self.trajectory(RandomMotion(axes, hz, rng, kind, self._guard.allows, tempo), length)
 
     def trajectory(self, motion: RandomMotion, length: int) -> Episode:
         """Plays for `length` control steps, comes to rest, and returns what was recorded.
