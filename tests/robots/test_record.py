@@ -200,6 +200,26 @@ def test_the_workspace_bounds_the_motion(play):
     assert lift.min() >= -0.2 and lift.max() <= 0.2 and np.ptp(lift) > 0.2
 
 
+@pytest.mark.parametrize("motion", ["waypoints", "babble"])
+def test_a_robot_that_starts_a_little_outside_of_its_workspace_plays_within_it(play, motion):
+    robot = FakeRobot(box=Box((-0.2, -1, -1), (0.2, 1, 1)))
+    robot.position[0] = 0.215
+    lift = np.concatenate([e.state[:, 0] for e in episodes(play(robot, length=60, motion=motion))])
+    outside = lift[lift > 0.2]
+    assert len(outside) < 20 and (np.diff(outside) <= 0).all()  # it comes back, and not by a detour
+    assert lift.min() >= -0.2 and np.ptp(lift) > 0.2
+
+
+def test_a_robot_that_no_way_leads_back_from_is_an_error_and_no_play(play, tmp_path):
+    robot = FakeRobot(box=Box((-0.2, -1, -1), (0.2, 1, 1)))
+    # Wherever the axes are, the tip is said to be as far outside.
+    robot.description = replace(robot.description, tip_of=lambda position: np.array([0.21, 0.0, 0.0]))
+    with pytest.raises(SafetyStop, match="nothing moved in 20 steps, since every way would have led out of"):
+        play(robot)
+    assert len(robot.actions) == 20 and np.ptp(np.array(robot.actions)[:, 0]) == 0
+    assert robot.calls[-2:] == ["stop", "close"] and list(tmp_path.iterdir()) == []
+
+
 def test_a_late_step_is_counted_and_not_caught_up_with():
     now, slept = [0.0], []
 

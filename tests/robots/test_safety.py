@@ -45,6 +45,26 @@ def test_the_tip_stays_in_the_workspace():
     assert guard.held_back["workspace"] > 0
 
 
+def test_a_tip_that_is_outside_may_come_back_and_not_go_farther_out():
+    guard = Guard(replace(DESCRIPTION, workspace=BOX, tip_of=FakeRobot.tip))
+    guard.begin(Reading(np.array([0.54, 20.0, 0.0])))
+    for wanted in (0.58, 0.54, -0.6):
+        assert not guard.allows(np.array([wanted, 20.0, 0.0]))
+    assert guard.limit(np.array([0.58, 20.0, 0.0]))[0] == 0.54 and not guard.moved
+    assert guard.limit(np.array([0.52, 20.0, 0.0]))[0] == 0.52 and guard.moved  # nearer
+    assert not guard.allows(np.array([0.53, 20.0, 0.0]))
+    assert guard.limit(np.array([0.45, 20.0, 0.0]))[0] == 0.45  # within
+    assert not guard.allows(np.array([0.51, 20.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("point", "away"),
+    [((0.0, 0.0, 0.0), 0.0), ((0.5, 0.1, -0.1), 0.0), ((0.8, 0.0, -0.5), 0.5), ((0.0, -0.3, 0.0), 0.2)],
+)
+def test_how_far_a_point_is_from_a_box(point, away):
+    assert BOX.away(np.array(point)) == pytest.approx(away)
+
+
 @pytest.mark.parametrize(
     ("reading", "words"),
     [

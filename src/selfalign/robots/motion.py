@@ -82,8 +82,9 @@ class RandomMotion:
 
     def begin(self, target: Float[np.ndarray, " A"]) -> None:
         """Sets out from rest at a target."""
-        self._velocity, self._cruise = np.zeros(len(target)), np.zeros(len(target))
-        self._goal, self._patience = target.copy(), np.zeros(len(target), dtype=int)
+        self.refused = 0
+        """How often a goal or a step was not allowed."""
+        self._rest(target)
 
     @property
     def resting(self) -> bool:
@@ -104,13 +105,19 @@ class RandomMotion:
         in_time = np.sqrt(2 * self._acceleration * np.abs(ahead) + (braking / 2) ** 2) - braking / 2
         moved = self._move(target, np.sign(ahead) * np.minimum(self._cruise, in_time))
         if not self._allows(moved):
-            self.begin(target)
+            self.refused += 1
+            self._rest(target)
             return target
         return np.where(self._toggles, self._toggled(target), moved)
 
     def slow_down(self, target: Float[np.ndarray, " A"]) -> Float[np.ndarray, " A"]:
         """As `next`, but on the way to rest."""
         return np.where(self._toggles, target, self._move(target, np.zeros(len(target))))
+
+    def _rest(self, target: np.ndarray) -> None:
+        """Without velocity or goal: the next step draws one."""
+        self._velocity, self._cruise = np.zeros(len(target)), np.zeros(len(target))
+        self._goal, self._patience = target.copy(), np.zeros(len(target), dtype=int)
 
     def _move(self, target: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         change = self._acceleration * self._dt
@@ -148,6 +155,7 @@ class RandomMotion:
             goal = np.where(moving, self._rng.uniform(self._low, self._high), before)
             if self._allows(goal):
                 return goal
+        self.refused += 1
         return target.copy()
 
 

@@ -70,6 +70,11 @@ class Box:
         room = slack * (np.array(self.high) - self.low)
         return bool(((point >= self.low - room) & (point <= self.high + room)).all())
 
+    def away(self, point: Float[np.ndarray, "3"]) -> float:
+        """Metres from a point to the nearest one within; 0 for what lies within."""
+        beyond = np.maximum(np.array(self.low) - point, point - np.array(self.high))
+        return float(np.linalg.norm(np.maximum(beyond, 0.0)))
+
 
 @dataclass(frozen=True)
 class Description:

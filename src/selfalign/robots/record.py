@@ -13,7 +13,7 @@ from selfalign.robots.interrupts import Interrupts
 from selfalign.robots.motion import CALM, Kind, RandomMotion, Tempo
 from selfalign.robots.pace import Pace
 from selfalign.robots.protocol import Description, Robot
-from selfalign.robots.safety import Guard
+from selfalign.robots.safety import Guard, SafetyStop
 
 _SLOWING_STEPS = 100
 """Most control steps that coming to rest may take."""
@@ -64,25 +64,36 @@ class PlayRecorder:
         """Plays for `length` control steps, comes to rest, and returns what was recorded.
 
         Raises:
-            SafetyStop: a limit was passed. The robot was told to stop, as after any other error.
+            SafetyStop: a limit was passed, or all motion held back. The robot was told to stop, as after any other
+                error.
             ValueError: an observation that cannot be recorded.
         """
-        looks, actions = [], []
         try:
-            target = self._guard.begin(self._robot.measure())
-            motion.begin(target)
-            self._pace.begin()
-            for _ in range(length):
-                looks.append(self._look())
-                action, target = self._step(target, motion.next(target))
-                actions.append(action)
-            for _ in range(_SLOWING_STEPS):
-                if motion.resting:
-                    break
-                _, target = self._step(target, motion.slow_down(target))
+            looks, actions = self._play(motion, length)
         finally:
             self._robot.stop()
         return self._episode(looks, np.stack(actions))
+
+    def _play(self, motion: RandomMotion, length: int) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:
+        """What was seen and done in `length` control steps, after which the robot comes to rest."""
+        looks, actions = [], []
+        target = self._guard.begin(self._robot.measure())
+        motion.begin(target)
+        self._pace.begin()
+        for _ in range(length):
+            looks.append(self._look())
+            action, target = self._step(target, motion.next(target))
+            actions.append(action)
+        if motion.refused and not self._guard.moved:
+            raise SafetyStop(
+                f"nothing moved in {length} steps, since every way would have led out of the workspace: move the tip "
+                "farther inside by hand, or leave the axes less room outside of it"
+            )
+        for _ in range(_SLOWING_STEPS):
+            if motion.resting:
+                break
+            _, target = self._step(target, motion.slow_down(target))
+        return looks, actions
 
     def _step(self, before: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One control step toward a target; the action, and the target that it commanded."""

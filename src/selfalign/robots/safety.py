@@ -38,6 +38,8 @@ class Guard:
         """Commanded last."""
         self.held_back: Counter[str] = Counter()
         """How often each limit changed a command."""
+        self.moved = False
+        """Whether an axis that does not toggle was commanded elsewhere since `begin`."""
 
     def begin(self, reading: Reading) -> Float[np.ndarray, " A"]:
         """Takes the position measured as the target, also where it is a little outside: the way back is at the speed
@@ -52,6 +54,7 @@ class Guard:
             )
         self._check_position(reading)
         self.target = np.where(self._watched, np.asarray(reading.position, float), self.target)
+        self.moved = False
         self.check(reading)
         return self.target
 
@@ -77,13 +80,18 @@ class Guard:
             )
 
     def allows(self, target: Float[np.ndarray, " A"]) -> bool:
-        """Whether the tip would be in the workspace; True where that cannot be told."""
+        """Whether the tip would be in the workspace, or nearer to it than where it was commanded last, so that a robot
+        that stands a little outside comes back; True where that cannot be told."""
         box, tip_of = self._description.workspace, self._description.tip_of
-        return box is None or tip_of is None or box.holds(np.asarray(tip_of(target), float))
+        if box is None or tip_of is None:
+            return True
+        away = box.away(np.asarray(tip_of(target), float))
+        return away == 0 or away < box.away(np.asarray(tip_of(self.target), float))
 
     def limit(self, wanted: Float[np.ndarray, " A"]) -> Float[np.ndarray, " A"]:
         """The target nearest to the wanted one that may be commanded, which counts as commanded from now on. Outside of
-        its range an axis goes no farther out. Where the tip would leave the workspace, the target stays where it is.
+        its range an axis goes no farther out. Where the tip would leave the workspace (`allows`), the target stays
+        where it is.
 
         Raises:
             SafetyStop: a wanted target that is not finite.
@@ -97,6 +105,7 @@ class Guard:
         if not self.allows(target):
             self.held_back["workspace"] += 1
             return self.target
+        self.moved |= bool((target != self.target)[self._watched].any())
         self.target = target
         return target
 
