@@ -5,7 +5,8 @@ import pytest
 
 from robots.fake import AXES
 from selfalign.robots.motion import BRISK, CALM, RandomMotion, Tempo, narrowed
-from selfalign.robots.protocol import Axis
+from selfalign.robots.protocol import Axis, Description, Reading
+from selfalign.robots.safety import Guard
 
 HZ = 20.0
 
@@ -37,6 +38,27 @@ def test_motion_keeps_its_limits_and_goes_everywhere(kind, tempo, ramp, slack):
     assert set(targets[:, 2]) == {0.0, 1.0}
     toggles = np.count_nonzero(np.diff(targets[:, 2]))
     assert 40 < toggles < 130  # 0.8 a second over 100 s
+
+
+@pytest.mark.parametrize("kind", ["waypoints", "babble"])
+@pytest.mark.parametrize("speed", [200.0, 70.0])
+def test_an_axis_that_toggles_at_a_speed_gets_to_its_ends(kind, speed):
+    axes = (Axis("lift", -1.0, 1.0, speed=2.0), Axis("gripper", 5.0, 100.0, speed=speed, toggles=True))
+    guard = Guard(Description("slow gripper", HZ, axes, ("lift", "gripper")))
+    motion = RandomMotion(axes, HZ, np.random.default_rng(0), kind, guard.allows)
+    guard.begin(Reading(np.array([0.0, 5.0])))
+    targets = [guard.target]
+    motion.begin(guard.target)
+    for _ in range(2000):
+        targets.append(guard.limit(motion.next(targets[-1])))
+    gripper = np.array(targets)[:, 1]
+    moves = np.sign(np.diff(gripper))
+    turns = np.count_nonzero(np.diff(moves[moves != 0]))
+    assert 40 < turns < 130  # 0.8 a second over 100 s
+    assert (gripper == 5.0).mean() > 0.1 and (gripper == 100.0).mean() > 0.1
+    assert np.abs(np.diff(gripper)).max() == pytest.approx(speed / HZ)
+    assert set(gripper[1:][moves == 0]) == {5.0, 100.0}  # it stands still nowhere else
+    assert not guard.held_back
 
 
 @pytest.mark.parametrize("kind", ["waypoints", "babble"])

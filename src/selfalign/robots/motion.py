@@ -76,12 +76,14 @@ class RandomMotion:
         self._low, self._high = np.array([axis.low for axis in axes]), np.array([axis.high for axis in axes])
         self._toggles = np.array([axis.toggles for axis in axes])
         speed = np.array([axis.speed for axis in axes])
+        self._stride = speed / hz  # of an axis that toggles, which has no ramp
         self._speed = np.where(self._toggles, self._high - self._low, speed)
         self._acceleration = self._speed / tempo.ramp
         self.begin(np.zeros(len(axes)))
 
     def begin(self, target: Float[np.ndarray, " A"]) -> None:
         """Sets out from rest at a target."""
+        self._up = target > (self._low + self._high) / 2  # the end that an axis which toggles is to be at
         self.refused = 0
         """How often a goal or a step was not allowed."""
         self._rest(target)
@@ -128,9 +130,9 @@ class RandomMotion:
         return np.clip(target + self._velocity * self._dt, low, high)
 
     def _toggled(self, target: np.ndarray) -> np.ndarray:
-        ends = np.where(target > (self._low + self._high) / 2, self._high, self._low)
-        other = self._low + self._high - ends
-        return np.where(self._rng.random(len(target)) < _TOGGLES_A_SECOND * self._dt, other, ends)
+        self._up = self._up ^ (self._rng.random(len(target)) < _TOGGLES_A_SECOND * self._dt)
+        ahead = np.where(self._up, self._high, self._low) - target
+        return target + np.clip(ahead, -self._stride, self._stride)
 
     def _draw(self, which: Bool[np.ndarray, " A"], target: np.ndarray) -> None:
         """New goals, speeds and patience for some axes."""

@@ -30,7 +30,7 @@ class Axis:
     """None: an action is the target. Otherwise it is the target's displacement divided by this: what an action of 1
     moves, in units."""
     toggles: bool = False
-    """Only the two ends are commanded, as those of a gripper; its measured position is not watched."""
+    """It goes to one of its two ends or the other, as a gripper does; its measured position is not watched."""
     lag: float | None = None
     """Farthest that the measured position may be from its target, units; None: a quarter of the range."""
 
