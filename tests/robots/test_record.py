@@ -129,13 +129,82 @@ def test_nothing_finished_means_no_data_set(play, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_keeps_what_is_finished(play, tmp_path, number):
     robot = FakeRobot(on_step=lambda step: step == 60 and os.kill(os.getpid(), number))
     with pytest.raises(KeyboardInterrupt):
         play(robot)
     assert robot.calls[-2:] == ["stop", "close"] and len(robot.actions) == 60
     assert len(episodes(tmp_path / "play")) == robot.calls.count("stop") - 1 >= 1
+
+
+class SlowToStop(FakeRobot):
+    """Interrupted while it is told to stop for the second time, `signals` times."""
+
+    def __init__(self, signals=1, **options):
+        super().__init__(**options)
+        self.stopped, self._signals = 0, signals
+
+    def stop(self):
+        super().stop()
+        if self.calls.count("stop") == 2:
+            for number in (signal.SIGINT, signal.SIGTERM)[: self._signals]:
+                os.kill(os.getpid(), number)
+        self.stopped += 1  # what would not be reached
+
+
+def test_an_interrupt_while_the_robot_is_told_to_stop_waits_for_it(play, tmp_path):
+    robot = SlowToStop(signals=2)
+    with pytest.raises(KeyboardInterrupt, match="the recording was interrupted"):
+        play(robot)
+    assert robot.stopped == robot.calls.count("stop") == 2 and robot.calls[-1] == "close"
+    assert len(episodes(tmp_path / "play")) == 1
+
+
+def test_a_limit_is_told_also_where_an_interrupt_comes_while_the_robot_is_told_to_stop(play, tmp_path):
+    robot = SlowToStop(readings={60: Reading(np.array([0.0, 20.0, 0.0]), contact=True)})
+    with pytest.raises(SafetyStop, match="reports contact"):
+        play(robot, length=40)
+    assert robot.stopped == robot.calls.count("stop") == 2 and robot.calls[-1] == "close"
+    assert len(episodes(tmp_path / "play")) == 1
+
+
+def test_a_second_interrupt_does_not_end_what_the_first_has_set_going(play):
+    robot = SlowToStop(on_step=lambda step: step == 60 and os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        play(robot, length=40)
+    assert robot.stopped == robot.calls.count("stop") == 2
+
+
+def test_a_trajectory_by_itself_leaves_signals_to_whoever_gets_them():
+    """As in a benchmark or a training, which save what they have when they are told to end."""
+    robot, got = FakeRobot(on_step=lambda step: step == 3 and os.kill(os.getpid(), signal.SIGTERM)), []
+    stop = robot.stop
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop()
+
+    def note(number, frame):
+        got.append(list(robot.calls))
+
+    robot.stop = interrupted
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        recorder = PlayRecorder(robot, Guard(DESCRIPTION), NoPace(20.0))
+        assert len(recorder.trajectory(RandomMotion(AXES, 20.0, np.random.default_rng(0)), 5)) == 5
+    finally:
+        assert signal.signal(signal.SIGTERM, before) is note
+    assert len(got) == 2 and got[0] == ["act"] * 3 and got[1][-1] == "stop"
+
+
+def test_a_lost_terminal_stays_ignored_where_it_was(play, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # `nohup`
+    try:
+        play(FakeRobot(on_step=lambda step: step == 60 and os.kill(os.getpid(), signal.SIGHUP)))
+    finally:
+        assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN
+    assert len(episodes(tmp_path / "play")) == 3
 
 
 def test_an_interrupt_while_a_trajectory_is_written_waits_for_it(play, tmp_path, monkeypatch):

@@ -152,7 +152,7 @@ class Robot(Protocol):
 
     def stop(self) -> None:
         """Hold still where you are. Called between trajectories, at the end and when anything is wrong; `act` may come
-        after it. It does not replace the emergency stop in your hand."""
+        after it. Signals wait until it has returned. It does not replace the emergency stop in your hand."""
         ...
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from selfalign.data.episodes import IMAGE_PREFIX, Episode
 from selfalign.data.lerobot_writer import LeRobotWriter
 from selfalign.data.schema import STATE
-from selfalign.robots.interrupts import Interrupts
+from selfalign.robots.interrupts import Interrupts, Postponed
 from selfalign.robots.motion import CALM, Kind, RandomMotion, Tempo
 from selfalign.robots.pace import Pace
 from selfalign.robots.protocol import Description, Robot
@@ -65,13 +65,15 @@ class PlayRecorder:
 
         Raises:
             SafetyStop: a limit was passed, or all motion held back. The robot was told to stop, as after any other
-                error.
+                error or a signal.
             ValueError: an observation that cannot be recorded.
         """
-        try:
-            looks, actions = self._play(motion, length)
-        finally:
-            self._robot.stop()
+        with Postponed() as signals:
+            try:
+                with signals.heeded():
+                    looks, actions = self._play(motion, length)
+            finally:
+                self._robot.stop()  # uninterrupted
         return self._episode(looks, np.stack(actions))
 
     def _play(self, motion: RandomMotion, length: int) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:
