@@ -5,7 +5,8 @@ import pytest
 
 from robots.fake import AXES
 from selfalign.robots.motion import BRISK, CALM, RandomMotion, Tempo, narrowed
-from selfalign.robots.protocol import Axis
+from selfalign.robots.protocol import Axis, Description, Reading
+from selfalign.robots.safety import Guard
 
 HZ = 20.0
 
@@ -37,6 +38,27 @@ def test_motion_keeps_its_limits_and_goes_everywhere(kind, tempo, ramp, slack):
     assert set(targets[:, 2]) == {0.0, 1.0}
     toggles = np.count_nonzero(np.diff(targets[:, 2]))
     assert 40 < toggles < 130  # 0.8 a second over 100 s
+
+
+@pytest.mark.parametrize("kind", ["waypoints", "babble"])
+@pytest.mark.parametrize("speed", [200.0, 70.0])
+def test_an_axis_that_toggles_at_a_speed_gets_to_its_ends(kind, speed):
+    axes = (Axis("lift", -1.0, 1.0, speed=2.0), Axis("gripper", 5.0, 100.0, speed=speed, toggles=True))
+    guard = Guard(Description("slow gripper", HZ, axes, ("lift", "gripper")))
+    motion = RandomMotion(axes, HZ, np.random.default_rng(0), kind, guard.allows)
+    guard.begin(Reading(np.array([0.0, 5.0])))
+    targets = [guard.target]
+    motion.begin(guard.target)
+    for _ in range(2000):
+        targets.append(guard.limit(motion.next(targets[-1])))
+    gripper = np.array(targets)[:, 1]
+    moves = np.sign(np.diff(gripper))
+    turns = np.count_nonzero(np.diff(moves[moves != 0]))
+    assert 40 < turns < 130  # 0.8 a second over 100 s
+    assert (gripper == 5.0).mean() > 0.1 and (gripper == 100.0).mean() > 0.1
+    assert np.abs(np.diff(gripper)).max() == pytest.approx(speed / HZ)
+    assert set(gripper[1:][moves == 0]) == {5.0, 100.0}  # it stands still nowhere else
+    assert not guard.held_back
 
 
 @pytest.mark.parametrize("kind", ["waypoints", "babble"])
@@ -91,9 +113,31 @@ def test_less_room_and_speed_stay_within_the_limits():
     assert (lift.low, lift.high, lift.speed) == (0.0, 1.0, 0.5)
     assert (turn.low, turn.high, turn.speed) == (15.0, 25.0, 5.0)
     assert gripper == AXES[2]
+    assert (lift.farthest, turn.farthest) == (0.25, 2.5)  # a quarter of the room, as before it was narrowed
     for reach, speed in ((0.0, 1.0), (1.5, 1.0), (1.0, -1.0), (float("nan"), 1.0)):
         with pytest.raises(ValueError, match="reach and speed are parts"):
             narrowed(AXES, np.zeros(3), reach, speed)
+
+
+@pytest.mark.parametrize(("reach", "left"), [(1.0, (0.2, 1.2)), (0.5, (0.2, 0.6)), (0.1, (0.05, 0.12))])
+def test_a_lag_of_the_robots_own_shrinks_only_as_far_as_the_room_asks(reach, left):
+    axes = tuple(Axis("a", -1.0, 1.0, speed=1.0, lag=lag) for lag in (0.2, 1.2))
+    assert [axis.farthest for axis in narrowed(axes, np.zeros(2), reach, 1.0)] == pytest.approx(left)
+
+
+def test_an_axis_that_is_outside_comes_back_smoothly():
+    for kind in ("waypoints", "babble"):
+        motion = RandomMotion(AXES, HZ, np.random.default_rng(0), kind)
+        targets = [np.array([1.05, 9.5, 0.0])]
+        motion.begin(targets[0])
+        for _ in range(100):
+            targets.append(motion.next(targets[-1]))
+        path = np.array(targets)[:, :2]
+        assert np.abs(np.diff(path, axis=0, n=2) * HZ**2).max(axis=0) == pytest.approx(
+            [5.0, 50.0]
+        )  # 0.4 s to full speed
+        assert (path.max(axis=0) <= [1.05, 30.0]).all() and (path.min(axis=0) >= [-1.0, 9.5]).all()
+        assert (path[60:] <= [1.0, 30.0]).all() and (path[60:] >= [-1.0, 10.0]).all()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +72,36 @@ def test_motion_by_a_part_of_the_limits(play):
     assert np.ptp(states[:, 1]) <= 2.0 + 1e-6 and np.abs(np.diff(states[:20, 1])).max() <= 0.1 + 1e-6
 
 
+def test_an_axis_that_something_holds_stops_the_cautious_run_too(play):
+    robot = FakeRobot()
+    follow = robot.act
+
+    def held(action):
+        follow(action)
+        robot.position[0] = 0.0
+
+    robot.act = held
+    with pytest.raises(SafetyStop, match=r"'lift' is .* from where it was commanded \(limit 0\.1\)"):
+        play(robot, speed=0.2, reach=0.2, trajectories=20, length=100)  # in a room of 0.4
+    assert np.abs(np.array(robot.actions)[:, 0]).max() < 0.1 + 0.02 + 1e-9  # the limit, and a step
+
+
+@pytest.mark.parametrize(("moved_to", "stopped"), [(0.29, False), (0.5, True)])
+def test_an_arm_that_moved_before_it_starts_comes_back_slowly_or_not_at_all(play, monkeypatch, moved_to, stopped):
+    robot = FakeRobot()
+    robot.description = replace(robot.description, hz=200.0, real_time=True)
+    monkeypatch.setattr(session.time, "sleep", lambda seconds: robot.position.__setitem__(0, moved_to))
+    if stopped:
+        with pytest.raises(SafetyStop, match=r"'lift' is at 0\.5, beyond its limits -0\.2 to 0\.2"):
+            play(robot, speed=0.1, reach=0.2)
+        assert robot.actions == []
+        return
+    play(robot, speed=0.1, reach=0.2, length=100)
+    path = np.array([moved_to, *(action[0] for action in robot.actions)])
+    assert np.abs(np.diff(path)).max() <= 0.1 * 2.0 / 200 + 1e-9
+    assert path.max() == moved_to and path[-1] <= 0.2
+
+
 def test_pictures_can_be_stored_smaller(play):
     assert episodes(play(FakeRobot(), image_size=4))[0].images["scene"].shape == (20, 4, 4, 3)
 
@@ -98,13 +129,82 @@ def test_nothing_finished_means_no_data_set(play, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_keeps_what_is_finished(play, tmp_path, number):
     robot = FakeRobot(on_step=lambda step: step == 60 and os.kill(os.getpid(), number))
     with pytest.raises(KeyboardInterrupt):
         play(robot)
     assert robot.calls[-2:] == ["stop", "close"] and len(robot.actions) == 60
     assert len(episodes(tmp_path / "play")) == robot.calls.count("stop") - 1 >= 1
+
+
+class SlowToStop(FakeRobot):
+    """Interrupted while it is told to stop for the second time, `signals` times."""
+
+    def __init__(self, signals=1, **options):
+        super().__init__(**options)
+        self.stopped, self._signals = 0, signals
+
+    def stop(self):
+        super().stop()
+        if self.calls.count("stop") == 2:
+            for number in (signal.SIGINT, signal.SIGTERM)[: self._signals]:
+                os.kill(os.getpid(), number)
+        self.stopped += 1  # what would not be reached
+
+
+def test_an_interrupt_while_the_robot_is_told_to_stop_waits_for_it(play, tmp_path):
+    robot = SlowToStop(signals=2)
+    with pytest.raises(KeyboardInterrupt, match="the recording was interrupted"):
+        play(robot)
+    assert robot.stopped == robot.calls.count("stop") == 2 and robot.calls[-1] == "close"
+    assert len(episodes(tmp_path / "play")) == 1
+
+
+def test_a_limit_is_told_also_where_an_interrupt_comes_while_the_robot_is_told_to_stop(play, tmp_path):
+    robot = SlowToStop(readings={60: Reading(np.array([0.0, 20.0, 0.0]), contact=True)})
+    with pytest.raises(SafetyStop, match="reports contact"):
+        play(robot, length=40)
+    assert robot.stopped == robot.calls.count("stop") == 2 and robot.calls[-1] == "close"
+    assert len(episodes(tmp_path / "play")) == 1
+
+
+def test_a_second_interrupt_does_not_end_what_the_first_has_set_going(play):
+    robot = SlowToStop(on_step=lambda step: step == 60 and os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        play(robot, length=40)
+    assert robot.stopped == robot.calls.count("stop") == 2
+
+
+def test_a_trajectory_by_itself_leaves_signals_to_whoever_gets_them():
+    """As in a benchmark or a training, which save what they have when they are told to end."""
+    robot, got = FakeRobot(on_step=lambda step: step == 3 and os.kill(os.getpid(), signal.SIGTERM)), []
+    stop = robot.stop
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop()
+
+    def note(number, frame):
+        got.append(list(robot.calls))
+
+    robot.stop = interrupted
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        recorder = PlayRecorder(robot, Guard(DESCRIPTION), NoPace(20.0))
+        assert len(recorder.trajectory(RandomMotion(AXES, 20.0, np.random.default_rng(0)), 5)) == 5
+    finally:
+        assert signal.signal(signal.SIGTERM, before) is note
+    assert len(got) == 2 and got[0] == ["act"] * 3 and got[1][-1] == "stop"
+
+
+def test_a_lost_terminal_stays_ignored_where_it_was(play, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # `nohup`
+    try:
+        play(FakeRobot(on_step=lambda step: step == 60 and os.kill(os.getpid(), signal.SIGHUP)))
+    finally:
+        assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN
+    assert len(episodes(tmp_path / "play")) == 3
 
 
 def test_an_interrupt_while_a_trajectory_is_written_waits_for_it(play, tmp_path, monkeypatch):
@@ -167,6 +267,26 @@ def test_the_workspace_bounds_the_motion(play):
     states = episodes(play(FakeRobot(box=Box((-0.2, -1, -1), (0.2, 1, 1))), length=60))
     lift = np.concatenate([episode.state[:, 0] for episode in states])
     assert lift.min() >= -0.2 and lift.max() <= 0.2 and np.ptp(lift) > 0.2
+
+
+@pytest.mark.parametrize("motion", ["waypoints", "babble"])
+def test_a_robot_that_starts_a_little_outside_of_its_workspace_plays_within_it(play, motion):
+    robot = FakeRobot(box=Box((-0.2, -1, -1), (0.2, 1, 1)))
+    robot.position[0] = 0.215
+    lift = np.concatenate([e.state[:, 0] for e in episodes(play(robot, length=60, motion=motion))])
+    outside = lift[lift > 0.2]
+    assert len(outside) < 20 and (np.diff(outside) <= 0).all()  # it comes back, and not by a detour
+    assert lift.min() >= -0.2 and np.ptp(lift) > 0.2
+
+
+def test_a_robot_that_no_way_leads_back_from_is_an_error_and_no_play(play, tmp_path):
+    robot = FakeRobot(box=Box((-0.2, -1, -1), (0.2, 1, 1)))
+    # Wherever the axes are, the tip is said to be as far outside.
+    robot.description = replace(robot.description, tip_of=lambda position: np.array([0.21, 0.0, 0.0]))
+    with pytest.raises(SafetyStop, match="nothing moved in 20 steps, since every way would have led out of"):
+        play(robot)
+    assert len(robot.actions) == 20 and np.ptp(np.array(robot.actions)[:, 0]) == 0
+    assert robot.calls[-2:] == ["stop", "close"] and list(tmp_path.iterdir()) == []
 
 
 def test_a_late_step_is_counted_and_not_caught_up_with():

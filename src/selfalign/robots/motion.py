@@ -76,14 +76,17 @@ class RandomMotion:
         self._low, self._high = np.array([axis.low for axis in axes]), np.array([axis.high for axis in axes])
         self._toggles = np.array([axis.toggles for axis in axes])
         speed = np.array([axis.speed for axis in axes])
+        self._stride = speed / hz  # of an axis that toggles, which has no ramp
         self._speed = np.where(self._toggles, self._high - self._low, speed)
         self._acceleration = self._speed / tempo.ramp
         self.begin(np.zeros(len(axes)))
 
     def begin(self, target: Float[np.ndarray, " A"]) -> None:
         """Sets out from rest at a target."""
-        self._velocity, self._cruise = np.zeros(len(target)), np.zeros(len(target))
-        self._goal, self._patience = target.copy(), np.zeros(len(target), dtype=int)
+        self._up = target > (self._low + self._high) / 2  # the end that an axis which toggles is to be at
+        self.refused = 0
+        """How often a goal or a step was not allowed."""
+        self._rest(target)
 
     @property
     def resting(self) -> bool:
@@ -104,7 +107,8 @@ class RandomMotion:
         in_time = np.sqrt(2 * self._acceleration * np.abs(ahead) + (braking / 2) ** 2) - braking / 2
         moved = self._move(target, np.sign(ahead) * np.minimum(self._cruise, in_time))
         if not self._allows(moved):
-            self.begin(target)
+            self.refused += 1
+            self._rest(target)
             return target
         return np.where(self._toggles, self._toggled(target), moved)
 
@@ -112,16 +116,23 @@ class RandomMotion:
         """As `next`, but on the way to rest."""
         return np.where(self._toggles, target, self._move(target, np.zeros(len(target))))
 
+    def _rest(self, target: np.ndarray) -> None:
+        """Without velocity or goal: the next step draws one."""
+        self._velocity, self._cruise = np.zeros(len(target)), np.zeros(len(target))
+        self._goal, self._patience = target.copy(), np.zeros(len(target), dtype=int)
+
     def _move(self, target: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         change = self._acceleration * self._dt
         self._velocity = self._velocity + np.clip(wanted - self._velocity, -change, change)
         self._velocity[self._toggles] = 0.0
-        return np.clip(target + self._velocity * self._dt, self._low, self._high)
+        # A target that is outside, where a servo overshot, comes back within its speed; it is not cut off at the limit.
+        low, high = np.minimum(self._low, target), np.maximum(self._high, target)
+        return np.clip(target + self._velocity * self._dt, low, high)
 
     def _toggled(self, target: np.ndarray) -> np.ndarray:
-        ends = np.where(target > (self._low + self._high) / 2, self._high, self._low)
-        other = self._low + self._high - ends
-        return np.where(self._rng.random(len(target)) < _TOGGLES_A_SECOND * self._dt, other, ends)
+        self._up = self._up ^ (self._rng.random(len(target)) < _TOGGLES_A_SECOND * self._dt)
+        ahead = np.where(self._up, self._high, self._low) - target
+        return target + np.clip(ahead, -self._stride, self._stride)
 
     def _draw(self, which: Bool[np.ndarray, " A"], target: np.ndarray) -> None:
         """New goals, speeds and patience for some axes."""
@@ -138,7 +149,7 @@ class RandomMotion:
         self._patience = np.where(which, patience, self._patience)
 
     def _drawn_goal(self, which: np.ndarray, target: np.ndarray) -> np.ndarray:
-        before = np.where(which, target, self._goal)
+        before = np.clip(np.where(which, target, self._goal), self._low, self._high)
         moving = which.copy()
         if self._kind == "babble":
             moving &= self._rng.random(len(target)) >= _RESTING
@@ -146,11 +157,13 @@ class RandomMotion:
             goal = np.where(moving, self._rng.uniform(self._low, self._high), before)
             if self._allows(goal):
                 return goal
+        self.refused += 1
         return target.copy()
 
 
 def narrowed(axes: tuple[Axis, ...], around: Float[np.ndarray, " A"], reach: float, speed: float) -> tuple[Axis, ...]:
-    """The same axes with less room and less speed; those that toggle stay as they are.
+    """The same axes with less room and less speed, and with so much less lag that something which holds them shows
+    within that room; those that toggle stay as they are.
 
     Args:
         axes: of a robot.
@@ -167,8 +180,10 @@ def narrowed(axes: tuple[Axis, ...], around: Float[np.ndarray, " A"], reach: flo
     def narrow(axis: Axis, at: float) -> Axis:
         if axis.toggles:
             return axis
-        half = reach * (axis.high - axis.low) / 2
+        whole = axis.high - axis.low
+        half = reach * whole / 2
         middle = float(np.clip(at, axis.low + half, axis.high - half))
-        return replace(axis, low=middle - half, high=middle + half, speed=speed * axis.speed)
+        lag = min(axis.farthest, reach * max(axis.farthest, whole / 4))
+        return replace(axis, low=middle - half, high=middle + half, speed=speed * axis.speed, lag=lag)
 
     return tuple(narrow(axis, float(at)) for axis, at in zip(axes, around, strict=True))

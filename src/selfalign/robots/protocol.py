@@ -30,7 +30,7 @@ class Axis:
     """None: an action is the target. Otherwise it is the target's displacement divided by this: what an action of 1
     moves, in units."""
     toggles: bool = False
-    """Only the two ends are commanded, as those of a gripper; its measured position is not watched."""
+    """It goes to one of its two ends or the other, as a gripper does; its measured position is not watched."""
     lag: float | None = None
     """Farthest that the measured position may be from its target, units; None: a quarter of the range."""
 
@@ -69,6 +69,11 @@ class Box:
         """Whether a point lies within, or at most `slack` of each side beyond."""
         room = slack * (np.array(self.high) - self.low)
         return bool(((point >= self.low - room) & (point <= self.high + room)).all())
+
+    def away(self, point: Float[np.ndarray, "3"]) -> float:
+        """Metres from a point to the nearest one within; 0 for what lies within."""
+        beyond = np.maximum(np.array(self.low) - point, point - np.array(self.high))
+        return float(np.linalg.norm(np.maximum(beyond, 0.0)))
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ class Robot(Protocol):
 
     def stop(self) -> None:
         """Hold still where you are. Called between trajectories, at the end and when anything is wrong; `act` may come
-        after it. It does not replace the emergency stop in your hand."""
+        after it. Signals wait until it has returned. It does not replace the emergency stop in your hand."""
         ...
 
     def close(self) -> None:

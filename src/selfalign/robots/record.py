@@ -9,11 +9,11 @@ import numpy as np
 from selfalign.data.episodes import IMAGE_PREFIX, Episode
 from selfalign.data.lerobot_writer import LeRobotWriter
 from selfalign.data.schema import STATE
-from selfalign.robots.interrupts import Interrupts
+from selfalign.robots.interrupts import Interrupts, Postponed
 from selfalign.robots.motion import CALM, Kind, RandomMotion, Tempo
 from selfalign.robots.pace import Pace
-from selfalign.robots.protocol import Axis, Description, Robot
-from selfalign.robots.safety import Guard
+from selfalign.robots.protocol import Description, Robot
+from selfalign.robots.safety import Guard, SafetyStop
 
 _SLOWING_STEPS = 100
 """Most control steps that coming to rest may take."""
@@ -38,52 +38,64 @@ class PlayRecorder:
         length: int,
         motion: Literal[Kind, "both"] = "both",
         seed: int = 0,
-        axes: tuple[Axis, ...] | None = None,
         tempo: Tempo = CALM,
     ) -> Iterator[Episode]:
-        """Random motion, each trajectory as it is asked for, from where the one before came to rest.
+        """Random motion of the guard's axes, each trajectory as it is asked for, from where the one before came to
+        rest.
 
         Args:
             count: how many; fewer are the beginning of more.
             length: control steps of each.
             motion: of `RandomMotion`; "both" takes turns.
             seed: draws the motion.
-            axes: with less room or speed than the robot's own (`narrowed`); None: those.
             tempo: how fast, within the axes' speeds.
 
         Raises:
             SafetyStop, ValueError: as `trajectory`.
         """
         kinds: tuple[Kind, ...] = ("waypoints", "babble") if motion == "both" else (motion,)
-        room, hz = axes or self._description.axes, self._description.hz
+        axes, hz = self._guard.axes, self._description.hz
         for i in range(count):
             rng = np.random.default_rng([seed, i])
             kind = kinds[i % len(kinds)]
-            yield self.trajectory(RandomMotion(room, hz, rng, kind, self._guard.allows, tempo), length)
+            yield self.trajectory(RandomMotion(axes, hz, rng, kind, self._guard.allows, tempo), length)
 
     def trajectory(self, motion: RandomMotion, length: int) -> Episode:
         """Plays for `length` control steps, comes to rest, and returns what was recorded.
 
         Raises:
-            SafetyStop: a limit was passed. The robot was told to stop, as after any other error.
+            SafetyStop: a limit was passed, or all motion held back. The robot was told to stop, as after any other
+                error or a signal.
             ValueError: an observation that cannot be recorded.
         """
-        looks, actions = [], []
-        try:
-            target = self._guard.begin(self._robot.measure())
-            motion.begin(target)
-            self._pace.begin()
-            for _ in range(length):
-                looks.append(self._look())
-                action, target = self._step(target, motion.next(target))
-                actions.append(action)
-            for _ in range(_SLOWING_STEPS):
-                if motion.resting:
-                    break
-                _, target = self._step(target, motion.slow_down(target))
-        finally:
-            self._robot.stop()
+        with Postponed() as signals:
+            try:
+                with signals.heeded():
+                    looks, actions = self._play(motion, length)
+            finally:
+                self._robot.stop()  # uninterrupted
         return self._episode(looks, np.stack(actions))
+
+    def _play(self, motion: RandomMotion, length: int) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:
+        """What was seen and done in `length` control steps, after which the robot comes to rest."""
+        looks, actions = [], []
+        target = self._guard.begin(self._robot.measure())
+        motion.begin(target)
+        self._pace.begin()
+        for _ in range(length):
+            looks.append(self._look())
+            action, target = self._step(target, motion.next(target))
+            actions.append(action)
+        if motion.refused and not self._guard.moved:
+            raise SafetyStop(
+                f"nothing moved in {length} steps, since every way would have led out of the workspace: move the tip "
+                "farther inside by hand, or leave the axes less room outside of it"
+            )
+        for _ in range(_SLOWING_STEPS):
+            if motion.resting:
+                break
+            _, target = self._step(target, motion.slow_down(target))
+        return looks, actions
 
     def _step(self, before: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One control step toward a target; the action, and the target that it commanded."""

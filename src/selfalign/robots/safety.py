@@ -21,23 +21,29 @@ class Guard:
 
     Args:
         description: of the robot; its axes and workspace are the limits.
+        axes: with less room or speed than the robot's own (`narrowed`), which then are the limits; None: those.
         stop_on_contact: whether a robot that feels contact is stopped.
     """
 
-    def __init__(self, description: Description, *, stop_on_contact: bool = True):
+    def __init__(self, description: Description, axes: tuple[Axis, ...] | None = None, *, stop_on_contact: bool = True):
         self._description, self._stop_on_contact = description, stop_on_contact
-        axes = description.axes
+        self.axes = axes = axes or description.axes
         self._low, self._high = np.array([axis.low for axis in axes]), np.array([axis.high for axis in axes])
         self._stride = np.array([axis.speed for axis in axes]) / description.hz
         self._lag = np.array([axis.farthest for axis in axes])
+        # Servos overshoot no less where there is less room.
+        self._slack = OVERSHOOT * np.array([axis.high - axis.low for axis in description.axes])
         self._watched = np.array([not axis.toggles for axis in axes])
         self.target = np.where(self._watched, (self._low + self._high) / 2, self._low)
         """Commanded last."""
         self.held_back: Counter[str] = Counter()
         """How often each limit changed a command."""
+        self.moved = False
+        """Whether an axis that does not toggle was commanded elsewhere since `begin`."""
 
     def begin(self, reading: Reading) -> Float[np.ndarray, " A"]:
-        """Takes the position measured as the target; toggling axes keep theirs.
+        """Takes the position measured as the target, also where it is a little outside: the way back is at the speed
+        that axes may have. Toggling axes keep theirs.
 
         Raises:
             SafetyStop: the robot stands beyond a limit, or its workspace cannot be watched.
@@ -47,8 +53,8 @@ class Guard:
                 "the workspace cannot be watched: let measure() tell the tip, or give the description a tip_of"
             )
         self._check_position(reading)
-        target = np.where(self._watched, np.asarray(reading.position, float), self.target)
-        self.target = np.clip(target, self._low, self._high)
+        self.target = np.where(self._watched, np.asarray(reading.position, float), self.target)
+        self.moved = False
         self.check(reading)
         return self.target
 
@@ -74,13 +80,18 @@ class Guard:
             )
 
     def allows(self, target: Float[np.ndarray, " A"]) -> bool:
-        """Whether the tip would be in the workspace; True where that cannot be told."""
+        """Whether the tip would be in the workspace, or nearer to it than where it was commanded last, so that a robot
+        that stands a little outside comes back; True where that cannot be told."""
         box, tip_of = self._description.workspace, self._description.tip_of
-        return box is None or tip_of is None or box.holds(np.asarray(tip_of(target), float))
+        if box is None or tip_of is None:
+            return True
+        away = box.away(np.asarray(tip_of(target), float))
+        return away == 0 or away < box.away(np.asarray(tip_of(self.target), float))
 
     def limit(self, wanted: Float[np.ndarray, " A"]) -> Float[np.ndarray, " A"]:
-        """The target nearest to the wanted one that may be commanded, which counts as commanded from now on. Where the
-        tip would leave the workspace, the target stays where it is.
+        """The target nearest to the wanted one that may be commanded, which counts as commanded from now on. Outside of
+        its range an axis goes no farther out. Where the tip would leave the workspace (`allows`), the target stays
+        where it is.
 
         Raises:
             SafetyStop: a wanted target that is not finite.
@@ -88,12 +99,13 @@ class Guard:
         if not np.isfinite(wanted).all():
             raise SafetyStop(f"a target that is not finite was asked for: {wanted}")
         near = self.target + np.clip(wanted - self.target, -self._stride, self._stride)
-        target = np.clip(near, self._low, self._high)
+        target = np.clip(near, np.minimum(self._low, self.target), np.maximum(self._high, self.target))
         self._count("speed", wanted - near)
         self._count("range", near - target)
         if not self.allows(target):
             self.held_back["workspace"] += 1
             return self.target
+        self.moved |= bool((target != self.target)[self._watched].any())
         self.target = target
         return target
 
@@ -109,9 +121,8 @@ class Guard:
             raise SafetyStop(
                 f"measure() must tell {len(self.target)} finite positions, one for each axis, got {reading.position}"
             )
-        slack = OVERSHOOT * (self._high - self._low)
-        for axis, _, _ in self._beyond(np.maximum(self._low - position, position - self._high), slack):
-            found = position[self._description.axes.index(axis)]
+        for axis, _, _ in self._beyond(np.maximum(self._low - position, position - self._high), self._slack):
+            found = position[self.axes.index(axis)]
             raise SafetyStop(
                 f"axis {axis.name!r} is at {found:.4g}, beyond its limits {axis.low:g} to {axis.high:g}: "
                 "move it back by hand"
@@ -119,11 +130,11 @@ class Guard:
 
     def _beyond(self, values: np.ndarray, most: np.ndarray) -> list[tuple[Axis, float, float]]:
         wrong = np.flatnonzero(self._watched & (values > most + _ROUNDING))
-        return [(self._description.axes[i], float(values[i]), float(most[i])) for i in wrong]
+        return [(self.axes[i], float(values[i]), float(most[i])) for i in wrong]
 
     def _count(self, limit: str, cut: np.ndarray) -> None:
         for i in np.flatnonzero(np.abs(cut) > _ROUNDING):
-            self.held_back[f"{limit} of {self._description.axes[i].name}"] += 1
+            self.held_back[f"{limit} of {self.axes[i].name}"] += 1
 
 
 def _told(point: object) -> str:

@@ -18,7 +18,7 @@ from selfalign.data.transforms import resize_with_pad
 from selfalign.embodiments import load_file
 from selfalign.robots.motion import BRISK, CALM, narrowed
 from selfalign.robots.pace import NoPace, Pace
-from selfalign.robots.protocol import Axis, Description, Robot
+from selfalign.robots.protocol import Description, Robot
 from selfalign.robots.record import PlayRecorder, write_play
 from selfalign.robots.safety import Guard
 from selfalign.workers import track
@@ -77,7 +77,7 @@ def run(config: RobotPlayConfig) -> None:
     with closing(load_robot(config.robot)) as robot:
         description = robot.description
         axes = narrowed(description.axes, robot.measure().position, config.reach, config.speed)
-        guard = Guard(description, stop_on_contact=config.stop_on_contact)
+        guard = Guard(description, axes, stop_on_contact=config.stop_on_contact)
         pace = (Pace if description.real_time else NoPace)(description.hz)
         print(announcement(replace(description, axes=axes), config))
         if description.real_time:
@@ -85,7 +85,7 @@ def run(config: RobotPlayConfig) -> None:
         try:
             write_play(
                 config.out,
-                _trajectories(PlayRecorder(robot, guard, pace), axes, config),
+                _trajectories(PlayRecorder(robot, guard, pace), config),
                 embodiment=description.to_dict(),
                 fps=description.hz,
                 robot_type=description.name,
@@ -144,9 +144,9 @@ def announcement(description: Description, config: RobotPlayConfig) -> str:
     return "\n".join(lines)
 
 
-def _trajectories(recorder: PlayRecorder, axes: tuple[Axis, ...], config: RobotPlayConfig) -> Iterator[Episode]:
+def _trajectories(recorder: PlayRecorder, config: RobotPlayConfig) -> Iterator[Episode]:
     told = config.trajectories, config.length, config.motion, config.seed
-    recording = recorder.trajectories(*told, axes, BRISK if config.tempo == "brisk" else CALM)
+    recording = recorder.trajectories(*told, BRISK if config.tempo == "brisk" else CALM)
     for episode in track(recording, description="playing", total=config.trajectories):
         if (size := config.image_size) is not None:
             small = {camera: resize_with_pad(frames, size, size) for camera, frames in episode.images.items()}
