@@ -142,6 +142,17 @@ def test_data_that_are_not_there_and_features_that_are_not_given(config: AblateC
         replace(config, workers=0)
 
 
+def test_without_data_a_dry_run_says_what_each_cell_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = AblateConfig(tmp_path / "out", ("attached", "span-32"), data=(str(tmp_path / "nothing"),))
+    with pytest.raises(FileNotFoundError):
+        run(config)
+    assert run(replace(config, dry_run=True)) == {}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "attached: the action loss moves the contexts too"
+    assert lines[1] == "span-32: contexts in a span of 32 directions"
+    assert lines[2].startswith("Before they can be trained: ") and not (tmp_path / "out").exists()
+
+
 def test_the_table():
     def entry(method: str, region: str, value: float | None, play: int = 10) -> dict:
         settings = {"method": method, "region": region, "scenario": "camera", "play": [play]}

@@ -129,7 +129,15 @@ def run(config: AblateConfig, *, show: bool = True) -> dict[str, Any]:
         KeyboardInterrupt: after the step that was running was saved.
     """
     console, watch = Console(quiet=not show), Stopwatch()
-    trainings = plan_trainings(config)
+    try:
+        trainings = plan_trainings(config)
+    except FileNotFoundError as missing:
+        if not config.dry_run:
+            raise
+        for name in chosen(config.cells):
+            console.print(f"{name}: {RECIPES[name].about}", markup=False)
+        console.print(f"Before they can be trained: {missing}", markup=False)
+        return {}
     if config.dry_run:
         for job in trainings:
             state = "trained" if job.done.is_file() else "to train"
