@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -63,11 +65,36 @@ def test_width_0_is_the_recorded_body(space):
 
 
 def test_unnamed_dimensions_must_be_told(tmp_path):
-    with pytest.raises(ValueError, match=r"does not name the dimensions .* say --bodies xyz"):
+    with pytest.raises(ValueError, match=r"does not name each dimension .* say --bodies xyz"):
         RecordedBodies.of(source(tmp_path / "data"))
 
 
 XYZ = ["x", "y", "z", "gripper"]
+
+
+def named(root, names):
+    """A data set of 4 states and 4 actions that calls them so in `meta/info.json`."""
+    source(root)
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text())
+    for column in ("observation.state", "action"):
+        info["features"][column]["names"] = names
+    path.write_text(json.dumps(info))
+    return SourceData.open(root)
+
+
+@pytest.mark.parametrize("names", [[XYZ], {"a": ["x", "y"], "b": ["z", "gripper"]}, {"motors": {"arm": XYZ}}])
+def test_names_may_lie_in_groups_and_lists(tmp_path, names):
+    assert RecordedBodies.of(named(tmp_path / "data", names)) == RecordedBodies("xyz", "xyz", 3, 3)
+
+
+@pytest.mark.parametrize("names", [["actions"], ["x", "y", "z"], {"motors": [*XYZ, "more"]}, "motors", 4, {"x": 0}])
+def test_names_that_are_not_one_for_each_dimension_are_none(tmp_path, names):
+    """openpi's conversion scripts call 7 actions `["actions"]`: the gripper must not go for a joint."""
+    data = named(tmp_path / "data", names)
+    with pytest.raises(ValueError, match=r"does not name each dimension of observation.state and action"):
+        RecordedBodies.of(data)
+    assert RecordedBodies.of(data, "joints") == RecordedBodies("joints", "joints", 3, 3), "all but the gripper"
 
 
 def moving(root, kind: str, length: int = 40, noise: float = 0.1, seed: int = 0):
