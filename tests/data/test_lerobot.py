@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import io
 import json
 
@@ -280,6 +281,16 @@ def test_the_fingerprint_follows_the_data(root, tmp_path, episodes):
         for episode in episodes:
             writer.add_episode(episode)
     assert LeRobotReader(tmp_path / "other").fingerprint != first
+
+
+def test_fingerprints_of_data_with_checksums_are_of_metadata_and_sizes(root):
+    """As they have always been: trainings, caches and features hang on them."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in (root / "meta").rglob("*") if path.is_file()):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    file = "data/chunk-000/file-000.parquet"
+    digest.update(f"{file}:{(root / file).stat().st_size}".encode())
+    assert LeRobotReader(root).fingerprint == digest.hexdigest()[:16]
 
 
 def replace_column(root, name, values, file="data/chunk-000/file-000.parquet"):
