@@ -272,7 +272,7 @@ def test_inspect_tells_what_a_preset_costs(capsys):
     assert "no device 'abacus'; there are: h200" in capsys.readouterr().err
 
 
-def test_inspect_reads_checkpoints_of_openpi_and_our_own_without_their_weights(checkpoint, tmp_path, capsys):
+def test_inspect_reads_checkpoints_of_openpi_and_our_own(checkpoint, tmp_path, capsys):
     golden = OpenPIGolden.read("openpi_pi05")
     shutil.copy(golden.directory / "model.safetensors", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"head_dim": 16, "vision_heads": 4}))
@@ -290,3 +290,17 @@ def test_inspect_takes_exactly_one_thing(capsys):
     assert "one embodiment context W" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["no-such-command"])
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("play --axes --length 0 --out nowhere", "length=0 (at least 1)"),
+        ("play --trajectories 0 --image-size 0 --out nowhere", "trajectories=0 (at least 1), image_size=0"),
+        ("play import --source here --seconds 0 --out nowhere", "--seconds must be above 0"),
+    ],
+)
+def test_amounts_of_nothing_are_refused(capsys, command, message):
+    with pytest.raises(SystemExit) as stop:
+        main(command.split())
+    assert stop.value.code == 2 and message in " ".join(capsys.readouterr().err.split())

@@ -164,6 +164,9 @@ IMAGE, STATE = "observation.images.scene", "observation.state"
         ),
         (lambda raw: {**raw, STATE: np.array([0, np.nan, 0])}, r"observation.state is NaN or infinite at index \[1\]"),
         (lambda raw: {**raw, "task": ["a", "b"]}, "task must be one string, or a string for each of 1 observations"),
+        (lambda raw: {**raw, "task": None}, "task must be one string, .*; got None"),
+        (lambda raw: {**raw, "task": 5}, "task must be one string, .*; got 5"),
+        (lambda raw: {**raw, "task": b"reach"}, "task must be one string, .*; got b'reach'"),
         (lambda raw: {**raw, "task": "x" * 30}, "needs 32 tokens, the model reads 24"),
     ],
 )

@@ -46,7 +46,8 @@ def read_tasks(raw: Mapping[str, Any], size: int) -> list[str]:
     """
     if TASK not in raw:
         raise ValueError(f"the observation has no {TASK!r}: say what to do, for example 'reach the red cube'")
-    tasks = [raw[TASK]] * size if isinstance(raw[TASK], str) else list(raw[TASK])
+    told = raw[TASK]
+    tasks = [told] * size if isinstance(told, str) else list(told) if np.ndim(told) == 1 else []
     if len(tasks) != size or not all(isinstance(task, str) for task in tasks):
-        raise ValueError(f"{TASK} must be one string, or a string for each of {size} observations; got {raw[TASK]!r}")
+        raise ValueError(f"{TASK} must be one string, or a string for each of {size} observations; got {told!r}")
     return [str(task) for task in tasks]

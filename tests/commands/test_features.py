@@ -12,6 +12,7 @@ from align.factory import make_episode
 from selfalign.align import pretrain
 from selfalign.align.pretrain import frame_features
 from selfalign.checkpoint import save_checkpoint
+from selfalign.commands import align as align_command
 from selfalign.commands.features import FeaturesConfig, run
 from selfalign.data.cache import EpisodeCache
 from selfalign.data.extractors import Projection, TimmFeatures, TowerFeatures, pool_tokens
@@ -258,3 +259,28 @@ def test_timms_transformers_are_pooled_and_projected(places, tmp_path):
     np.testing.assert_array_equal(first.features("scene"), again.features("scene"))
     with pytest.raises(ValueError, match="was made by"):
         features(places, **settings | {"image_size": 64}, like=first.root, out=places / "third")
+
+
+def test_features_of_renamed_cameras_are_those_of_play_with_the_same_names(places, episodes, monkeypatch):
+    with LeRobotWriter(places / "front") as writer:
+        for episode in episodes:
+            writer.add_episode(replace(episode, images={"front": episode.images["scene"]}))
+    names = {"scene": "front"}
+    store = features(places, data=(str(places / "front"),), cameras=names)
+    with pytest.raises(ValueError, match=r"cameras that were named otherwise: name them as then \(--cameras\)"):
+        Play.open(places / "front", features=store.root)
+    play = Play.open(places / "front", cameras=names, features=store.root)
+    assert play.cameras == ("scene",)
+    np.testing.assert_array_equal(play.episodes[1].images["scene"], episodes[1].images["scene"])
+
+    given = []
+
+    def caught(policy, play, **options):
+        given.append(play)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(align_command, "align", caught)
+    asked = {"play": str(places / "front"), "out": places / "w.safetensors", "checkpoint": places / "checkpoint"}
+    with pytest.raises(KeyboardInterrupt):
+        align_command.run(align_command.AlignCommand(**asked, cameras=names, features=store.root))
+    assert given[0].cameras == ("scene",) and given[0].features == store.name

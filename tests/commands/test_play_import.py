@@ -78,6 +78,8 @@ def test_episodes_are_chosen_in_order(recordings, tmp_path):
         ({"embodiment_index": 5}, "no episode of robot 5"),
         ({"cameras": {"scene": "side"}}, "has no camera side; it has front, hand"),
         ({"robot": "droid"}, "pictures that nobody reads"),
+        ({"seconds": 0.0}, "--seconds must be above 0, got 0; leave it out to take all"),
+        ({"seconds": -5.0}, "--seconds must be above 0, got -5"),
         ({"source": "zarr:/tmp"}, "unknown kind of data set 'zarr'"),
     ],
 )

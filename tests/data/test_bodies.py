@@ -1,9 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 
 from data.factory import make_episode
 from selfalign.data.bodies import RecordedBodies, count_joints, kind_of_actions, space_of
-from selfalign.data.changes import RemadeBody
+from selfalign.data.changes import InFrames, RemadeBody
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.data.perturb import EmbodimentPerturbation, JointFrame, LinearFrame
 from selfalign.data.sources import SourceData
@@ -63,11 +65,36 @@ def test_width_0_is_the_recorded_body(space):
 
 
 def test_unnamed_dimensions_must_be_told(tmp_path):
-    with pytest.raises(ValueError, match=r"does not name the dimensions .* say --bodies xyz"):
+    with pytest.raises(ValueError, match=r"does not name each dimension .* say --bodies xyz"):
         RecordedBodies.of(source(tmp_path / "data"))
 
 
 XYZ = ["x", "y", "z", "gripper"]
+
+
+def named(root, names):
+    """A data set of 4 states and 4 actions that calls them so in `meta/info.json`."""
+    source(root)
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text())
+    for column in ("observation.state", "action"):
+        info["features"][column]["names"] = names
+    path.write_text(json.dumps(info))
+    return SourceData.open(root)
+
+
+@pytest.mark.parametrize("names", [[XYZ], {"a": ["x", "y"], "b": ["z", "gripper"]}, {"motors": {"arm": XYZ}}])
+def test_names_may_lie_in_groups_and_lists(tmp_path, names):
+    assert RecordedBodies.of(named(tmp_path / "data", names)) == RecordedBodies("xyz", "xyz", 3, 3)
+
+
+@pytest.mark.parametrize("names", [["actions"], ["x", "y", "z"], {"motors": [*XYZ, "more"]}, "motors", 4, {"x": 0}])
+def test_names_that_are_not_one_for_each_dimension_are_none(tmp_path, names):
+    """openpi's conversion scripts call 7 actions `["actions"]`: the gripper must not go for a joint."""
+    data = named(tmp_path / "data", names)
+    with pytest.raises(ValueError, match=r"does not name each dimension of observation.state and action"):
+        RecordedBodies.of(data)
+    assert RecordedBodies.of(data, "joints") == RecordedBodies("joints", "joints", 3, 3), "all but the gripper"
 
 
 def moving(root, kind: str, length: int = 40, noise: float = 0.1, seed: int = 0):
@@ -132,3 +159,42 @@ def test_by_default_the_rate_is_changed_where_the_data_allow_it(tmp_path):
 def test_changes_that_the_data_do_not_allow_are_refused(tmp_path, kind, length, change, message):
     with pytest.raises(ValueError, match=message):
         RecordedBodies.of(moving(tmp_path / "data", kind, length), None, (change,), horizon=8)
+
+
+def plane(root, names=None):
+    """A robot of two numbers, as PushT's."""
+    rng = np.random.default_rng(0)
+    with LeRobotWriter(root, names=names or {}) as writer:
+        path = np.cumsum(rng.normal(size=(41, 2)), axis=0).astype(np.float32)
+        numbers = {"state": path[:-1], "action": path[1:], "extra": {}, "embodiment_index": 0}
+        writer.add_episode(make_episode(1, 40, size=(4, 4), **numbers))
+    return SourceData.open(root)
+
+
+@pytest.mark.parametrize("changes", [("frames",), ("frames", "rate", "targets", "joints")])
+def test_robots_may_have_two_numbers(tmp_path, changes):
+    data = plane(tmp_path / "data", {name: ["motor_0", "motor_1"] for name in ("observation.state", "action")})
+    draw, episode = RecordedBodies.of(data, None, changes, horizon=8, room=1), data[0]
+    for seed in range(20):
+        body = draw(np.random.default_rng(seed), {})
+        made = body.changes if isinstance(body, RemadeBody) else InFrames(body)
+        found = made.invert(made.apply(episode))
+        if not isinstance(body, RemadeBody) or body.every == 1:
+            np.testing.assert_allclose(found.action, episode.action[: len(found)], atol=1e-4)
+
+
+def test_the_one_body_of_two_numbers_is_the_recorded_one(tmp_path):
+    data = plane(tmp_path / "data")
+    for seed in range(3):
+        state, action = RecordedBodies.of(data, "none")(np.random.default_rng(seed), {}).apply(
+            data[0].state, data[0].action
+        )
+        np.testing.assert_array_equal(state, data[0].state)
+        np.testing.assert_array_equal(action, data[0].action)
+
+
+def test_two_numbers_are_no_position(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"observation.state of 2 and action of 2 numbers, no position.*--bodies joints"
+    ):
+        RecordedBodies.of(plane(tmp_path / "data"), "xyz")

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import io
 import json
 
@@ -282,6 +283,16 @@ def test_the_fingerprint_follows_the_data(root, tmp_path, episodes):
     assert LeRobotReader(tmp_path / "other").fingerprint != first
 
 
+def test_fingerprints_of_data_with_checksums_are_of_metadata_and_sizes(root):
+    """As they have always been: trainings, caches and features hang on them."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in (root / "meta").rglob("*") if path.is_file()):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    file = "data/chunk-000/file-000.parquet"
+    digest.update(f"{file}:{(root / file).stat().st_size}".encode())
+    assert LeRobotReader(root).fingerprint == digest.hexdigest()[:16]
+
+
 def replace_column(root, name, values, file="data/chunk-000/file-000.parquet"):
     table = pq.read_table(root / file)
     column = table.schema.get_field_index(name)
@@ -384,3 +395,45 @@ def test_statistics_over_all_but_the_last_axis_are_understood(edited, episodes):
     replace_column(edited, "privileged.points", pa.array(values, pa.list_(pa.list_(pa.float32()))))
     with pytest.raises(ValueError, match=r"'privileged.points', dimension 2: the max"):
         LeRobotReader(edited)[1]
+
+
+def with_extra(values):
+    return make_episode(length=len(values), embodiment_index=0, extra={"reward": np.asarray(values)})
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (np.zeros(4, np.int64), np.linspace(0, 0.9, 4)),
+        (np.zeros(4, np.uint8), np.arange(250, 254)),
+        (np.zeros(4, np.int16), np.full(4, 40_000)),
+        (np.zeros(4, np.uint64), np.full(4, -1)),
+        (np.zeros(4, bool), np.arange(4)),
+    ],
+)
+def test_numbers_that_the_first_type_does_not_hold_are_refused(tmp_path, first, later):
+    message = f"episode 1: column 'reward' has {later.dtype} numbers that {first.dtype}, .*, does not hold"
+    with LeRobotWriter(tmp_path / "set") as writer:
+        writer.add_episode(with_extra(first))
+        with pytest.raises(ValueError, match=message):
+            writer.add_episode(with_extra(later))
+        writer.add_episode(with_extra(first))
+    assert len(LeRobotReader(tmp_path / "set")) == 2, "the refused one left nothing"
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (np.zeros(4, np.float32), np.linspace(0, 0.5, 4)),
+        (np.zeros(4), np.arange(4)),
+        (np.zeros(4, np.int16), np.full(4, -32_768)),
+        (np.zeros(4, np.int64), np.array([True, False, True, True])),
+    ],
+)
+def test_numbers_that_the_first_type_holds_are_stored_in_it(tmp_path, first, later):
+    with LeRobotWriter(tmp_path / "set") as writer:
+        writer.add_episode(with_extra(first))
+        writer.add_episode(with_extra(later))
+    found = LeRobotReader(tmp_path / "set")[1].extra["reward"]
+    assert found.dtype == first.dtype
+    np.testing.assert_array_equal(found, later.astype(first.dtype))

@@ -139,6 +139,15 @@ def test_sampling_is_seeded_and_keeps_to_its_region():
         JointFrame.sample(rng, 2, lambda frame: False)
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3, 7])
+def test_the_identity_leaves_any_number_of_dimensions_as_they_are(dims):
+    values = np.random.default_rng(0).normal(size=(5, dims)).astype(np.float32)
+    for change in (LinearFrame().apply, LinearFrame().invert):
+        found = change(values)
+        np.testing.assert_array_equal(found, values)
+        assert found is not values and found.dtype == np.float32
+
+
 def test_absolute_actions_are_running_sums():
     action = np.array([[1.0, 0, 0, 1], [1, 2, 0, -1]])
     targets = accumulate(action, np.array([10.0, 0, 0]), step=0.5)
@@ -153,7 +162,7 @@ def test_absolute_actions_are_running_sums():
         (lambda: JointFrame((0, 0), (1, 1), (1, 1), (0, 0)), "no permutation"),
         (lambda: JointFrame((0, 1), (1, 2), (1, 1), (0, 0)), "signs must be"),
         (lambda: JointFrame((0, 1), (1,), (1, 1), (0, 0)), "2 joints in the permutation, 1 in sign"),
-        (lambda: LinearFrame().apply(np.zeros((5, 2))), "maps 3 dimensions"),
+        (lambda: LinearFrame(offset=(1, 0, 0)).apply(np.zeros((5, 2))), "maps 3 dimensions"),
         (lambda: EmbodimentPerturbation(LinearFrame(offset=(1, 0, 0))), "no offset"),
         (lambda: EmbodimentPerturbation(absolute=True).apply(np.zeros((2, 4)), np.zeros((2, 4))), "origin"),
         (lambda: frame_from_dict({"type": "affine"}), "unknown frame type 'affine'"),

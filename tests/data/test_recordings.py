@@ -1,6 +1,7 @@
 """Data sets that LeRobot itself wrote (`make_recordings.py` says how): each frame tells where it belongs."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from data import drawn
+from selfalign.data import checksums
 from selfalign.data.cache import EpisodeCache
 from selfalign.data.lerobot import LeRobotReader
 from selfalign.data.play import Play
@@ -118,8 +120,9 @@ def test_uneven_and_unknown_offsets_are_refused():
         FrameWindows(reader, {"torque": [0.0]})
 
 
-def test_both_versions_are_one_source_and_cache(tmp_path):
+def test_both_versions_are_one_source_and_cache(tmp_path, monkeypatch):
     """Images and video of the same cameras may be mixed; training reads both alike."""
+    monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path / "user_cache"))
     source = SourceData.open([RECORDINGS / "v2.1-video", RECORDINGS / "v3.0-video"])
     cache = EpisodeCache.build(source, tmp_path)
     assert cache.num_frames == 2 * sum(drawn.LENGTHS)
@@ -166,3 +169,30 @@ def test_readers_travel_to_other_processes(reader):
     reader[0]
     copy = pickle.loads(pickle.dumps(reader))
     np.testing.assert_array_equal(copy[3].action, reader[3].action)
+
+
+def edit(path):
+    """Another number in it, and not a byte more."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, (1, 1))
+
+
+@pytest.mark.parametrize(("name", "file"), [("v2.1-images", "*.parquet"), ("v3.0-video", "*.mp4")])
+def test_the_fingerprint_follows_the_bytes_and_not_the_time(tmp_path, monkeypatch, name, file):
+    """Recordings without checksums: an edit in place shows, and a copy keeps caches and features."""
+    monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path / "cache"))
+    here, there = (shutil.copytree(RECORDINGS / name, tmp_path / place / "set") for place in ("here", "there"))
+    for path in there.rglob("*.*"):
+        os.utime(path, (1, 1))
+    first = LeRobotReader(here).fingerprint
+    assert LeRobotReader(there).fingerprint == first
+    edit(sorted(here.rglob(file))[-1])
+    changed = LeRobotReader(here).fingerprint
+    assert changed != first
+    with monkeypatch.context() as patch:
+        patch.setattr(checksums, "_weigh", lambda path: pytest.fail(f"{path} was read again"))
+        assert LeRobotReader(here).fingerprint == changed and LeRobotReader(there).fingerprint == first
+    monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path / "elsewhere"))
+    assert LeRobotReader(here).fingerprint == changed

@@ -1,10 +1,13 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data.factory import BODIES, make_episode
+from selfalign.commands import inspect
+from selfalign.commands.inspect import InspectConfig
 from selfalign.commands.stats import StatsConfig, run
 from selfalign.data import lerobot
 from selfalign.data.lerobot import LeRobotWriter
@@ -108,7 +111,43 @@ def test_one_body_must_be_chosen(root):
 
 
 def test_a_damaged_file_is_named(root):
+    (root / "meta/checksums.json").unlink()
     file = root / "data/chunk-000/file-000.parquet"
     pq.write_table(pq.read_table(file).slice(0, 20), file)
     with pytest.raises(ValueError, match=r"file-000.parquet has 20 rows"):
         list(trajectories(SourceData.open(root), range(6)))
+
+
+@pytest.mark.parametrize(
+    ("unweighed", "swapped", "message"),
+    [
+        (False, ("observation.state", "action"), r"file-000.parquet is damaged .*delete meta/checksums.json"),
+        (True, ("observation.state", "action"), r"column 'observation.state', dimension 0: .*columns are swapped"),
+        (True, ("frame_index", "episode_index"), "column 'frame_index' contradicts|column 'episode_index' contradicts"),
+    ],
+)
+def test_statistics_of_damaged_data_are_refused(root, unweighed, swapped, message):
+    """By the checks that reading an episode makes, though no picture is decoded."""
+    file = root / "data/chunk-000/file-000.parquet"
+    table, other = pq.read_table(file), dict(zip(swapped, reversed(swapped), strict=True))
+    columns = [table[other.get(name, name)] for name in table.column_names]
+    pq.write_table(pa.Table.from_arrays(columns, schema=table.schema), file)
+    if unweighed:
+        (root / "meta/checksums.json").unlink()
+    for fails in (
+        lambda: run(StatsConfig((root,), embodiment_index=0)),
+        lambda: inspect.run(InspectConfig(data=str(root))),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fails()
+
+
+def test_names_and_tasks_with_brackets_are_shown_as_they_are(tmp_path, capsys):
+    names = {"observation.state": ["pos[x]", "pos[y]", "pos[z]", "[/]"]}
+    with LeRobotWriter(tmp_path / "set", names=names) as writer:
+        writer.add_episode(make_episode(task="open [/] it", embodiment_index=0, is_play=False))
+    inspect.run(InspectConfig(data=str(tmp_path / "set")))
+    told = capsys.readouterr().out
+    assert "open [/] it" in told and "pos[y]" in told
+    run(StatsConfig((tmp_path / "set",)))
+    assert "0 pos[x]" in (told := capsys.readouterr().out) and "3 [/]" in told

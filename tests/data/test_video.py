@@ -1,5 +1,7 @@
 """Videos that we write: read back by time, and by OpenCV."""
 
+import threading
+
 import av
 import cv2
 import numpy as np
@@ -139,6 +141,25 @@ def test_few_videos_stay_open(root):
     assert cache.open(paths[-1]) is cache.open(paths[-1])
     with pytest.raises(ValueError, match="max_open=0"):
         DecoderCache(0)
+
+
+def test_what_one_thread_reads_no_other_closes(tmp_path, monkeypatch):
+    """The other one asks for another video between opening and reading, where one may be open."""
+    one, two, cache = write(tmp_path / "1.mp4"), write(tmp_path / "2.mp4"), DecoderCache(1)
+    opened, other = cache.open, threading.Thread(target=lambda: cache.frames(two, np.array([1 / 30]), 1e-4))
+
+    def open_and_wait(path):
+        video = opened(path)
+        if path == one:
+            other.start()
+            other.join(0.3)
+        return video
+
+    monkeypatch.setattr(cache, "open", open_and_wait)
+    found = cache.frames(one, np.array([5, 2]) / 30, 1e-4)
+    assert [drawn.read(image)[2] for image in found] == [5, 2]
+    other.join()
+    assert len(cache) == 1
 
 
 def test_a_file_is_listed_once_until_it_changes(tmp_path):

@@ -1,5 +1,6 @@
 """Every robot reads its own example, undoes its own steps, and agrees with openpi where openpi has it."""
 
+import shutil
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,24 @@ def test_a_bare_number_may_be_a_gripper_also_in_a_batch():
     assert ROBOTS["so101"].repack(motors | front)["observation.state"].shape == (4, 6)
 
 
+@pytest.mark.parametrize("more", [{"tcp_force": np.zeros(3)}, {"hand": {"rotation": np.eye(3)}}, {"words": ["a"] * 3}])
+def test_what_is_no_picture_is_dropped(more):
+    raw = FILES["droid"].make_example()
+    seen, plain = ROBOTS["droid"].repack(raw | more), ROBOTS["droid"].repack(raw)
+    assert seen.keys() == plain.keys()
+    np.testing.assert_array_equal(seen["observation.state"], plain["observation.state"])
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("key", ["prompt", "task"])
+def test_batches_of_any_size_keep_their_prompts(count, key):
+    raw = {name: value for name, value in FILES["droid"].make_example().items() if name != "prompt"}
+    prompts = [f"lift cube {i}" for i in range(count)]
+    batch = {name: np.stack([value] * count) for name, value in raw.items()} | {key: prompts}
+    assert ROBOTS["droid"].repack(batch)["task"] == prompts
+    assert ROBOTS["droid"].repack(batch | {key: np.array(prompts)})["task"] == prompts
+
+
 def test_the_task_may_be_bytes_and_the_state_of_the_robot_is_no_action():
     raw = FILES["so101"].make_example()
     assert "action" not in ROBOTS["so101"].repack(raw)
@@ -215,6 +234,12 @@ def test_a_robot_of_your_own_is_one_file(tmp_path):
     assert embodiments.get(f"{path}:right").name == "right"
     with pytest.raises(ValueError, match=r"choose one as .*two_arms.py:<name> of left, right"):
         embodiments.get(path)
+    inside = tmp_path / "my.pyrobots" / ".pyenv"
+    inside.mkdir(parents=True)
+    shutil.copy(path, inside / "arms.py")
+    assert embodiments.get(f"{inside}/arms.py:left").name == "left"
+    with pytest.raises(ValueError, match=r"no robot '.*my\.pyrobots'"):
+        embodiments.get(tmp_path / "my.pyrobots")
     path.write_text(path.read_text().replace("(left, right)", "(left,)"))
     assert embodiments.get(path).state_names == ("a", "b")
     path.write_text("")

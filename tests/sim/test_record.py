@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,7 @@ from selfalign.data.lerobot import LeRobotReader
 from selfalign.data.sources import SourceData
 from selfalign.sim import record
 from selfalign.sim.bodies import BodySpec, sample_bodies, sample_rigs
+from selfalign.sim.claim import alone, claim
 from selfalign.sim.control import WORKSPACE_HIGH, WORKSPACE_LOW, Controller
 from selfalign.sim.engine import Simulation
 from selfalign.sim.record import Recorder, pixel_labels, record_demonstrations, record_play
@@ -218,6 +221,23 @@ def test_sources_are_recorded_in_shards_and_resumed(tmp_path):
     with pytest.raises(ValueError, match="another plan"):
         generate_sources(tmp_path / "sources", small_plan(rigs_per_shard=2, seed=1), progress=False)
     assert json.loads((tmp_path / "sources" / "plan.json").read_text())["seed"] == 0
+
+
+def test_one_process_at_a_time_records_into_a_folder(tmp_path):
+    plan, out = small_plan(), tmp_path / "sources"
+    claim(out, json.dumps(plan.to_dict(), indent=1) + "\n", "shard-*")
+    live = out / ".shard-000.partial-1-abc"
+    live.mkdir()
+    with alone(out), pytest.raises(ValueError, match=r"another process records into .*sources"):
+        generate_sources(out, plan, workers=0, progress=False)
+    assert live.is_dir(), "what the other one writes"
+    code = (
+        f"import os; from selfalign.sim.claim import alone; alone(__import__('pathlib').Path({str(out)!r})).__enter__()"
+    )
+    killed = subprocess.run([sys.executable, "-c", f"{code}; os.kill(os.getpid(), 9)"], check=False)
+    assert killed.returncode == -9
+    with alone(out):
+        pass  # who is killed keeps nobody out
 
 
 def test_worker_processes_record_the_same_data(tmp_path):

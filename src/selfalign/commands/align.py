@@ -1,6 +1,6 @@
 """`selfalign align`: fit a body's context to its play."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from selfalign.align.offline import AlignConfig, align
@@ -21,6 +21,9 @@ class AlignCommand:
     out: Path
     """The context file to write."""
     checkpoint: Path = Path("checkpoints/tiny")
+    cameras: dict[str, str] = field(default_factory=dict)
+    """Pairs of a camera of the model and the play's camera that shows it, where they are called otherwise; others are
+    left out."""
     features: Path | None = None
     """Folder of `selfalign features` for this play, where the checkpoint was pretrained with such features."""
     embodiment_index: int | None = None
@@ -53,7 +56,8 @@ def run(config: AlignCommand) -> None:
     """
     check_writable(config.out)
     policy = load(config.checkpoint, robot=config.robot)
-    play = Play.open(config.play, config.embodiment_index, features=config.features)
+    cameras = config.cameras or None
+    play = Play.open(config.play, config.embodiment_index, cameras=cameras, features=config.features)
     settings = AlignConfig(
         steps=config.steps,
         batch_size=config.batch_size,

@@ -42,7 +42,8 @@ class InspectConfig:
     """What is in a checkpoint, a context file, a data set or a preset."""
 
     checkpoint: Path | None = None
-    """A checkpoint directory: selfalign's, openpi's or LeRobot's. Weights are not loaded."""
+    """A checkpoint directory: selfalign's, openpi's or LeRobot's. Weights are read for the fingerprint alone, of
+    selfalign's up to 1 GB."""
     context: Path | None = None
     """A context file."""
     data: str | None = None
@@ -90,7 +91,7 @@ class InspectConfig:
 
 def run(config: InspectConfig) -> None:
     """Print what there is to know."""
-    console = Console()
+    console = Console(markup=False)  # tasks and names are the data's own, whatever brackets they have
     if config.context is not None:
         console.print(context_table(EmbodimentContext.load(config.context), str(config.context)))
     elif config.data is not None:
@@ -107,7 +108,8 @@ def run(config: InspectConfig) -> None:
 
 
 def read_config(directory: Path) -> tuple[VLAConfig, str]:
-    """The config of a checkpoint, read without its weights, and a title for it."""
+    """The config of a checkpoint, and a title for it. Weights are read where there is a fingerprint to tell: of
+    selfalign's checkpoints up to `HASHED` bytes."""
     path = directory / "config.json"
     told = read_json(path) if path.is_file() else {}
     if "vlm" not in told:

@@ -45,6 +45,10 @@ class ImportConfig:
     video: bool = False
     """Store cameras as video, which is smaller and not exact."""
 
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not self.seconds > 0:
+            raise ValueError(f"--seconds must be above 0, got {self.seconds:g}; leave it out to take all")
+
 
 def run(config: ImportConfig) -> Path:
     """Writes the play; it appears at `out` only when it is complete.

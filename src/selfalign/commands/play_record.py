@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from selfalign.commands.evaluate import read_body
+from selfalign.configs import below, refuse
 from selfalign.robots.record import write_play
 from selfalign.sim.bodies import sample_bodies
 from selfalign.sim.playing import play_by_axes
@@ -37,6 +38,9 @@ class RecordConfig:
     image_size: int = 96
     video: bool = False
     """Store the camera's frames as video, which is smaller and not exact."""
+
+    def __post_init__(self) -> None:
+        refuse("play", below(self, trajectories=1, length=1, image_size=1))
 
 
 def run(config: RecordConfig) -> None:

@@ -56,7 +56,7 @@ def run(config: StatsConfig) -> NormStats:
     chosen = source.of_robot(config.embodiment_index, play_only=config.play_only)
     stats = norm_stats(trajectories(source, chosen), config.mode, robot=robot, horizon=config.horizon, clip=config.clip)
     names = {column: dim_names(source, column, robot) for column in (STATE, ACTION)}
-    console = Console()
+    console = Console(markup=False)  # names are the data's own, whatever brackets they have
     for column, field in ((STATE, stats.state), (ACTION, stats.action)):
         console.print(stats_table(f"{column}, {field.count:,} vectors", field, names[column], config.mode))
     stats.warn_near_constant(names[STATE], names[ACTION])

@@ -74,7 +74,8 @@ class RecordedBodies:
             room: numbers that the model takes beyond those of the data.
 
         Raises:
-            ValueError: no names, and no space said; or changes that the data do not allow.
+            ValueError: not a name for each dimension, and no space said; fewer numbers than the space has;
+                or changes that the data do not allow.
         """
         plain = cls._of_space(source, space)
         if changes is not None and set(changes) <= {"frames"}:
@@ -89,11 +90,18 @@ class RecordedBodies:
         unknown = [name for name, found in spaces.items() if found is None]
         if unknown:
             raise ValueError(
-                f"{source.readers[0].root} does not name the dimensions of {' and '.join(unknown)}, so what they mean "
+                f"{source.readers[0].root} does not name each dimension of {' and '.join(unknown)}, so what they mean "
                 "is not known: say --bodies xyz (the first three are a position), joints (all but the last, the "
                 "gripper, are joints) or none"
             )
-        joints = {name: count_joints(told[name], int(np.prod(features[name].shape))) for name in told}
+        dims = {name: int(np.prod(features[name].shape)) for name in told}
+        short = [f"{name} of {dims[name]}" for name in told if spaces[name] == "xyz" and dims[name] < 3]
+        if short:
+            raise ValueError(
+                f"{source.readers[0].root} has {' and '.join(short)} numbers, no position in space: say "
+                "--bodies joints or none"
+            )
+        joints = {name: count_joints(told[name], dims[name]) for name in told}
         none: Space = "none"
         return cls(spaces[ACTION] or none, spaces[STATE] or none, joints[ACTION], joints[STATE])
 

@@ -5,12 +5,17 @@
 edits a data set on purpose deletes it.
 """
 
+import contextlib
+import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+
+from selfalign.data.cache_dir import cache_dir
+from selfalign.model.files import write_atomically
 
 CHECKSUMS_PATH = "meta/checksums.json"
 _UNCHECKED = {CHECKSUMS_PATH, "meta/info.json", "meta/stats.json"}
@@ -84,6 +89,26 @@ class Checksums:
         if _weigh(path) != (size, crc):
             raise ValueError(f"{path} is damaged: it differs from what was written (checksum); {_REMEDY}")
         self._passed.add(name)
+
+
+def weighed(root: Path, names: Sequence[str]) -> dict[str, int]:
+    """crc32 of files that have no sums of their own, by their paths relative to `root`.
+
+    Kept in the user's cache: as long as sizes and times are those of before, nothing is read again.
+    """
+    if not names:
+        return {}
+    stats = [(root / name).stat() for name in names]
+    told = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(names, stats, strict=True)]
+    key = hashlib.sha256(json.dumps([str(root.resolve()), told]).encode()).hexdigest()[:16]
+    kept = cache_dir("sums") / f"{key}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    sums = {name: _weigh(root / name)[1] for name in names}
+    with contextlib.suppress(OSError):  # without a cache that can be written to they are weighed again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, lambda path: path.write_text(json.dumps(sums)))
+    return sums
 
 
 _REMEDY = f"restore it, or delete {CHECKSUMS_PATH} if it was changed on purpose"

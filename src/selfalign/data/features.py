@@ -93,8 +93,9 @@ class FeatureStore:
         """Raises `ValueError` unless the features are those of this data set."""
         if self.fingerprint != fingerprint or list(self.lengths) != lengths:
             raise ValueError(
-                f"{self.root} holds features of another data set ({self.fingerprint}, not {fingerprint}): compute them "
-                "for this one with `selfalign features`"
+                f"{self.root} holds features of another data set ({self.fingerprint}, not {fingerprint}), or of "
+                "cameras that were named otherwise: name them as then (--cameras), or compute features of this one "
+                "with `selfalign features`"
             )
 
 

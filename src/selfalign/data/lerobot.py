@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from selfalign.data.checksums import Checksums
+from selfalign.data.checksums import Checksums, weighed
 from selfalign.data.episodes import IMAGE_PREFIX, Episode
 from selfalign.data.lerobot_index import EpisodeMeta, read_embodiments, read_episodes, read_tasks
 from selfalign.data.lerobot_writer import LeRobotWriter
@@ -99,13 +99,9 @@ class LeRobotReader:
             yield self._episode(self.metadata[index])
 
     def trajectories(self, indices: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """States [T, S] and actions [T, A] of episodes in the order of `indices`, and nothing else is read."""
-        file: FrameFile | None = None
-        for meta in (self.metadata[i] for i in indices):
-            if file is None or file.path != self.root / meta.file:
-                file = FrameFile(self.root / meta.file, [STATE, ACTION])
-            table = file.rows(meta.row, meta.length)
-            yield _as_matrix(self._column(meta, table, STATE)), _as_matrix(self._column(meta, table, ACTION))
+        """States [T, S] and actions [T, A] of episodes in the order of `indices`; no picture is read."""
+        for numbers in self._read_numbers((self.metadata[i] for i in indices), [STATE, ACTION]):
+            yield _as_matrix(numbers[STATE]), _as_matrix(numbers[ACTION])
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Whole columns [N, ...] over all frames, without decoding images (which cannot be asked for)."""
@@ -113,13 +109,8 @@ class LeRobotReader:
         for name in names:
             if name not in features or features[name].is_camera:
                 raise ValueError(f"no numeric column {name!r}; there are {', '.join(features)}")
-        wanted = [*dict.fromkeys([*names, *self._bookkeeping])]
         parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        file: FrameFile | None = None
-        for meta in self.metadata:
-            if file is None or file.path != self.root / meta.file:
-                file = self._file(meta, wanted)
-            numbers = self._numbers(meta, file.rows(meta.row, meta.length), wanted)
+        for numbers in self._read_numbers(self.metadata, names):
             for name in names:
                 parts[name].append(numbers[name])
         return {name: np.concatenate(values) for name, values in parts.items()}
@@ -145,14 +136,19 @@ class LeRobotReader:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash that changes with the data: metadata (with each episode's statistics) and file sizes."""
+        """A short hash that changes with the data: metadata (with each episode's statistics and the checksums, where
+        there are some), file sizes, and the sums of files that have no checksum. A copy has the same."""
         digest = hashlib.sha256()
         for path in sorted((self.root / "meta").rglob("*")):
             if path.is_file():
                 digest.update(path.relative_to(self.root).as_posix().encode() + path.read_bytes())
         videos = (span.file for meta in self.metadata for span in meta.videos.values())
-        for file in dict.fromkeys([*(meta.file for meta in self.metadata), *videos]):
+        files = list(dict.fromkeys([*(meta.file for meta in self.metadata), *videos]))
+        sums = weighed(self.root, [file for file in files if file not in self.checksums.files])
+        for file in files:
             digest.update(f"{file}:{(self.root / file).stat().st_size}".encode())
+            if file in sums:
+                digest.update(f":{sums[file]}".encode())
         if self.problems:
             digest.update(json.dumps([meta.index for meta in self.metadata]).encode())
         return digest.hexdigest()[:16]
@@ -213,6 +209,15 @@ class LeRobotReader:
             is_play=meta.is_play,
             extra={name: numbers[name] for name in self.info.extra},
         )
+
+    def _read_numbers(self, episodes: Iterable[EpisodeMeta], names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Columns of episodes, and the bookkeeping that they are compared by."""
+        wanted = [*dict.fromkeys([*names, *self._bookkeeping])]
+        file: FrameFile | None = None
+        for meta in episodes:
+            if file is None or file.path != self.root / meta.file:
+                file = self._file(meta, wanted)
+            yield self._numbers(meta, file.rows(meta.row, meta.length), wanted)
 
     def _numbers(self, meta: EpisodeMeta, table: pa.Table, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Columns of one episode, compared with the metadata."""

@@ -132,8 +132,8 @@ class LeRobotWriter:
         """Appends an episode and returns its index.
 
         Raises:
-            ValueError: its columns, shapes or rate differ from the first episode's, it names an embodiment that
-                was not declared, or it was not seen at every frame.
+            ValueError: its columns, shapes or rate differ from the first episode's, it has numbers that their types do
+                not hold, it names an embodiment that was not declared, or it was not seen at every frame.
         """
         if isinstance(episode, SparseEpisode):
             raise ValueError("an episode that was seen at some of its frames only cannot be written as a data set")
@@ -232,11 +232,16 @@ class LeRobotWriter:
                 f"missing {sorted(wanted - set(columns))}, unknown {sorted(set(columns) - wanted)}"
             )
         for name, values in columns.items():
-            shape = values.shape[1:] or (1,)
-            if shape != self._features[name].shape:
+            shape, feature = values.shape[1:] or (1,), self._features[name]
+            if shape != feature.shape:
                 raise ValueError(
                     f"{where}: column {name!r} has shape {list(shape)} a frame, "
-                    f"the first episode's has {list(self._features[name].shape)}"
+                    f"the first episode's has {list(feature.shape)}"
+                )
+            if not feature.is_camera and not _holds(np.dtype(feature.dtype), values):
+                raise ValueError(
+                    f"{where}: column {name!r} has {values.dtype} numbers that {feature.dtype}, the type of the first "
+                    "episode's, does not hold; give all episodes one type"
                 )
 
     def _video_info(self, feature: Feature) -> dict[str, Any] | None:
@@ -393,6 +398,15 @@ class _VideoFiles:
     def close(self) -> None:
         while self._open:
             self._open.popitem()[1].close()
+
+
+def _holds(stored: np.dtype, values: np.ndarray) -> bool:
+    """Whether numbers can be stored as this type: no fraction is cut off, and whole numbers are within its range."""
+    if not np.can_cast(values.dtype, stored, "same_kind"):
+        return False
+    if stored.kind not in "iu" or values.dtype.kind not in "iu" or not values.size:
+        return True
+    return bool(np.iinfo(stored).min <= values.min() and values.max() <= np.iinfo(stored).max)
 
 
 def _write_json(path: Path, value: Any) -> None:

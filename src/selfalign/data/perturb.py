@@ -45,7 +45,8 @@ class Frame(Protocol):
 
 @dataclass(frozen=True)
 class LinearFrame:
-    """`y = M x + offset` on the first three dimensions; the others are untouched.
+    """`y = M x + offset` on the first three dimensions; the others are untouched. The identity leaves any number of
+    dimensions as they are, fewer than three too.
 
     Actions that are displacements must be mapped with `offset = 0`; positions may have one.
 
@@ -124,12 +125,16 @@ class LinearFrame:
 
     def apply(self, values: Float[np.ndarray, "*lead D"]) -> Float[np.ndarray, "*lead D"]:
         """Canonical -> body, D >= 3."""
+        if self == _CANONICAL:
+            return _with_leading(values, values[..., :0])
         _check_dims(values, 3, "a linear frame")
         mapped = values[..., :3].astype(np.float64) @ np.asarray(self.matrix).T + np.asarray(self.offset)
         return _with_leading(values, mapped)
 
     def invert(self, values: Float[np.ndarray, "*lead D"]) -> Float[np.ndarray, "*lead D"]:
         """Body -> canonical, D >= 3."""
+        if self == _CANONICAL:
+            return _with_leading(values, values[..., :0])
         _check_dims(values, 3, "a linear frame")
         shifted = values[..., :3].astype(np.float64) - np.asarray(self.offset)
         return _with_leading(values, shifted @ np.linalg.inv(np.asarray(self.matrix)).T)
@@ -144,6 +149,9 @@ class LinearFrame:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         return cls(data["matrix"], data["offset"])
+
+
+_CANONICAL = LinearFrame()
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Play:
         embodiment_index: int | None = None,
         *,
         strict: bool = True,
+        cameras: Mapping[str, str] | None = None,
         features: str | Path | None = None,
     ) -> Self:
         """Reads play from a data set.
@@ -43,13 +44,14 @@ class Play:
             path: the data set, as `SourceData.open` takes it: a path or `lerobot:PATH`.
             embodiment_index: which robot, where the data set has several.
             strict: False leaves broken episodes out with a warning that counts them.
+            cameras: camera of the model -> the data set's camera that shows it; None: all, as they are called.
             features: folder that `selfalign features` wrote for these data.
 
         Raises:
             FileNotFoundError: no data set at `path`.
             ValueError: a damaged file; several robots and none chosen; or what `from_episodes` refuses.
         """
-        source = SourceData.open(path, strict=strict, features=features)
+        source = SourceData.open(path, strict=strict, cameras=cameras, features=features)
         present = sorted({ref.embodiment_index for ref in source.refs})
         if embodiment_index is None and len(present) > 1:
             raise ValueError(f"{path} holds {len(present)} robots {present}; choose one with `embodiment_index`")

@@ -1,7 +1,9 @@
 """Statistics of whole recordings, from their numbers alone: no picture and no video is decoded."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -68,13 +70,21 @@ def norm_stats(
 
 
 def dim_names(source: SourceData, column: str, robot: Embodiment | None) -> Sequence[str]:
-    """Names of a column's dimensions: the robot's, or the data set's; none where neither has them."""
+    """Names of a column's dimensions: the robot's, or the data set's; none where neither has one for each."""
     if robot is not None:
         return robot.state_names if column == STATE else robot.action_names
-    told = source.info.features[column].names
-    if isinstance(told, dict):  # LeRobot 2 groups them, as in {"motors": [...]}
-        told = next(iter(told.values()), None)
-    return [str(name) for name in told] if isinstance(told, list) else ()
+    feature = source.info.features[column]
+    names = _flat(feature.names)
+    return names if len(names) == math.prod(feature.shape) else ()  # some have one for the whole, as ["actions"]
+
+
+def _flat(names: Any) -> list[str]:
+    """Names without the groups and lists that they may lie in, as in LeRobot 2's {"motors": [...]}."""
+    if isinstance(names, dict):
+        names = list(names.values())
+    if isinstance(names, list):
+        return [name for part in names for name in _flat(part)]
+    return [names] if isinstance(names, str) else []
 
 
 def _seen(

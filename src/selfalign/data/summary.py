@@ -122,8 +122,7 @@ def _column(source: SourceData, position: int, name: str) -> ColumnSummary:
         broken, dims = broken + bad, values.shape[1]
         if len(values):
             running.update(values)
-    told = dim_names(source, name, None)
-    names = tuple(told) if len(told) == dims else tuple(map(str, range(dims)))
+    names = tuple(dim_names(source, name, None)) or tuple(map(str, range(dims)))
     if sum(ref.length for ref in source.refs) == broken:
         return ColumnSummary(name, names, None, np.zeros((dims, BINS), np.int64), broken)
     stats = running.finish()

@@ -184,10 +184,8 @@ class DecoderCache:
         self._reset()
 
     def open(self, path: Path) -> VideoFile:
-        """The video, opened or still open."""
-        if os.getpid() != self._pid:  # a decoder shared with the parent process would mix both up
-            _INHERITED.append(self._files)
-            self._reset()
+        """The video, opened or still open. Another thread's `open` may close it: to read frames use `frames`."""
+        self._leave_parent()
         with self._lock:
             if path not in self._files:
                 self._files[path] = self._opened(path)
@@ -198,9 +196,14 @@ class DecoderCache:
 
     def frames(self, path: Path, times: Float[np.ndarray, " T"], tolerance_s: float) -> UInt8[np.ndarray, "T H W 3"]:
         """See `VideoFile.frames`."""
-        video = self.open(path)
-        with self._lock:
-            return video.frames(times, tolerance_s)
+        self._leave_parent()
+        with self._lock:  # between opening and reading, too: no other thread may close it meanwhile
+            return self.open(path).frames(times, tolerance_s)
+
+    def _leave_parent(self) -> None:
+        if os.getpid() != self._pid:  # a decoder shared with the parent process would mix both up
+            _INHERITED.append(self._files)
+            self._reset()
 
     def _opened(self, path: Path) -> VideoFile:
         if not path.is_file():
@@ -214,7 +217,7 @@ class DecoderCache:
     def _reset(self) -> None:
         self._files: OrderedDict[Path, VideoFile] = OrderedDict()
         self._indices: dict[tuple[Path, int, int], FrameIndex] = {}
-        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._lock, self._pid = threading.RLock(), os.getpid()
 
 
 @dataclass(frozen=True)

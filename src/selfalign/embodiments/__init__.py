@@ -10,6 +10,7 @@ and name its path: `get("my_robot.py")`.
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -42,9 +43,8 @@ def get(name: str | Path) -> Embodiment:
         FileNotFoundError: no such file.
         ValueError: an unknown name, or a file without robots or with several of which none was chosen.
     """
-    path, _, chosen = str(name).partition(".py")
-    if chosen or str(name).endswith(".py"):
-        return _from_file(Path(f"{path}.py"), chosen.removeprefix(":"))
+    if file := re.fullmatch(r"(.+\.py)(?::([^/]*))?", str(name)):
+        return _from_file(Path(file[1]), file[2] or "")
     known = {robot.name: robot for module in modules() for robot in module.ROBOTS}
     if name not in known:
         raise ValueError(

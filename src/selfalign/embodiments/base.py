@@ -129,8 +129,8 @@ class Embodiment:
             if key is not None:
                 found[camera] = key
         known = {*(key for keys in self.cameras.values() for key in keys), *self.unused, *found.values(), STATE, ACTION}
-        known |= {key for part in (*self.state, *self.action) for key in part.keys}
-        strange = [key for key, value in flat.items() if key not in known and 3 in np.shape(value)[-3:][::2]]
+        known |= {TASK, *self.tasks, *(key for part in (*self.state, *self.action) for key in part.keys)}
+        strange = [key for key, value in flat.items() if key not in known and _may_be_image(value)]
         if strange or not found:
             what = f"pictures that nobody reads: {', '.join(strange)}" if strange else "no picture"
             raise ValueError(
@@ -216,6 +216,12 @@ def _shaped(key: str, values: np.ndarray, dims: int, lead: tuple[int, ...] | Non
         wanted = [*(lead if lead is not None else ("...",)), dims]
         raise ValueError(f"{key} must have the shape {wanted}, got {list(values.shape)}")
     return values
+
+
+def _may_be_image(value: Any) -> bool:
+    """Numbers [..., H, W, 3] or [..., 3, H, W]; forces and rotation matrices are none."""
+    shape = np.shape(value)
+    return len(shape) >= 3 and 3 in (shape[-3], shape[-1]) and np.asarray(value).dtype.kind in "fiu"
 
 
 def _read_image(key: str, value: Any) -> UInt8[np.ndarray, "*lead H W 3"]:

@@ -10,7 +10,7 @@ from typing import Any
 from selfalign.data.lerobot import LeRobotWriter
 from selfalign.data.schema import ACTION, STATE
 from selfalign.sim.bodies import BodySpec
-from selfalign.sim.claim import claim
+from selfalign.sim.claim import alone, claim
 from selfalign.sim.engine import Simulation
 from selfalign.sim.prepare import prepare
 from selfalign.sim.record import Recorder, rig_episodes
@@ -91,15 +91,20 @@ def generate_sources(
         The shards' folders.
 
     Raises:
-        ValueError: `out` holds the shards of another plan.
+        ValueError: `out` holds the shards of another plan, or another process records into it.
         RuntimeError: a worker died (out of memory, most likely).
     """
     out = Path(out)
     claim(out, json.dumps(plan.to_dict(), indent=1) + "\n", "shard-*")
+    with alone(out):
+        return _generate(out, plan, workers, progress)
+
+
+def _generate(out: Path, plan: SourcePlan, workers: int | None, progress: bool) -> list[Path]:
     shards = plan.shards()
     paths = [out / f"shard-{i:03d}" for i in range(len(shards))]
     todo = [i for i, path in enumerate(paths) if not path.exists()]
-    for leftover in out.glob(".shard-*.partial-*"):
+    for leftover in out.glob(".shard-*.partial-*"):  # of processes that are gone: nobody else records here
         shutil.rmtree(leftover)
     for robot in dict.fromkeys(plan.rigs[shards[i][0]].robot for i in todo):
         prepare(robot)  # once here, rather than at the same time in every worker
