@@ -137,15 +137,16 @@ class LeRobotReader:
     @property
     def fingerprint(self) -> str:
         """A short hash that changes with the data: metadata (with each episode's statistics and the checksums, where
-        there are some), file sizes, and the sums of files that have no checksum. A copy has the same."""
+        there are some), file sizes, and the sums of tables that have no checksum. A copy has the same."""
         digest = hashlib.sha256()
         for path in sorted((self.root / "meta").rglob("*")):
             if path.is_file():
                 digest.update(path.relative_to(self.root).as_posix().encode() + path.read_bytes())
         videos = (span.file for meta in self.metadata for span in meta.videos.values())
-        files = list(dict.fromkeys([*(meta.file for meta in self.metadata), *videos]))
-        sums = weighed(self.root, [file for file in files if file not in self.checksums.files])
-        for file in files:
+        tables = dict.fromkeys(meta.file for meta in self.metadata)
+        # Videos may be hundreds of gigabytes, and hardly keep their size when they are made anew.
+        sums = weighed(self.root, [file for file in tables if file not in self.checksums.files])
+        for file in dict.fromkeys([*tables, *videos]):
             digest.update(f"{file}:{(self.root / file).stat().st_size}".encode())
             if file in sums:
                 digest.update(f":{sums[file]}".encode())
