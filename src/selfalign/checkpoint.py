@@ -21,6 +21,7 @@ from selfalign.data.pretrained import kind_of, load_pretrained
 from selfalign.data.transforms import Tokenizer
 from selfalign.embodiments import Embodiment
 from selfalign.model.config import VLAConfig
+from selfalign.model.device import existing_device
 from selfalign.model.tokenizer import ByteTokenizer, MissingTokenizer, PaliGemmaTokenizer, find_paligemma
 from selfalign.model.weights import load_model, read_json, save_model, write_json
 from selfalign.policy import Policy
@@ -211,16 +212,16 @@ def load(
 
     Raises:
         FileNotFoundError: the directory, or one of its files, is missing.
-        ValueError: a file is damaged, or the files are not of one checkpoint.
+        ValueError: a file is damaged, the files are not of one checkpoint, or there is no such device.
         TypeError: settings that such a checkpoint does not take.
     """
-    policy = _open(Path(directory), device, tokenizer, asset_id, settings)
+    policy = _open(Path(directory), existing_device(device), tokenizer, asset_id, settings)
     return replace(policy, robot=embodiments.get(robot) if isinstance(robot, str | Path) else robot)
 
 
 def _open(
     directory: Path,
-    device: str | torch.device,
+    device: torch.device,
     tokenizer: str | Path | None,
     asset_id: str | None,
     settings: dict[str, Any],

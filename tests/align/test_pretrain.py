@@ -23,6 +23,7 @@ from selfalign.model.weights import save_model, unique_tensors
 from selfalign.train.loop import LoopConfig
 from selfalign.train.pointing import PointingConfig, train_tower
 from selfalign.train.step import OptimConfig
+from selfalign.train.world import World
 from small_model import randomise, small_config
 
 CONFIG = PretrainConfig(
@@ -185,8 +186,12 @@ def test_snapshots_of_another_size_are_refused(data, tmp_path):
         run(data, tmp_path / "out", snapshots=tmp_path / "absent")
 
 
-def test_inputs_are_looked_at_before_anything_is_made(data, tmp_path):
+def test_inputs_are_looked_at_before_anything_is_made(data, tmp_path, monkeypatch):
     out = tmp_path / "out"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="this torch has no CUDA"):
+        gpu = World(device=torch.device("cuda"))
+        pretrain(config(), [data], out, CONFIG, lambda *_: EmbodimentPerturbation(), world=gpu)
     with pytest.raises(FileNotFoundError):
         run(tmp_path / "nowhere", out)
     with pytest.raises(FileNotFoundError, match="no snapshots"):

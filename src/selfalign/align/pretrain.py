@@ -25,6 +25,7 @@ from selfalign.data.sources import SourceData
 from selfalign.data.transforms import Tokenizer, pixels_to_model
 from selfalign.data.virtual import DrawPerturbation, FrameFeatures, ModelShape, PlayUse, VirtualSources
 from selfalign.model.config import VLAConfig
+from selfalign.model.device import existing_device
 from selfalign.model.files import map_array, write_atomically
 from selfalign.model.policy import VLA
 from selfalign.model.tokenizer import ByteTokenizer
@@ -104,11 +105,12 @@ class PretrainConfig:
         return self.start is not None or self.tower is not None
 
     def check(self, world: World) -> None:
-        """What cannot go together.
+        """What cannot go together, or not on this machine.
 
         Raises:
             ValueError: says what, and what to do.
         """
+        existing_device(world.device)
         if self.turned_cameras and self.rehearsal.contrastive.weight:
             raise ValueError("the contrastive loss takes no turned cameras: its twins differ in colours alone")
         if self.workers < 0:
