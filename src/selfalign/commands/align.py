@@ -35,6 +35,8 @@ class AlignCommand:
     batch_size: int | None = None
     learning_rate: float | None = None
     """None: the rate that the checkpoint was rehearsed with."""
+    device: str = "cpu"
+    """Where the model goes; "cuda" for a large one."""
     seed: int = 0
     calibrated: bool = True
     """Judge by the checkpoint's calibration too, where it has one: what success to expect, and which play losses it has
@@ -52,7 +54,7 @@ def run(config: AlignCommand) -> None:
         SystemExit: the verdict rejects it.
     """
     check_writable(config.out)
-    policy = load(config.checkpoint, robot=config.robot)
+    policy = load(config.checkpoint, config.device, robot=config.robot)
     play = Play.open(config.play, config.embodiment_index, features=config.features)
     settings = AlignConfig(
         steps=config.steps,
