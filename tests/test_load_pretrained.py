@@ -123,12 +123,24 @@ def test_a_wrong_tokenizer_path_is_an_error_at_once(tmp_path):
 
 def test_openpis_statistics_are_chosen_by_asset(tmp_path):
     folder = openpi(tmp_path / "pi0", "pi0", ("lab/arm", "droid"))
-    with pytest.raises(ValueError, match="several robots: choose one with asset_id=: droid, lab/arm"):
+    with pytest.raises(ValueError, match=r"several robots \(droid, lab/arm\): .* asset_id= .*--robot"):
         sa.load(folder)
     chosen = sa.load(folder, asset_id="droid").stats
     np.testing.assert_array_equal(chosen.state.mean, draw_stats(1)["state"]["mean"])
     with pytest.raises(FileNotFoundError, match=r"no ur5/norm_stats\.json; it has droid, lab/arm"):
         sa.load(folder, asset_id="ur5")
+
+
+def test_a_robot_takes_its_own_of_several_statistics(tmp_path):
+    folder = openpi(tmp_path / "pi0", "pi0", ("lab/arm", "droid"))
+    own = sa.load(folder, robot="droid").stats
+    np.testing.assert_array_equal(own.state.mean, draw_stats(1)["state"]["mean"])
+    asked = sa.load(folder, robot="droid", asset_id="lab/arm").stats
+    np.testing.assert_array_equal(asked.state.mean, draw_stats(0)["state"]["mean"])
+    with pytest.raises(ValueError, match="several robots"):
+        sa.load(folder, robot="ur5e")
+    only = openpi(tmp_path / "other", "pi0", ("lab/arm",))
+    np.testing.assert_array_equal(sa.load(only, robot="droid").stats.state.mean, draw_stats(0)["state"]["mean"])
 
 
 def test_the_mode_is_that_of_the_kind_unless_the_config_says_otherwise(tmp_path):

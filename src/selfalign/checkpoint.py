@@ -17,7 +17,7 @@ from selfalign import embodiments
 from selfalign.acting import Acting
 from selfalign.calibration import Calibration
 from selfalign.data.normalize import NormStats
-from selfalign.data.pretrained import kind_of, load_pretrained
+from selfalign.data.pretrained import assets_of, kind_of, load_pretrained
 from selfalign.data.transforms import Tokenizer
 from selfalign.embodiments import Embodiment
 from selfalign.model.config import VLAConfig
@@ -205,7 +205,8 @@ def load(
         device: where the model goes.
         tokenizer: PaliGemma's sentencepiece model, or a directory that has it. Without it, the checkpoint's directory
             is searched; if it is not there either, the policy opens, and says what to do when it gets words to read.
-        asset_id: which robot's statistics, where an openpi checkpoint has several.
+        asset_id: which robot's statistics, where an openpi checkpoint has several; None: those that the `robot` names
+            as its own, where they are there.
         robot: which robot acts: a name or a file (`selfalign.embodiments.get`), or the embodiment itself.
         settings: what the tensors of an openpi or LeRobot checkpoint do not tell, before what its `config.json` says:
             the fields of `selfalign.model.openpi.CheckpointSettings`.
@@ -215,8 +216,15 @@ def load(
         ValueError: a file is damaged, the files are not of one checkpoint, or there is no such device.
         TypeError: settings that such a checkpoint does not take.
     """
-    policy = _open(Path(directory), existing_device(device), tokenizer, asset_id, settings)
-    return replace(policy, robot=embodiments.get(robot) if isinstance(robot, str | Path) else robot)
+    directory, robot = Path(directory), embodiments.get(robot) if isinstance(robot, str | Path) else robot
+    if (
+        asset_id is None
+        and robot is not None
+        and kind_of(directory) == "openpi"
+        and robot.asset_id in assets_of(directory)
+    ):
+        asset_id = robot.asset_id
+    return replace(_open(directory, existing_device(device), tokenizer, asset_id, settings), robot=robot)
 
 
 def _open(
