@@ -31,6 +31,18 @@ def context_for(policy: Policy, stats: NormStats, size: float = 1.0, seed: int =
     return context.with_info(embodiment="toy", fingerprint=policy.fingerprint(), norm_stats=stats.to_dict())
 
 
+def test_contexts_that_were_fitted_and_read_act_together_wherever_the_model_is(policy, tmp_path, monkeypatch):
+    """`meta` stands for a GPU: it does not mix with the CPU either."""
+    context = context_for(policy, make_play().stats())
+    path, name = context.save(tmp_path / "a.safetensors"), policy.fingerprint()
+    monkeypatch.setattr(Policy, "fingerprint", lambda _: name)  # weights without values have none
+    policy.model.to("meta")
+    read, fitted = policy.load_context(path), context.to("meta")
+    assert {t.device.type for t in read.tensors} == {"meta"}
+    given, merged = policy._contexts([fitted, EmbodimentContext.load(path), read])
+    assert {t.device.type for one in (*given, merged) for t in one.tensors} == {"meta"} and merged.batched
+
+
 # ---- acting --------------------------------------------------------------------------------------------------------
 
 
