@@ -15,6 +15,7 @@ from selfalign.checkpoint import load, save_checkpoint
 from selfalign.data.normalize import NormStats
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.losses import LossWeights
+from selfalign.model.precision import set_precision
 from selfalign.policy import Policy
 from selfalign.settings import AlignSettings
 from selfalign.types import Observation
@@ -258,6 +259,18 @@ def test_a_stride_thins_out_transitions(policy):
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_in_bf16_is_not_written_as_what_would_not_load(policy, tmp_path):
+    set_precision(policy.model, "bf16")
+    with pytest.raises(
+        ValueError, match=r"written in float32, and this model has torch\.bfloat16: bring it back first"
+    ):
+        save_checkpoint(policy, tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
+    set_precision(policy.model, "float32")
+    path = save_checkpoint(policy, tmp_path / "checkpoint")
+    assert load(path).fingerprint() == policy.fingerprint()
 
 
 def test_a_checkpoint_comes_back_as_it_was(policy, tmp_path):

@@ -23,7 +23,7 @@ from selfalign.embodiments import Embodiment
 from selfalign.model.config import VLAConfig
 from selfalign.model.device import existing_device
 from selfalign.model.tokenizer import ByteTokenizer, MissingTokenizer, PaliGemmaTokenizer, find_paligemma
-from selfalign.model.weights import load_model, read_json, save_model, write_json
+from selfalign.model.weights import load_model, read_json, save_model, unique_tensors, write_json
 from selfalign.policy import Policy
 from selfalign.settings import AlignSettings
 
@@ -174,6 +174,7 @@ def save_checkpoint(policy: Policy, directory: str | Path) -> Path:
     atomically; `load` reads them.
 
     Raises:
+        ValueError: the tokenizer or the model's precision is none that `load` brings back; nothing was written.
         OSError: the disk is full or read-only. A file that was there before stays whole; if some are new and some are
             old, `load` says so.
     """
@@ -182,6 +183,13 @@ def save_checkpoint(policy: Policy, directory: str | Path) -> Path:
     )
     if words is None:
         raise ValueError(f"a checkpoint cannot say that its tokenizer is {type(policy.tokenizer).__name__}")
+    types = {t.dtype for t in unique_tensors(policy.model).values() if t.is_floating_point()}
+    if others := types - {torch.float32}:  # `load` would make float32 of them, which has another fingerprint
+        raise ValueError(
+            f"a checkpoint is written in float32, and this model has {', '.join(sorted(map(str, others)))}: bring it "
+            'back first (`set_precision(model, "float32")`; contexts have to be fitted again then), or save the model '
+            "that it was made of"
+        )
     directory = Path(directory)
     save_model(policy.model, directory)
     told = policy.settings, policy.stats, policy.calibration, policy.acting
