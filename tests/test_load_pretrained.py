@@ -9,6 +9,7 @@ from checkpoints import ACTION_DIM, STATE_DIM, draw_stats, edit_json, golden_for
 from checkpoints import write_lerobot as lerobot
 from checkpoints import write_openpi as openpi
 from selfalign.checkpoint import save_checkpoint
+from selfalign.cli import main
 from selfalign.commands.convert import ConvertConfig, convert
 from selfalign.model.openpi import load_openpi
 from selfalign.model.tokenizer import PaliGemmaTokenizer
@@ -110,6 +111,19 @@ def test_without_tokenizer_everything_works_but_words(tmp_path, words):
         sa.load(folder).act(raw)
     (folder / "paligemma_tokenizer.model").write_bytes((words / "paligemma_tokenizer.model").read_bytes())
     assert sa.load(folder, max_token_len=48).act(raw, num_steps=1).shape == (8, ACTION_DIM)
+
+
+@pytest.mark.parametrize("command", ["serve", "align --play play --out context.safetensors"])
+def test_commands_that_need_words_say_so_at_the_start(tmp_path, monkeypatch, capsys, command):
+    folder = openpi(tmp_path / "pi0", "pi0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "selfalign.serve.server.asyncio.run", lambda main: main.close()
+    )  # a server that starts, and ends
+    assert main([*command.split(), "--checkpoint", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert "PaliGemma's tokenizer was not found" in told
+    assert f"Then: selfalign {command.split()[0]} --tokenizer PATH" in told
 
 
 def test_a_wrong_tokenizer_path_is_an_error_at_once(tmp_path):

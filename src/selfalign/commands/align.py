@@ -8,6 +8,7 @@ from selfalign.checkpoint import load
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model.files import check_writable
+from selfalign.model.tokenizer import MissingTokenizer
 from selfalign.model.weights import read_json
 from selfalign.policy import Policy
 
@@ -21,6 +22,8 @@ class AlignCommand:
     out: Path
     """The context file to write."""
     checkpoint: Path = Path("checkpoints/tiny")
+    tokenizer: Path | None = None
+    """PaliGemma's tokenizer, for pi0 checkpoints that lack it."""
     features: Path | None = None
     """Folder of `selfalign features` for this play, where the checkpoint was pretrained with such features."""
     embodiment_index: int | None = None
@@ -54,7 +57,9 @@ def run(config: AlignCommand) -> None:
         SystemExit: the verdict rejects it.
     """
     check_writable(config.out)
-    policy = load(config.checkpoint, config.device, robot=config.robot)
+    policy = load(config.checkpoint, config.device, tokenizer=config.tokenizer, robot=config.robot)
+    if isinstance(policy.tokenizer, MissingTokenizer):
+        raise FileNotFoundError(f"{policy.tokenizer.reason} Then: selfalign align --tokenizer PATH")
     play = Play.open(config.play, config.embodiment_index, features=config.features)
     settings = AlignConfig(
         steps=config.steps,
