@@ -63,6 +63,22 @@ def align_args(checkpoint, play, out, *more):
     return [str(a) for a in args]
 
 
+@pytest.mark.parametrize("command", ["align --play play --out a.safetensors", "eval --context c --body b.json"])
+def test_the_model_goes_to_the_device_that_is_named(checkpoint, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    went = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+
+    def to(model, device):
+        went.append(device)
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(VLA, "to", to)
+    assert main([*command.split(), "--checkpoint", str(checkpoint), "--device", "cuda"]) == 2
+    assert went == [torch.device("cuda")] and "far enough" in capsys.readouterr().err
+
+
 def test_align_writes_a_context_that_loads(checkpoint, tmp_path, capsys):
     play, out = write_play(tmp_path / "play"), tmp_path / "contexts" / "robot.safetensors"
     assert main(align_args(checkpoint, play, out, "--force")) == 0

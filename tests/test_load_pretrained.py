@@ -9,6 +9,7 @@ from checkpoints import ACTION_DIM, STATE_DIM, draw_stats, edit_json, golden_for
 from checkpoints import write_lerobot as lerobot
 from checkpoints import write_openpi as openpi
 from selfalign.checkpoint import save_checkpoint
+from selfalign.cli import main
 from selfalign.commands.convert import ConvertConfig, convert
 from selfalign.model.openpi import load_openpi
 from selfalign.model.tokenizer import PaliGemmaTokenizer
@@ -112,6 +113,19 @@ def test_without_tokenizer_everything_works_but_words(tmp_path, words):
     assert sa.load(folder, max_token_len=48).act(raw, num_steps=1).shape == (8, ACTION_DIM)
 
 
+@pytest.mark.parametrize("command", ["serve", "align --play play --out context.safetensors"])
+def test_commands_that_need_words_say_so_at_the_start(tmp_path, monkeypatch, capsys, command):
+    folder = openpi(tmp_path / "pi0", "pi0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "selfalign.serve.server.asyncio.run", lambda main: main.close()
+    )  # a server that starts, and ends
+    assert main([*command.split(), "--checkpoint", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert "PaliGemma's tokenizer was not found" in told
+    assert f"Then: selfalign {command.split()[0]} --tokenizer PATH" in told
+
+
 def test_a_wrong_tokenizer_path_is_an_error_at_once(tmp_path):
     folder = openpi(tmp_path / "pi0", "pi0")
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
@@ -123,12 +137,24 @@ def test_a_wrong_tokenizer_path_is_an_error_at_once(tmp_path):
 
 def test_openpis_statistics_are_chosen_by_asset(tmp_path):
     folder = openpi(tmp_path / "pi0", "pi0", ("lab/arm", "droid"))
-    with pytest.raises(ValueError, match="several robots: choose one with asset_id=: droid, lab/arm"):
+    with pytest.raises(ValueError, match=r"several robots \(droid, lab/arm\): .* asset_id= .*--robot"):
         sa.load(folder)
     chosen = sa.load(folder, asset_id="droid").stats
     np.testing.assert_array_equal(chosen.state.mean, draw_stats(1)["state"]["mean"])
     with pytest.raises(FileNotFoundError, match=r"no ur5/norm_stats\.json; it has droid, lab/arm"):
         sa.load(folder, asset_id="ur5")
+
+
+def test_a_robot_takes_its_own_of_several_statistics(tmp_path):
+    folder = openpi(tmp_path / "pi0", "pi0", ("lab/arm", "droid"))
+    own = sa.load(folder, robot="droid").stats
+    np.testing.assert_array_equal(own.state.mean, draw_stats(1)["state"]["mean"])
+    asked = sa.load(folder, robot="droid", asset_id="lab/arm").stats
+    np.testing.assert_array_equal(asked.state.mean, draw_stats(0)["state"]["mean"])
+    with pytest.raises(ValueError, match="several robots"):
+        sa.load(folder, robot="ur5e")
+    only = openpi(tmp_path / "other", "pi0", ("lab/arm",))
+    np.testing.assert_array_equal(sa.load(only, robot="droid").stats.state.mean, draw_stats(0)["state"]["mean"])
 
 
 def test_the_mode_is_that_of_the_kind_unless_the_config_says_otherwise(tmp_path):

@@ -15,6 +15,7 @@ from selfalign.checkpoint import load, save_checkpoint
 from selfalign.data.normalize import NormStats
 from selfalign.model.context import EmbodimentContext
 from selfalign.model.losses import LossWeights
+from selfalign.model.precision import set_precision
 from selfalign.policy import Policy
 from selfalign.settings import AlignSettings
 from selfalign.types import Observation
@@ -29,6 +30,18 @@ def context_for(policy: Policy, stats: NormStats, size: float = 1.0, seed: int =
     generator = torch.Generator().manual_seed(seed)
     context = policy.model.prior().perturbed(size, generator=generator)
     return context.with_info(embodiment="toy", fingerprint=policy.fingerprint(), norm_stats=stats.to_dict())
+
+
+def test_contexts_that_were_fitted_and_read_act_together_wherever_the_model_is(policy, tmp_path, monkeypatch):
+    """`meta` stands for a GPU: it does not mix with the CPU either."""
+    context = context_for(policy, make_play().stats())
+    path, name = context.save(tmp_path / "a.safetensors"), policy.fingerprint()
+    monkeypatch.setattr(Policy, "fingerprint", lambda _: name)  # weights without values have none
+    policy.model.to("meta")
+    read, fitted = policy.load_context(path), context.to("meta")
+    assert {t.device.type for t in read.tensors} == {"meta"}
+    given, merged = policy._contexts([fitted, EmbodimentContext.load(path), read])
+    assert {t.device.type for one in (*given, merged) for t in one.tensors} == {"meta"} and merged.batched
 
 
 # ---- acting --------------------------------------------------------------------------------------------------------
@@ -249,6 +262,18 @@ def test_a_stride_thins_out_transitions(policy):
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_in_bf16_is_not_written_as_what_would_not_load(policy, tmp_path):
+    set_precision(policy.model, "bf16")
+    with pytest.raises(
+        ValueError, match=r"written in float32, and this model has torch\.bfloat16: bring it back first"
+    ):
+        save_checkpoint(policy, tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
+    set_precision(policy.model, "float32")
+    path = save_checkpoint(policy, tmp_path / "checkpoint")
+    assert load(path).fingerprint() == policy.fingerprint()
 
 
 def test_a_checkpoint_comes_back_as_it_was(policy, tmp_path):

@@ -17,12 +17,13 @@ from selfalign import embodiments
 from selfalign.acting import Acting
 from selfalign.calibration import Calibration
 from selfalign.data.normalize import NormStats
-from selfalign.data.pretrained import kind_of, load_pretrained
+from selfalign.data.pretrained import assets_of, kind_of, load_pretrained
 from selfalign.data.transforms import Tokenizer
 from selfalign.embodiments import Embodiment
 from selfalign.model.config import VLAConfig
+from selfalign.model.device import existing_device
 from selfalign.model.tokenizer import ByteTokenizer, MissingTokenizer, PaliGemmaTokenizer, find_paligemma
-from selfalign.model.weights import load_model, read_json, save_model, write_json
+from selfalign.model.weights import load_model, read_json, save_model, unique_tensors, write_json
 from selfalign.policy import Policy
 from selfalign.settings import AlignSettings
 
@@ -173,6 +174,7 @@ def save_checkpoint(policy: Policy, directory: str | Path) -> Path:
     atomically; `load` reads them.
 
     Raises:
+        ValueError: the tokenizer or the model's precision is none that `load` brings back; nothing was written.
         OSError: the disk is full or read-only. A file that was there before stays whole; if some are new and some are
             old, `load` says so.
     """
@@ -181,6 +183,13 @@ def save_checkpoint(policy: Policy, directory: str | Path) -> Path:
     )
     if words is None:
         raise ValueError(f"a checkpoint cannot say that its tokenizer is {type(policy.tokenizer).__name__}")
+    types = {t.dtype for t in unique_tensors(policy.model).values() if t.is_floating_point()}
+    if others := types - {torch.float32}:  # `load` would make float32 of them, which has another fingerprint
+        raise ValueError(
+            f"a checkpoint is written in float32, and this model has {', '.join(sorted(map(str, others)))}: bring it "
+            'back first (`set_precision(model, "float32")`; contexts have to be fitted again then), or save the model '
+            "that it was made of"
+        )
     directory = Path(directory)
     save_model(policy.model, directory)
     told = policy.settings, policy.stats, policy.calibration, policy.acting
@@ -204,23 +213,31 @@ def load(
         device: where the model goes.
         tokenizer: PaliGemma's sentencepiece model, or a directory that has it. Without it, the checkpoint's directory
             is searched; if it is not there either, the policy opens, and says what to do when it gets words to read.
-        asset_id: which robot's statistics, where an openpi checkpoint has several.
+        asset_id: which robot's statistics, where an openpi checkpoint has several; None: those that the `robot` names
+            as its own, where they are there.
         robot: which robot acts: a name or a file (`selfalign.embodiments.get`), or the embodiment itself.
         settings: what the tensors of an openpi or LeRobot checkpoint do not tell, before what its `config.json` says:
             the fields of `selfalign.model.openpi.CheckpointSettings`.
 
     Raises:
         FileNotFoundError: the directory, or one of its files, is missing.
-        ValueError: a file is damaged, or the files are not of one checkpoint.
+        ValueError: a file is damaged, the files are not of one checkpoint, or there is no such device.
         TypeError: settings that such a checkpoint does not take.
     """
-    policy = _open(Path(directory), device, tokenizer, asset_id, settings)
-    return replace(policy, robot=embodiments.get(robot) if isinstance(robot, str | Path) else robot)
+    directory, robot = Path(directory), embodiments.get(robot) if isinstance(robot, str | Path) else robot
+    if (
+        asset_id is None
+        and robot is not None
+        and kind_of(directory) == "openpi"
+        and robot.asset_id in assets_of(directory)
+    ):
+        asset_id = robot.asset_id
+    return replace(_open(directory, existing_device(device), tokenizer, asset_id, settings), robot=robot)
 
 
 def _open(
     directory: Path,
-    device: str | torch.device,
+    device: torch.device,
     tokenizer: str | Path | None,
     asset_id: str | None,
     settings: dict[str, Any],

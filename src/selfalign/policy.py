@@ -252,7 +252,7 @@ class Policy:
     # ---- contexts --------------------------------------------------------------------------------------------------
 
     def load_context(self, path: str | Path) -> EmbodimentContext:
-        """Reads a context file of this model.
+        """Reads a context file of this model, onto its device.
 
         Raises:
             FileNotFoundError: no such file.
@@ -260,7 +260,7 @@ class Policy:
         """
         context = EmbodimentContext.load(path, fingerprint=self.fingerprint())
         self.check_context(context)
-        return context
+        return context.to(self.device)
 
     def check_context(self, context: EmbodimentContext) -> None:
         """Raises `ValueError` unless the context belongs to this model, and its body's numbers come as they did."""
@@ -290,13 +290,14 @@ class Policy:
         """(the contexts that were given, the one that the model takes)."""
         if context is None:
             return [], None
-        contexts = [context] if isinstance(context, EmbodimentContext) else list(context)
+        given = [context] if isinstance(context, EmbodimentContext) else list(context)
+        contexts = [item.to(self.device) for item in given]  # some may have been fitted there, others read
         if not contexts:
             raise ValueError("an empty list of contexts; give one for each observation, or None for the prior")
         for item in contexts:
             self.check_context(item)
         merged = contexts[0] if isinstance(context, EmbodimentContext) else EmbodimentContext.stack(contexts)
-        return contexts, merged.to(self.device)
+        return contexts, merged
 
     # ---- play ------------------------------------------------------------------------------------------------------
 

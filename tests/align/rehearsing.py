@@ -10,6 +10,7 @@ from selfalign.data.cache import EpisodeCache
 from selfalign.data.episodes import Episode
 from selfalign.data.lerobot import LeRobotReader, LeRobotWriter
 from selfalign.data.perturb import EmbodimentPerturbation, LinearFrame
+from selfalign.data.transforms import Tokenizer
 from selfalign.data.virtual import FrameFeatures, ModelShape, VirtualSources
 from selfalign.model.config import VLAConfig
 from selfalign.model.policy import VLA
@@ -67,13 +68,13 @@ def draw(rng: np.random.Generator, rig, width: float) -> EmbodimentPerturbation:
     )
 
 
-def make_sources(cache: EpisodeCache, **settings) -> VirtualSources:
+def make_sources(cache: EpisodeCache, tokenizer: Tokenizer | None = None, **settings) -> VirtualSources:
     model = tiny_model()
     rng = np.random.default_rng(1)
     tokens = rng.normal(size=(cache.num_frames, model.vision.num_tokens, model.vision.token_dim)).astype(np.float16)
     following = rng.normal(size=(cache.num_frames, *model.feature_mean.shape)).astype(np.float32)
     features = FrameFeatures({"scene": tokens}, following)
-    return VirtualSources(cache, features, ByteTokenizer(48), ModelShape(HORIZON, 8, 8), draw, **settings)
+    return VirtualSources(cache, features, tokenizer or ByteTokenizer(48), ModelShape(HORIZON, 8, 8), draw, **settings)
 
 
 def rehearsal_config(scheme="rehearsal", **changes) -> RehearsalConfig:

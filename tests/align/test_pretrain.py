@@ -1,6 +1,8 @@
 """Pretraining as a whole: from a data set on disk to a model."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from selfalign.model.weights import save_model, unique_tensors
 from selfalign.train.loop import LoopConfig
 from selfalign.train.pointing import PointingConfig, train_tower
 from selfalign.train.step import OptimConfig
+from selfalign.train.world import World
 from small_model import randomise, small_config
 
 CONFIG = PretrainConfig(
@@ -31,9 +34,8 @@ CONFIG = PretrainConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("sources") / "data", np.random.default_rng(0)
+def record(folder: Path, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
     with LeRobotWriter(folder, fps=20.0, embodiments=[{"name": "a"}]) as writer:
         for i in range(4):
             numbers = {name: rng.normal(size=(12, 4)).astype(np.float32) for name in ("state", "action")}
@@ -43,6 +45,11 @@ def data(tmp_path_factory):
                 Episode(images, **numbers, task="reach" if i % 2 else "", is_play=i % 2 == 0, extra={POINTS: points})
             )
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("sources") / "data")
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +110,51 @@ def test_features_of_another_tower_are_not_used(data, tmp_path):
     np.testing.assert_array_equal(np.load(out / own.name), np.load(own))
 
 
+def tokens_of(folder: Path) -> np.ndarray:
+    (path,) = folder.glob("tokens-*.npy")
+    return np.load(path)
+
+
+@pytest.mark.parametrize("named", ["now", "before"])
+def test_features_of_other_recordings_are_not_used(data, tmp_path, named):
+    """As many frames of other pictures; `before`, files did not say of which recordings they are."""
+    others, shared = record(tmp_path / "others", seed=1), tmp_path / "shared"
+    save_model(randomise(VLA(config())), tmp_path / "start")
+    settings = {"steps": 0, "start": tmp_path / "start"}
+    run(data, tmp_path / "own", **settings, shared=shared)
+    (first,) = shared.glob("tokens-*.npy")
+    if named == "before":
+        first = first.rename(shared / f"{first.name.rpartition('-')[0]}.npy")
+    made = first.stat().st_mtime_ns
+    run(data, tmp_path / "again", **settings, shared=shared)
+    assert list(shared.glob("tokens-*.npy")) == [first] and first.stat().st_mtime_ns == made
+    run(others, tmp_path / "own2", **settings, shared=shared)
+    run(others, tmp_path / "alone", **settings)
+    (second,) = {*shared.glob("tokens-*.npy")} - {first}
+    np.testing.assert_array_equal(np.load(second), tokens_of(tmp_path / "alone"))
+    assert not np.allclose(np.load(first), np.load(second), atol=0.01)
+
+
+@pytest.mark.parametrize("told", ["now", "before"])
+def test_a_tower_that_learned_on_other_pictures_is_refused(data, tmp_path, told):
+    """`before`, a tower's file did not say on which; how far it errs there tells."""
+    others, shared = record(tmp_path / "others", seed=1), tmp_path / "shared"
+    taught = run(data, tmp_path / "own", steps=0, shared=shared)
+    if told == "before":
+        about = json.loads((shared / "tower.json").read_text())
+        kept = {name: value for name, value in about.items() if name not in ("pictures", "start")}
+        (shared / "tower.json").write_text(json.dumps(kept))
+    repeated = dataclasses.replace(CONFIG.pointing, seed=1)
+    again = run(data, tmp_path / "again", steps=0, shared=shared, seed=1, pointing=repeated)
+    for name, value in unique_tensors(taught.vision).items():
+        assert torch.equal(value, unique_tensors(again.vision)[name]), name
+    with pytest.raises(ValueError, match=r"tower\.pt has learned otherwise or on other pictures \(.*give another one"):
+        run(others, tmp_path / "other", steps=0, shared=shared)
+    longer = dataclasses.replace(CONFIG.pointing, steps=4)
+    with pytest.raises(ValueError, match=r"on other pictures \(steps\)"):
+        run(data, tmp_path / "longer", steps=0, shared=shared, pointing=longer)
+
+
 def test_a_training_from_nothing_teaches_the_tower_first(data, tmp_path):
     torch.manual_seed(0)
     run(data, tmp_path / "out")
@@ -134,8 +186,12 @@ def test_snapshots_of_another_size_are_refused(data, tmp_path):
         run(data, tmp_path / "out", snapshots=tmp_path / "absent")
 
 
-def test_inputs_are_looked_at_before_anything_is_made(data, tmp_path):
+def test_inputs_are_looked_at_before_anything_is_made(data, tmp_path, monkeypatch):
     out = tmp_path / "out"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="this torch has no CUDA"):
+        gpu = World(device=torch.device("cuda"))
+        pretrain(config(), [data], out, CONFIG, lambda *_: EmbodimentPerturbation(), world=gpu)
     with pytest.raises(FileNotFoundError):
         run(tmp_path / "nowhere", out)
     with pytest.raises(FileNotFoundError, match="no snapshots"):

@@ -1,13 +1,16 @@
 """Rehearsal and its training loop: what moves what, slots, and exact resumption."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from align.factory import make_play, small_policy
 from align.rehearsing import HORIZON, make_sources, seeded_state, state_for
+from checkpoints import small_sentencepiece
 from selfalign.align.optim import FastAdam
 from selfalign.data.cache import EpisodeCache
 from selfalign.data.changes import RemadeBody
@@ -16,6 +19,7 @@ from selfalign.data.lerobot import LeRobotReader, LeRobotWriter
 from selfalign.data.normalize import NormStats
 from selfalign.data.perturb import EmbodimentPerturbation, LinearFrame
 from selfalign.model.losses import LossWeights
+from selfalign.model.tokenizer import ByteTokenizer, PaliGemmaTokenizer
 from selfalign.model.weights import unique_tensors
 from selfalign.train import checkpoint
 from selfalign.train.loop import LoopConfig, run_training
@@ -35,6 +39,21 @@ def test_a_batch_is_the_recording_in_the_bodys_own_frame(small_sources, small_ca
     episodes = small_cache.episode_of_frame
     assert (episodes[frames] == episodes[frames + HORIZON]).all(), "no transition crosses an episode"
     assert batch.observation.tokens.shape == (6, 1), "play has no task words"
+
+
+@pytest.mark.parametrize("words", ["bytes", "pieces"])
+def test_bodies_rehearse_under_the_prompt_that_aligning_gives(small_cache, tmp_path, words):
+    """PaliGemma's empty prompt has a line break after the begin token."""
+    (tmp_path / "words.model").write_bytes(small_sentencepiece())
+    tokenizer = ByteTokenizer(48) if words == "bytes" else PaliGemmaTokenizer(tmp_path / "words.model")
+    sources = make_sources(small_cache, tokenizer)
+    rng = np.random.default_rng(0)
+    rehearsed = sources.play_batch([sources.sample(rng), sources.sample(rng)], 3, rng).observation
+    policy, play = replace(small_policy(), tokenizer=tokenizer), make_play()
+    aligned = policy.transitions(play, play.stats()).observation
+    assert torch.equal(rehearsed.tokens, aligned.tokens[:6])
+    assert torch.equal(rehearsed.token_mask, aligned.token_mask[:6])
+    assert rehearsed.tokens.shape == (6, 1 if words == "bytes" else 2)
 
 
 def test_a_remade_body_is_its_changed_recording(small_sources, small_cache):

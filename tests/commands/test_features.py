@@ -88,6 +88,8 @@ def test_pretraining_reads_stored_features(places, policy):
     np.testing.assert_array_equal(found.looks[0].next_features, found.next_features)
     assert not np.array_equal(found.looks[0].tokens["scene"], found.tokens["scene"])
     np.testing.assert_array_equal(frame_features(model, cache, places).tokens["scene"], found.tokens["scene"])
+    plain = EpisodeCache.build(source, places / "cache")
+    assert plain.pictures == cache.pictures, "what the tower sees of both is one file"
 
 
 @pytest.mark.parametrize("look", [None, "recoloured"])

@@ -93,14 +93,17 @@ def test_closing_ends_a_job_that_is_under_way(tmp_path, instead):
     assert time.monotonic() - began < 50
 
 
-def test_a_gpu_is_taken_by_the_set_share_only(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("device", "index"), [("cuda:1", 1), ("cuda", 2)])
+def test_a_gpu_is_taken_by_the_set_share_only(tmp_path, monkeypatch, device, index):
+    """Of the one that is named, or of the current one (2 here)."""
     policy, taken = small_policy(), []
     monkeypatch.setattr(worker, "load", lambda checkpoint, device, **told: taken.append(device) or policy)
-    monkeypatch.setattr(
-        "torch.cuda.set_per_process_memory_fraction", lambda share, device: taken.append((share, str(device)))
-    )
-    WorkerSettings(tmp_path, policy.fingerprint(), device="cuda:1", gpu_share=0.3).policy()
-    assert taken == [(0.3, "cuda:1"), "cuda:1"], "before anything is loaded"
+    monkeypatch.setattr("torch.cuda.memory._lazy_init", lambda: None)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 2)
+    set_share = "torch._C._cuda_setMemoryFraction"  # what torch calls once it has looked at its arguments
+    monkeypatch.setattr(set_share, lambda share, index: taken.append((share, index)), raising=False)
+    WorkerSettings(tmp_path, policy.fingerprint(), device=device, gpu_share=0.3).policy()
+    assert taken == [(0.3, index), device], "before anything is loaded"
 
 
 def test_a_job_that_cannot_be_done_is_an_answer(tmp_path):

@@ -144,6 +144,22 @@ def test_a_drift_that_goes_by_needs_no_alignment(tmp_path):
     assert robot.body.next_job() is None and robot.kinds[-1] == "drift over"
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_alignment_after_a_drift_takes_no_steps_of_while_it_lasted(tmp_path, restarted):
+    """A camera was bumped and put back; then somebody asks for an alignment."""
+    robot = drifted(tmp_path)
+    robot.window(0.2)
+    over = robot.body.ring.end
+    if restarted:
+        robot.body.close()
+        robot = Robot(tmp_path)
+        robot.episodes = 50
+    robot.moves(2)
+    robot.body.wanted = "operator"
+    job = robot.body.next_job()
+    assert isinstance(job, AlignJob) and job.material.since == over
+
+
 def test_without_a_drift_alignments_are_tried_now_and_then(tmp_path):
     robot = Robot(tmp_path, replace(CONFIG, align_every=21))
     for _ in range(2):

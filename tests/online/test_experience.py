@@ -1,6 +1,8 @@
 """Steps become play: which looks are transitions, what breaks a chain, and how many there are."""
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -29,6 +31,16 @@ def test_a_step_comes_back_as_it_was():
         Step.unpack(step.pack()[:-3])
     with pytest.raises(ValueError, match="is no step of a robot"):
         Step.unpack(b"\0" * 40)
+
+
+def test_counting_transitions_keeps_no_pictures():
+    """The counter knows up to a thousand chains, and most of them have ended."""
+    counter, step = TransitionCounter(HORIZON), steps_of(make_episode(0))[0]
+    pictures = weakref.ref(step)
+    counter.add(step)
+    del step
+    gc.collect()
+    assert pictures() is None
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, 13), (2, 7), (4, 4), (3, 0)])

@@ -58,6 +58,14 @@ def test_a_mistake_ends_with_a_line_that_says_it(folder, taken, monkeypatch, cap
     assert len(lines) == 1 and all(word.format(taken=taken) in lines[0] for word in words), lines
 
 
+@pytest.mark.parametrize("flags", ["--device cuda", "--aligner-device cuda --learn {folder}/learn"])
+def test_a_gpu_that_is_not_there_is_told_at_the_start(folder, monkeypatch, capsys, flags):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    told = ["serve", "--checkpoint", str(folder / "checkpoint"), *flags.format(folder=folder).split()]
+    assert main([*told, "--contexts", str(folder / "contexts")]) == 2
+    assert "this torch has no CUDA" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [("--port 70000", "port=70000"), ("--tls-key text", "tls_key without tls_certificate"), ("--port x", "port")],

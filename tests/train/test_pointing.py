@@ -97,6 +97,8 @@ def test_a_training_that_was_stopped_goes_on_exactly(tmp_path, monkeypatch):
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
     with pytest.raises(ValueError, match=r"saved\.pt is no training of this tower .*delete it to begin again"):
         train_tower(fresh(), images, points, PointingConfig(steps=11, batch_size=8), saved)
+    with pytest.raises(ValueError, match="it was made on other pictures"):
+        train_tower(fresh(), images[::-1], points[::-1], config, saved)
 
 
 def test_errors_are_those_of_the_plain_formula():

@@ -8,6 +8,7 @@ from selfalign.model.losses import ACTION, ALIGNMENT, FlowNoise
 from selfalign.model.policy import VLA
 from selfalign.model.ttt import TTTConfig
 from selfalign.model.vision import SigLIPConfig
+from selfalign.train.lora import LoraSettings, add_lora
 from selfalign.train.recompute import blocks, recompute_blocks
 from small_model import make_batch, randomise, small_config
 
@@ -36,6 +37,23 @@ def test_gradients_are_identical(time, meta_learning):
     assert all(torch.equal(recomputed[name], plain[name]) for name in plain)
     again = gradients(recompute_blocks(model, False), batch, noise)
     assert all(torch.equal(again[name], plain[name]) for name in plain)
+
+
+def test_adapters_draw_no_random_numbers_either():
+    """A dropout would be another one when a block runs again."""
+    pytest.importorskip("peft")
+    with pytest.raises(TypeError, match="dropout"):
+        LoraSettings(rank=2, dropout=0.5)  # pyright: ignore[reportCallIssue]
+    model = add_lora(make_model(), LoraSettings(rank=2, parts=("vlm", "action", "alignment"))).train()
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data.normal_(0, 0.3)
+    batch = make_batch(model)
+    noise, drawn = FlowNoise.like(batch), torch.get_rng_state()
+    plain = gradients(model, batch, noise)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    recomputed = gradients(recompute_blocks(model), batch, noise)
+    assert all(torch.equal(recomputed[name], plain[name]) for name in plain)
 
 
 def count_runs(model: VLA, run) -> dict[torch.nn.Module, int]:

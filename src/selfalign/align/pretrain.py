@@ -25,6 +25,7 @@ from selfalign.data.sources import SourceData
 from selfalign.data.transforms import Tokenizer, pixels_to_model
 from selfalign.data.virtual import DrawPerturbation, FrameFeatures, ModelShape, PlayUse, VirtualSources
 from selfalign.model.config import VLAConfig
+from selfalign.model.device import existing_device
 from selfalign.model.files import map_array, write_atomically
 from selfalign.model.policy import VLA
 from selfalign.model.tokenizer import ByteTokenizer
@@ -104,11 +105,12 @@ class PretrainConfig:
         return self.start is not None or self.tower is not None
 
     def check(self, world: World) -> None:
-        """What cannot go together.
+        """What cannot go together, or not on this machine.
 
         Raises:
             ValueError: says what, and what to do.
         """
+        existing_device(world.device)
         if self.turned_cameras and self.rehearsal.contrastive.weight:
             raise ValueError("the contrastive loss takes no turned cameras: its twins differ in colours alone")
         if self.workers < 0:
@@ -163,7 +165,7 @@ def pretrain(
         if pictures is None and not config.sees:
             pictures = _labelled_frames(cache, model)
         if pictures is not None:
-            prepare_tower(model, pictures, store, config.pointing)
+            prepare_tower(model, pictures, store, config.pointing, sees=config.sees)
         model.to(world.device).vision.eval().requires_grad_(False)
         looks = (RECOLOURED,) if config.rehearsal.contrastive.weight > 0 else turned_looks(config.turned_cameras)
         features = frame_features(model, cache, store, looks=looks)
@@ -299,18 +301,46 @@ def _labelled_frames(cache: EpisodeCache, model: VLA) -> Snapshots | None:
     return Snapshots(cache.images(camera), cache.column(POINTS))
 
 
-def prepare_tower(model: VLA, labelled: Snapshots, out: Path, config: PointingConfig) -> None:
-    """Train the vision tower to point, from where it stopped; or load the one in `out`."""
-    path, unfinished = out / "tower.pt", out / "tower-training.pt"
+def prepare_tower(model: VLA, labelled: Snapshots, out: Path, config: PointingConfig, *, sees: bool = False) -> None:
+    """Train the vision tower to point, from where it stopped; or load the one in `out`.
+
+    Args:
+        sees: it has learned before, and goes on from there.
+
+    Raises:
+        ValueError: the tower in `out` has learned otherwise, on other pictures or from another start.
+    """
+    path, about, unfinished = out / "tower.pt", out / "tower.json", out / "tower-training.pt"
+    if not isinstance(model.vision, KeypointTower):
+        return
+    start = _digest(model.vision) if sees else None
+    told = {"pictures": labelled.fingerprint, "start": start, **dataclasses.asdict(config)}
     if path.is_file():
         load_tensors(model.vision, torch.load(path, weights_only=True), str(path))
-    elif isinstance(model.vision, KeypointTower):
-        train_tower(model.vision, labelled.images, labelled.points, config, unfinished)
-        rows = np.linspace(0, len(labelled.images) - 1, 2000).astype(int)
-        error = pointing_error(model.vision, labelled.images[rows], labelled.points[rows])
-        (out / "tower.json").write_text(json.dumps({**error, **dataclasses.asdict(config)}))
-        write_atomically(path, lambda temporary: torch.save(unique_tensors(model.vision), temporary))
-        unfinished.unlink(missing_ok=True)
+        learned = json.loads(about.read_text())
+        if "pictures" not in learned:  # as files of before: these are its pictures if it errs there as it did
+            told |= _pointing_error(model.vision, labelled)
+        told.pop("seed")  # any: where a training is repeated, its tower need not be
+        other = [name for name, value in told.items() if name in learned and not _alike(learned[name], value)]
+        if other:
+            raise ValueError(
+                f"{path} has learned otherwise or on other pictures ({', '.join(other)}): a folder serves trainings "
+                "whose tower learns alike; give another one"
+            )
+        return
+    train_tower(model.vision, labelled.images, labelled.points, config, unfinished)
+    about.write_text(json.dumps({**_pointing_error(model.vision, labelled), **told}))
+    write_atomically(path, lambda temporary: torch.save(unique_tensors(model.vision), temporary))
+    unfinished.unlink(missing_ok=True)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return one == other or (isinstance(one, list) and np.allclose(one, other, rtol=1e-3, equal_nan=True))
+
+
+def _pointing_error(tower: KeypointTower, labelled: Snapshots) -> dict[str, list[float]]:
+    rows = np.linspace(0, len(labelled.images) - 1, 2000).astype(int)
+    return pointing_error(tower, labelled.images[rows], labelled.points[rows])
 
 
 def frame_features(
@@ -363,12 +393,16 @@ def trained_features(model: VLA, cache: EpisodeCache, out: Path, batch: int = 25
 
 
 def _tokens(model: VLA, cache: EpisodeCache, out: Path, batch: int, look: str | None = None) -> dict[str, np.ndarray]:
-    # Another tower, another file: `start` may bring one into a used folder.
-    suffix = _digest(model.vision) + ("" if look is None else f"-{look}")
-    return {
-        camera: _tower_tokens(model, cache, camera, out / f"tokens-{camera}-{suffix}.npy", batch, look)
-        for camera in model.config.cameras
-    }
+    # Another tower or other recordings, another file: trainings share folders, and `start` may bring a tower.
+    tower, pictures = _digest(model.vision), hashlib.sha256(cache.pictures.encode()).hexdigest()[:8]
+    suffix, tokens = "" if look is None else f"-{look}", {}
+    for camera in model.config.cameras:
+        found = _unnamed_tokens(model, cache, camera, out / f"tokens-{camera}-{tower}{suffix}.npy", batch, look)
+        if found is None:
+            path = out / f"tokens-{camera}-{tower}-{pictures}{suffix}.npy"
+            found = _tower_tokens(model, cache, camera, path, batch, look)
+        tokens[camera] = found
+    return tokens
 
 
 @torch.no_grad()
@@ -397,11 +431,26 @@ def _digest(module: torch.nn.Module) -> str:
 
 
 @torch.no_grad()
+def _unnamed_tokens(
+    model: VLA, cache: EpisodeCache, camera: str, path: Path, batch: int, look: str | None
+) -> np.ndarray | None:
+    """What is in a file that does not name its recordings, as files of before do not; None unless the tower sees the
+    same in a few blocks of these."""
+    if not path.is_file() or len(found := _mapped(path)) != cache.num_frames:
+        return None
+    for block in np.unique(np.linspace(0, (len(found) - 1) // batch, 4).astype(int)):
+        rows = slice(block * batch, (block + 1) * batch)
+        pixels = next(picture_blocks(cache, camera, look, batch, rows.start))
+        seen = model.vision(pixels.to(model.feature_mean.device)).float().cpu().numpy()
+        if not np.allclose(found[rows], seen, rtol=2e-3, atol=2e-3):  # float16 has three digits
+            return None
+    return found
+
+
+@torch.no_grad()
 def _tower_tokens(model: VLA, cache: EpisodeCache, camera: str, path: Path, batch: int, look: str | None) -> np.ndarray:
     if path.is_file():
-        found = _mapped(path)
-        if len(found) == cache.num_frames:
-            return found
+        return _mapped(path)
     partial, count = path.with_suffix(".partial.npy"), path.with_suffix(".rows")
     values, done = _begun(partial, count, cache.num_frames)
     blocks, left = picture_blocks(cache, camera, look, batch, done), -(-(cache.num_frames - done) // batch)

@@ -21,8 +21,8 @@ class EncoderRun:
     data: tuple[str, ...] = (RECORDED,)
     """Data sets with play and demonstrations of source bodies (`selfalign sources`)."""
     features: Path | None = None
-    """Folder for what the vision tower sees in every frame of these data; None: one of their own. That of a pretraining
-    on the same data with the same tower (its `out` or `shared`) serves, too."""
+    """Folder for what the vision tower sees in every frame of data; None: one of their own. That of a pretraining on
+    the same data with the same tower (its `out` or `shared`) spares the work."""
     out: Path = Path("outputs/encoder.safetensors")
     """Where to write the encoder. A training that was interrupted goes on from what lies beside it (`.unfinished`)."""
     rank: int | None = None

@@ -78,7 +78,7 @@ class Recordings:
         """Reads data sets, and runs the policy's vision tower over them unless `features` holds what it saw.
 
         Args:
-            features: folder for that, of these data sets alone; None: one of their own in `FEATURES`.
+            features: folder for that; None: one of these data sets' own in `FEATURES`.
 
         Raises:
             FileNotFoundError: no such data set.

@@ -8,6 +8,7 @@ from selfalign.checkpoint import load
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.model.files import check_writable
+from selfalign.model.tokenizer import MissingTokenizer
 from selfalign.model.weights import read_json
 from selfalign.policy import Policy
 
@@ -24,6 +25,8 @@ class AlignCommand:
     cameras: dict[str, str] = field(default_factory=dict)
     """Pairs of a camera of the model and the play's camera that shows it, where they are called otherwise; others are
     left out."""
+    tokenizer: Path | None = None
+    """PaliGemma's tokenizer, for pi0 checkpoints that lack it."""
     features: Path | None = None
     """Folder of `selfalign features` for this play, where the checkpoint was pretrained with such features."""
     embodiment_index: int | None = None
@@ -38,6 +41,8 @@ class AlignCommand:
     batch_size: int | None = None
     learning_rate: float | None = None
     """None: the rate that the checkpoint was rehearsed with."""
+    device: str = "cpu"
+    """Where the model goes; "cuda" for a large one."""
     seed: int = 0
     calibrated: bool = True
     """Judge by the checkpoint's calibration too, where it has one: what success to expect, and which play losses it has
@@ -55,7 +60,9 @@ def run(config: AlignCommand) -> None:
         SystemExit: the verdict rejects it.
     """
     check_writable(config.out)
-    policy = load(config.checkpoint, robot=config.robot)
+    policy = load(config.checkpoint, config.device, tokenizer=config.tokenizer, robot=config.robot)
+    if isinstance(policy.tokenizer, MissingTokenizer):
+        raise FileNotFoundError(f"{policy.tokenizer.reason} Then: selfalign align --tokenizer PATH")
     cameras = config.cameras or None
     play = Play.open(config.play, config.embodiment_index, cameras=cameras, features=config.features)
     settings = AlignConfig(

@@ -48,6 +48,8 @@ class EvalConfig:
     """What displacements are multiplied by; None: the checkpoint's own speed."""
     temperature: float | None = None
     """What the noise that samples start from is multiplied by; None: the checkpoint's own temperature."""
+    device: str = "cpu"
+    """Where the model goes; "cuda" for a large one."""
     video: Path | None = None
     """Film of the first episodes, a .gif or an .mp4."""
     films: int = 3
@@ -67,7 +69,7 @@ def run(config: EvalConfig, *, show: bool = True) -> dict[str, Any]:
     console, watch = Console(quiet=not show), Stopwatch()
     if config.video is not None and config.video.suffix not in (".gif", ".mp4"):
         raise ValueError(f"a film is a .gif or an .mp4, got {config.video}")
-    policy = load(config.checkpoint).acting_at(config.speed, config.temperature)
+    policy = load(config.checkpoint, config.device).acting_at(config.speed, config.temperature)
     body, context = read_body(config.body), policy.load_context(config.context)
     if config.prior:
         context = as_prior(policy, context)

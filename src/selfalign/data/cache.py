@@ -51,6 +51,8 @@ class EpisodeCache:
     task_index: Int[np.ndarray, " E"]
     is_play: Bool[np.ndarray, " E"]
     column_names: tuple[str, ...]
+    pictures: str
+    """Changes with the recordings and the size of the pictures, but not with stored features."""
 
     @classmethod
     def build(
@@ -77,7 +79,7 @@ class EpisodeCache:
         """
         source = SourceData([source]) if isinstance(source, LeRobotReader) else source
         folder = Path(cache_dir) if cache_dir is not None else user_cache("episodes")
-        root = folder / f"{source.fingerprint}-{image_size or 'full'}-v{_VERSION}"
+        root = folder / _named(source.fingerprint, image_size)
         if (root / _META).is_file():
             return cls.open(root)
         unfinished = folder / f".{root.name}.partial-{os.getpid()}-{os.urandom(3).hex()}"
@@ -113,6 +115,7 @@ class EpisodeCache:
             embodiments=tuple(meta["embodiments"]),
             fps=meta["fps"],
             column_names=tuple(meta["columns"]),
+            pictures=meta.get("pictures", root.name),  # caches of before do not say it
             **episodes,
         )
 
@@ -174,6 +177,10 @@ class EpisodeCache:
         return np.flatnonzero(picked)
 
 
+def _named(fingerprint: str, image_size: int | None) -> str:
+    return f"{fingerprint}-{image_size or 'full'}-v{_VERSION}"
+
+
 def _decode_into(folder: Path, source: SourceData, image_size: int | None, progress: bool, workers: int) -> None:
     total, arrays, start = source.num_frames, {}, 0
     decoded = fetch_ahead(partial(_decoded, source, image_size), range(len(source)), workers)
@@ -206,6 +213,7 @@ def _decode_into(folder: Path, source: SourceData, image_size: int | None, progr
         "tasks": tasks,
         "embodiments": source.embodiments,
         "fps": source.info.fps,
+        "pictures": _named(source.plain_fingerprint, image_size),
     }
     (folder / _META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 

@@ -101,12 +101,20 @@ def _check_type(directory: Path, config: VLAConfig) -> None:
         raise ValueError(f"{directory}: config.json says {told!r}, but the tensors are of the other of pi0 and pi0.5")
 
 
-def _read_openpi(directory: Path, config: VLAConfig, asset_id: str | None) -> NormStats | None:
+def assets_of(directory: Path) -> dict[str, Path]:
+    """The statistics of an openpi checkpoint, by the robot's name there."""
     assets = directory / "assets"
-    found = {str(p.parent.relative_to(assets)): p for p in sorted(assets.rglob(STATS_FILE))} if assets.is_dir() else {}
+    return {str(p.parent.relative_to(assets)): p for p in sorted(assets.rglob(STATS_FILE))} if assets.is_dir() else {}
+
+
+def _read_openpi(directory: Path, config: VLAConfig, asset_id: str | None) -> NormStats | None:
+    assets, found = directory / "assets", assets_of(directory)
     names = ", ".join(found) or "none"
     if asset_id is None and len(found) > 1:
-        raise ValueError(f"{assets} has statistics of several robots: choose one with asset_id=: {names}")
+        raise ValueError(
+            f"{assets} has statistics of several robots ({names}): choose one with asset_id= of sa.load or --asset-id "
+            "of `selfalign convert`, or give a robot (--robot) whose `asset_id` is one of them"
+        )
     if asset_id is not None and asset_id not in found:
         raise FileNotFoundError(f"{assets} has no {asset_id}/{STATS_FILE}; it has {names}")
     if not found:

@@ -123,7 +123,7 @@ class SourceData:
         ]
         self.features = features
         if features is not None:
-            features.check(self._plain_fingerprint, [ref.length for ref in self.refs])
+            features.check(self.plain_fingerprint, [ref.length for ref in self.refs])
 
     @classmethod
     def open(
@@ -185,12 +185,12 @@ class SourceData:
     def fingerprint(self) -> str:
         """A short hash that changes with any of the data sets, with the names of cameras and with the features."""
         if self.features is None:
-            return self._plain_fingerprint
-        return hashlib.sha256(f"{self._plain_fingerprint} {self.features.name}".encode()).hexdigest()[:16]
+            return self.plain_fingerprint
+        return hashlib.sha256(f"{self.plain_fingerprint} {self.features.name}".encode()).hexdigest()[:16]
 
     @cached_property
-    def _plain_fingerprint(self) -> str:
-        """Without features."""
+    def plain_fingerprint(self) -> str:
+        """`fingerprint` without features: of what was recorded."""
         joined = "+".join(reader.fingerprint for reader in self.readers)
         if self.cameras is not None:
             joined += json.dumps(self.cameras, sort_keys=True)

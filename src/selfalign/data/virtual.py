@@ -192,6 +192,7 @@ class VirtualSources:
         self.rigs = np.unique(cache.embodiment_index) if rigs is None else np.asarray(rigs)
         self.odds = None if rig_odds is None else rig_odds[self.rigs] / rig_odds[self.rigs].sum()
         self.tokens, self.token_mask = tokenize_tasks(cache.tasks, tokenizer)
+        self.play_tokens, self.play_token_mask = tokenizer.encode([""])
         for rig in self.rigs:
             for episodes, kind in (
                 (self._play_of(int(rig)), "play"),
@@ -348,10 +349,10 @@ class VirtualSources:
         return tokens[torch.arange(len(frames)), torch.from_numpy(index), :2].float()
 
     def _prompts(self, frames: Int[np.ndarray, " B"], *, empty: bool) -> tuple[Tensor, Tensor]:
+        if empty:  # as `Policy.transitions` gives it: PaliGemma's has a piece after the begin token
+            return self.play_tokens.repeat(len(frames), 1), self.play_token_mask.repeat(len(frames), 1)
         tasks = torch.from_numpy(self.cache.task_index[self.cache.episode_of_frame[frames]])
         tokens, mask = self.tokens[tasks], self.token_mask[tasks]
-        if empty:
-            tokens, mask = tokens[:, :1], mask[:, :1]  # the begin token alone, as an empty prompt gives it
         longest = int(mask.sum(1).max())
         return tokens[:, :longest], mask[:, :longest]
 

@@ -197,7 +197,8 @@ class LearningBody:
             parts = {name: (losses[name], usual[name][0]) for name in self.monitor.drifted}
             self.versions.note(DRIFTED, since=self._since, loss=losses[TOTAL], usual=total.reference, parts=parts)
         if before is Drift.DRIFTED and after is not before:
-            self.versions.note(CALM, loss=losses[TOTAL], usual=total.reference)
+            self._since = self.ring.end  # the steps in between are of the body as it was while it lasted
+            self.versions.note(CALM, since=self._since, loss=losses[TOTAL], usual=total.reference)
 
     def _aligned(self, reply: dict[str, Any], stale: bool) -> EmbodimentContext | None:
         about = {name: value for name, value in reply.items() if name != "accepted"} | {"by": self._asked()}

@@ -65,7 +65,17 @@ class Step:
 
     def follows(self, other: "Step") -> bool:
         """Whether this is the next step of the same chain, in the same cameras and dimensions."""
-        return (self.chain, self.index) == (other.chain, other.index + 1) and self.kind == other.kind
+        return self.place == other.next_place
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Where it stands: its chain, its place there, cameras and dimensions."""
+        return self.chain, self.index, self.kind
+
+    @property
+    def next_place(self) -> tuple[object, ...]:
+        """`place` of the step that follows it."""
+        return self.chain, self.index + 1, self.kind
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -87,12 +97,13 @@ class TransitionCounter:
 
     def __init__(self, horizon: int):
         self._horizon = horizon
-        self._chains: dict[str, tuple[Step, int, deque[int]]] = {}  # last step, its moment, moments a horizon back
+        # Place of the next step, the last one's moment, moments a horizon back; no steps, which hold their pictures.
+        self._chains: dict[str, tuple[object, int, deque[int]]] = {}
 
     def add(self, step: Step) -> int:
         """1 if this look is exactly a horizon after an earlier one of its chain, else 0."""
-        last, moment, looks = self._chains.pop(step.chain, (None, 0, deque()))
-        if last is None or not step.follows(last):
+        expected, moment, looks = self._chains.pop(step.chain, (None, 0, deque()))
+        if step.place != expected:
             moment, looks = 0, deque()
         else:
             moment += len(step.executed)
@@ -100,7 +111,7 @@ class TransitionCounter:
             looks.popleft()
         found = bool(looks) and looks[0] == moment - self._horizon
         looks.append(moment)
-        self._chains[step.chain] = (step, moment, looks)
+        self._chains[step.chain] = (step.next_place, moment, looks)
         if len(self._chains) > 1000:  # the one that has been silent for longest
             self._chains.pop(next(iter(self._chains)))
         return int(found)

@@ -53,7 +53,8 @@ class WorkerSettings:
         """Raises `ValueError` where the checkpoint is no longer the server's."""
         torch.set_num_threads(self.threads)
         if torch.device(self.device).type == "cuda":
-            torch.cuda.set_per_process_memory_fraction(self.gpu_share, torch.device(self.device))
+            # Plain "cuda" has no index: None, which is the current one.
+            torch.cuda.set_per_process_memory_fraction(self.gpu_share, torch.device(self.device).index)
         policy = load(self.checkpoint, self.device, tokenizer=self.tokenizer, robot=self.robot)
         if policy.fingerprint() != self.fingerprint:
             raise ValueError(

@@ -25,6 +25,7 @@ from websockets.http11 import Request as HttpRequest
 
 from selfalign.data.episodes import IMAGE_PREFIX
 from selfalign.data.transforms import resize_with_pad
+from selfalign.model.device import existing_device
 from selfalign.observations import STATE
 from selfalign.online.aligner import Aligner
 from selfalign.online.experience import Step, picture
@@ -60,7 +61,8 @@ class Learning:
         """As `selfalign serve --learn DIR` does it.
 
         Raises:
-            ValueError: more actions executed of a chunk than it has; or the folder is another server's.
+            ValueError: more actions executed of a chunk than it has; the folder is another server's; or there is no
+                such device.
             OSError: the folder cannot be written.
         """
         if config.learn is None:
@@ -71,7 +73,7 @@ class Learning:
         settings = WorkerSettings(
             config.checkpoint,
             policy.fingerprint(),
-            plan.aligner_device or config.device,
+            str(existing_device(plan.aligner_device or config.device)),
             config.tokenizer,
             config.robot,
             plan.aligner_threads,

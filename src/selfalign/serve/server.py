@@ -23,6 +23,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
+from selfalign.model.tokenizer import MissingTokenizer
 from selfalign.policy import Policy
 from selfalign.serve.access import ApiKeys, RateLimit, check_exposure, is_loopback, tls_context
 from selfalign.serve.batching import Batcher, Query, infer
@@ -250,7 +251,12 @@ def _embodiment_in(connection: ServerConnection) -> str | None:
 
 
 def run(config: ServeConfig) -> None:
-    """`selfalign serve`: until SIGINT or SIGTERM; SIGHUP reads the contexts again."""
+    """`selfalign serve`: until SIGINT or SIGTERM; SIGHUP reads the contexts again.
+
+    Raises:
+        FileNotFoundError: no checkpoint, or none of the words that it reads by.
+        ValueError, OSError: as in `load`, `check_files`, `Learning.build` and `ContextTable`.
+    """
     import torch
 
     from selfalign.checkpoint import load
@@ -260,6 +266,8 @@ def run(config: ServeConfig) -> None:
         torch.set_num_threads(config.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     policy = load(config.checkpoint, config.device, tokenizer=config.tokenizer, robot=config.robot)
+    if isinstance(policy.tokenizer, MissingTokenizer):  # it would start, and then answer nobody
+        raise FileNotFoundError(f"{policy.tokenizer.reason} Then: selfalign serve --tokenizer PATH")
     policy = policy.acting_at(config.speed, config.temperature)
     learning = None if config.learn is None else Learning.build(policy, config)
     contexts = ContextTable(policy, config.contexts, None if learning is None else learning.learner.adopt)

@@ -21,7 +21,6 @@ class LoraSettings:
     """Of the updates; 0: no LoRA."""
     alpha: int = 16
     """The updates are scaled by alpha / rank."""
-    dropout: float = 0.0
     parts: tuple[Part, ...] = ("vlm",)
     """Of "vlm", "action", "alignment" and "ttt"; the other parts train as usual."""
 
@@ -52,7 +51,7 @@ def add_lora(model: VLA, settings: LoraSettings) -> VLA:
     adapters = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
+        lora_dropout=0.0,  # recomputed blocks would draw another one (`train.recompute`)
         target_modules=sorted(targets),
     )
     inject_adapter_in_model(adapters, model, _ADAPTER)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from selfalign.configs import below, refuse
+from selfalign.data.snapshots import Snapshots
 from selfalign.data.transforms import pixels_to_model
 from selfalign.model.files import write_atomically
 from selfalign.model.vision import KeypointTower
@@ -120,8 +121,8 @@ def colour_jitter(images: Float[Tensor, "B 3 S S"], *, generator: torch.Generato
 class _Training:
     """The training of a tower at some step: what it needs to go on as if it had never stopped."""
 
-    def __init__(self, tower: KeypointTower, config: PointingConfig):
-        self.tower, self.config, self.step = tower, config, 0
+    def __init__(self, tower: KeypointTower, config: PointingConfig, pictures: str):
+        self.tower, self.config, self.pictures, self.step = tower, config, pictures, 0
         self.rng, self.generator = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
         self.optimizer = torch.optim.AdamW(tower.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -146,6 +147,7 @@ class _Training:
     def save(self, path: Path) -> None:
         state = {
             "config": asdict(self.config),
+            "pictures": self.pictures,
             "step": self.step,
             "tower": unique_tensors(self.tower),
             "optimizer": self.optimizer.state_dict(),
@@ -161,6 +163,8 @@ class _Training:
             state = torch.load(path, weights_only=True)
             if state["config"] != asdict(self.config):
                 raise ValueError(f"it was made with {state['config']}")
+            if state["pictures"] != self.pictures:
+                raise ValueError("it was made on other pictures")
             load_tensors(self.tower, state["tower"], str(path))
         except Exception as error:  # torch raises many kinds for a damaged archive
             raise ValueError(f"{path} is no training of this tower ({error}); delete it to begin again") from error
@@ -190,7 +194,7 @@ def train_tower(
     """
     if tower.config.depth_width:
         _measure_depth(tower, points)
-    training = _Training(tower, config)
+    training = _Training(tower, config, Snapshots(images, points).fingerprint)
     if saved is not None and saved.is_file():
         training.restore(saved)
     tower.train()

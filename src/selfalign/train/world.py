@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from selfalign.model.device import existing_device
+
 PATIENCE = timedelta(hours=6)
 """How long a process waits for another one, which may be computing features."""
 
@@ -90,11 +92,14 @@ def open_world(device: str = "cpu") -> Iterator[World]:
 
     Args:
         device: "cpu", or "cuda": then each process takes the GPU of its local rank.
+
+    Raises:
+        ValueError: there is no such device.
     """
+    own = existing_device(device)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield World(device=torch.device(device))
+        yield World(device=own)
         return
-    own = torch.device(device)
     if own.type == "cuda":
         own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(own)
