@@ -200,11 +200,7 @@ def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             amounts = sorted(body["results"], key=int)
             named = {f"{method}{AT}{amount}": body["results"][amount] for amount in amounts if len(amounts) > 1}
             for told_as, result in {condition: body["results"][amounts[-1]], **named}.items():
-                if row["success"].get(told_as, result["success"]) != result["success"]:
-                    raise ValueError(
-                        f"two cells of {entry['label']} measured {told_as} of {name} and found different things: their "
-                        "settings differ; give them labels, or files, of their own"
-                    )
+                _check_agree(entry, told_as, name, row["success"].get(told_as), result["success"])
                 row["success"][told_as] = result["success"]
                 row["costs"][told_as] = {cost: result[cost] for cost in COSTS}
                 # The largest amount is the condition itself: one attempt, not two.
@@ -216,15 +212,37 @@ def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 COSTS = ("robot_seconds", "fit_seconds", "peak_megabytes", "bytes_stored")
+MEASURED = ("successes", "episodes", "mean_progress")
+"""Of success: what a second measurement repeats. Seconds it does not."""
+
+
+def _check_agree(
+    entry: Mapping[str, Any], told_as: str, body: str, one: Mapping[str, Any] | None, other: Mapping[str, Any]
+) -> None:
+    """Raises `ValueError` where two cells of one name found different things under one condition of a body."""
+    if one is not None and any(one.get(name) != other.get(name) for name in MEASURED):
+        raise ValueError(
+            f"two cells of {entry['label']} measured {told_as} of {body} and found different things: their settings "
+            "differ; give them labels, or files, of their own"
+        )
 
 
 def _seen(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each source body, with the most play that it was given."""
+    """A row for each source body, with the most play that it was given.
+
+    Raises:
+        ValueError: two cells found different things of a body that was given as much.
+    """
     rows: dict[str, dict[str, Any]] = {}
+    given: dict[tuple[str, str], int] = {}
     for entry in entries:
         condition = {"selfalign": ORACLE, "frozen": SEEN_BEFORE}.get(_method(entry))
         for body in entry["bodies"] if condition else ():
-            name = _body(body)
+            name, most = _body(body), max(map(int, body["results"]))
+            success, before = body["results"][str(most)]["success"], given.get((name, condition), 0)
             row = rows.setdefault(name, {"name": name, "body": body["body"], "success": {}})
-            row["success"][condition] = body["results"][max(body["results"], key=int)]["success"]
+            if most == before:
+                _check_agree(entry, condition, name, row["success"][condition], success)
+            if most > before:
+                row["success"][condition], given[name, condition] = success, most
     return list(rows.values())
