@@ -18,6 +18,7 @@ from selfalign.report.failures import body_rows, cell_rows, failing_bodies, typi
 from selfalign.report.films import FilmsConfig, read_films, run, to_film
 from selfalign.report.naming import Naming
 from selfalign.report.reading import read_cells
+from selfalign.report.sections import success
 
 # Play as short as in these tests may leave the gripper alone.
 pytestmark = pytest.mark.filterwarnings("ignore:near-constant dimensions")
@@ -38,6 +39,25 @@ def test_the_worst_come_first_and_bodies_that_miss_nothing_are_not_named(tmp_pat
         [names[1], "camera", "reach", "1 of 10", "3 of 10", "accept"],
         [names[2], "camera", "reach", "1 of 10", "6 of 10", "reject"],
     ]
+
+
+def test_a_body_without_a_verdict_was_not_rejected(tmp_path: Path):
+    matrix = matrix_result()  # two bodies, aligned
+    for body in matrix["cells"][1]["bodies"]:
+        body["results"]["20"]["success"] = outcome(3)
+    first, second = (body["results"]["20"] for body in matrix["cells"][1]["bodies"])
+    del first["verdict"]
+    (some,) = read_cells([write(tmp_path / "some.json", matrix)])
+    assert [row[-1] for row in cell_rows([some], Naming.of([some]))] == ["1 of 1 judged"]
+    assert sorted(row[-1] for row in body_rows(worst([some]), Naming.of([some]))) == ["-", "accept"]
+    table = next(success([some])).tables[0]
+    assert table.rows[0][table.columns.index("accepted")] == "1 of 1 judged"
+    del second["verdict"]
+    (none,) = read_cells([write(tmp_path / "none.json", matrix)])
+    assert [row[-1] for row in cell_rows([none], Naming.of([none]))] == ["-"]
+    assert {row[-1] for row in body_rows(worst([none]), Naming.of([none]))} == {"-"}
+    table = next(success([none])).tables[0]
+    assert "accepted" not in table.columns and all(len(row) == len(table.columns) for row in table.rows)
 
 
 def test_the_worst_of_each_cell_and_of_all(tmp_path: Path):
