@@ -188,10 +188,12 @@ def test_a_cell_that_fails_stops_no_other(curve: Cell, tmp_path: Path, monkeypat
 
 def test_the_bodies_and_tasks_of_a_plan_by_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(REACHED, 20, 0.9)
-    Measured(monkeypatch)
-    run(MatrixConfig("headline", tmp_path, str(checkpoint), seed=77, tasks=("push",), bodies=1), show=False)
+    done = Measured(monkeypatch)  # other processes would not have it
+    config = MatrixConfig("headline", tmp_path, str(checkpoint), seed=77, tasks=("push",), bodies=1, workers=1)
+    run(config, show=False)
     told = [entry["settings"] for entry in read_json(tmp_path / "matrix.json")["cells"]]
     assert len(told) == 24 and {(of["seed"], of["task"]) for of in told} == {(77, "push")}
+    assert len(done) == 24
     with pytest.raises(ValueError, match="the plan 'smoke' has no cell"):
         run(MatrixConfig("smoke", tmp_path, str(checkpoint), tasks=("lift",)), show=False)
 
