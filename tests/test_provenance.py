@@ -1,11 +1,12 @@
 """What stands beside every result."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
 
-from selfalign.provenance import command, digest, read_kept, read_own, write_json
+from selfalign.provenance import command, digest, read_kept, read_own, without_places, write_json
 
 
 def test_the_command_tells_no_path_of_the_machine(monkeypatch):
@@ -15,6 +16,34 @@ def test_the_command_tells_no_path_of_the_machine(monkeypatch):
     for program in ("cli.py", "__main__.py"):  # `python -m selfalign`, which nobody types as a file
         monkeypatch.setattr("sys.argv", [f"/opt/selfalign/{program}", "demo"])
         assert command() == "selfalign demo"
+
+
+@pytest.mark.parametrize(
+    "value, told",
+    [
+        ("--checkpoint=/home/me/tiny", "--checkpoint=tiny"),
+        ("lerobot:/home/me/a,/home/me/b/", "lerobot:a,b"),
+        ("rlds:/home/me/bridge@5", "rlds:bridge@5"),
+        ("--data=lerobot:/home/me/a=b", "--data=lerobot:a=b"),
+        ("lerobot:data/a,data/b", "lerobot:data/a,data/b"),
+        ("ws://10.0.0.1:8000/policy", "ws://10.0.0.1:8000/policy"),
+        ("1/2", "1/2"),
+        ("/", "/"),
+        (Path("/home/me/tiny"), "tiny"),
+        (
+            {"data": ["/home/me/a"], "tower": {"path": None, "steps": 3}},
+            {"data": ["a"], "tower": {"path": None, "steps": 3}},
+        ),
+    ],
+)
+def test_places_of_this_machine_are_not_told(value, told):
+    assert without_places(value) == told
+
+
+def test_no_published_result_tells_a_place_of_a_machine():
+    results = Path(__file__).parents[1] / "benchmarks/results"
+    for path in results.glob("*.json"):
+        assert not re.findall(r'"/[^"/]+/[^"]*"', path.read_text()), path.name
 
 
 def test_a_digest_is_of_the_values():

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -35,11 +36,27 @@ def provenance(seconds: float | None = None) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line of this process, as one would type it; absolute paths are reduced to names."""
+    """The command line of this process, as one would type it, `without_places`."""
     program, arguments = Path(sys.argv[0]).name, sys.argv[1:]
     if program in ("__main__.py", "cli.py"):  # `python -m selfalign`
         program = "selfalign"
-    return shlex.join([program, *(Path(a).name if Path(a).is_absolute() else a for a in arguments)])
+    return shlex.join([program, *without_places(arguments)])
+
+
+_PLACE = re.compile(r"(?:^|(?<=[=:,]))/(?!/)[^,]*")
+"""An absolute path: alone, behind `--flag=` or `lerobot:`, or one of several with commas; no address (`ws://host`)."""
+
+
+def without_places(value: Any) -> Any:
+    """JSON values (and paths, as text) in which absolute paths are reduced to names: where a file lies on this machine
+    is nobody's business. Relative paths stay."""
+    if isinstance(value, Mapping):
+        return {name: without_places(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(inner) for inner in value]
+    if isinstance(value, str | Path):
+        return _PLACE.sub(lambda found: Path(found[0]).name or "/", str(value))
+    return value
 
 
 def commit() -> str | None:

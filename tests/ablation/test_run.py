@@ -57,6 +57,8 @@ def test_trainings_share_a_tower_and_are_not_repeated(config: AblateConfig, monk
     assert [t["label"] for t in result["trainings"]] == ["all", "global-w", "new-narrow"]
     assert result["trainings"][0]["digest"] == result["trainings"][2]["digest"]
     assert json.loads((config.out / "ablation.json").read_text()) == result
+    assert result["trainings"][0]["training"]["recordings"]["data"] == ["data"]
+    assert str(config.out.parent) not in (config.out / "ablation.json").read_text(), "no place of this machine"
     seen.clear()
     assert run(config, show=False)["trainings"] == result["trainings"] and seen == []
 

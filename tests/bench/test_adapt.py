@@ -56,7 +56,7 @@ def test_rows_hold_every_condition_of_every_body(measured):
         assert list(row["success"]) == ["oracle"]
     bodies = [BodySpec.from_dict(row["body"]) for row in result["bodies"]]
     assert bodies[0] != bodies[1]
-    assert result["settings"]["seed"] == 4
+    assert result["settings"]["seed"] == 4 and result["checkpoint"]["path"] == config.checkpoint.name
     assert {"command", "commit", "machine", "finished"} <= result["provenance"].keys()
 
 

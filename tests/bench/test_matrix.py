@@ -70,6 +70,7 @@ def test_a_curve_and_its_speed(curve: Cell, tmp_path: Path, monkeypatch: pytest.
     assert summary["3"]["success"]["pooled"]["successes"] == 36 and summary["3"]["peak_megabytes"] == 102.0
     (speed,) = result["speed"]
     assert speed["trajectories"]["value"] == 10 and speed["robot_seconds"] == 25.0 and speed["oracle"] == 1.0
+    assert result["cells"][0]["checkpoint"] == Path(curve.checkpoint).name, "not where it lies on this machine"
     assert result["cells"][0]["split"] == "test" and {"command", "commit"} <= result["cells"][0]["provenance"].keys()
 
 

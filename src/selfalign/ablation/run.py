@@ -32,7 +32,7 @@ from selfalign.configs import below, changed, refuse
 from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import RECORDED, SourceData
 from selfalign.model.weights import load_model
-from selfalign.provenance import Stopwatch, digest, provenance, write_json
+from selfalign.provenance import Stopwatch, digest, provenance, without_places, write_json
 from selfalign.sim.regions import Scenario
 from selfalign.sim.seeds import Split, seeds_of
 from selfalign.train import checkpoint
@@ -255,7 +255,7 @@ def train(job: Training) -> dict[str, str]:
     told = {
         "name": job.name,
         "about": job.recipe.about,
-        "training": json.loads(json.dumps(flags, default=str)),
+        "training": without_places(json.loads(json.dumps(flags, default=str))),
         "seconds": None if resumed else round(watch.seconds, 1),  # of a part of it, they would mislead
         "peak_megabytes": memory.megabytes,
         "provenance": provenance(watch.seconds),

@@ -40,7 +40,7 @@ from selfalign.bench.subject import (
 from selfalign.bench.trials import BodyTrials
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
-from selfalign.provenance import Stopwatch, provenance, read_own, write_json
+from selfalign.provenance import Stopwatch, provenance, read_own, without_places, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.record import record_demonstrations
 from selfalign.sim.regions import Scenario
@@ -224,7 +224,7 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
         parameters = sum(p.numel() for p in policy.model.parameters())
         result = {
             **identity,
-            "checkpoint": {"path": str(config.checkpoint), "parameters": parameters},
+            "checkpoint": {"path": without_places(config.checkpoint), "parameters": parameters},
             "provenance": {**provenance(watch.seconds), "workers": config.workers},
             "summary": summarise(rows, config.conditions),
             "bodies": rows,

@@ -31,7 +31,7 @@ from selfalign.bench.stats import amount_to_reach
 from selfalign.bench.subject import identity_of
 from selfalign.cluster import Cluster, run_on
 from selfalign.configs import below, refuse
-from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
+from selfalign.provenance import Stopwatch, digest, provenance, read_kept, without_places, write_json
 from selfalign.sim.prepare import prepare
 from selfalign.sim.seeds import Split, seeds_of, split_of
 from selfalign.sim.tasks import KINDS, Kind
@@ -289,7 +289,12 @@ def _finish(state: CellState, cache: Path) -> None:
 def _entry(state: CellState) -> dict[str, Any]:
     """A cell in `matrix.json`: what it is, and its result or its error."""
     cell = state.cell
-    head = {"label": cell.name, "checkpoint": cell.checkpoint, "split": split_of(cell.seed), "digest": state.digest}
+    head = {
+        "label": cell.name,
+        "checkpoint": without_places(cell.checkpoint),
+        "split": split_of(cell.seed),
+        "digest": state.digest,
+    }
     if state.result is None:
         return {**head, "settings": cell.measured(), "error": state.error, "traceback": state.traceback}
     return {**head, **state.result}
