@@ -1,5 +1,6 @@
 """Where a number comes from: command, code, machine and time, written beside every result."""
 
+import functools
 import hashlib
 import json
 import os
@@ -59,8 +60,14 @@ def without_places(value: Any) -> Any:
     return value
 
 
+@functools.cache
 def commit() -> str | None:
-    """The commit of the source tree, with `+changes` where files of the package differ from it; None outside of git."""
+    """The commit of the source tree, with `+changes` where files of the package differ from it or are not in it; None
+    outside of git.
+
+    Read once in a process, and early (`Stopwatch` does): the code that runs is the one that was imported, whatever is
+    committed while it runs.
+    """
     root = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -71,7 +78,7 @@ def commit() -> str | None:
         # An installed package inside somebody else's repository is not that repository's code.
         if not git("ls-files", Path(__file__).name):
             return None
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(root))
+        changed = git("status", "--porcelain", "--untracked-files=all", "--", str(root))
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -106,9 +113,10 @@ def _version(package: str) -> str | None:
 
 
 class Stopwatch:
-    """Seconds since it was made, or since the last `lap`."""
+    """Seconds since it was made, or since the last `lap`. A run that makes one as it begins knows its `commit`, too."""
 
     def __init__(self) -> None:
+        commit()
         self._began = self._lap = time.perf_counter()
 
     @property
