@@ -23,7 +23,7 @@ def provenance(seconds: float | None = None) -> dict[str, Any]:
     """Plain values for JSON; paths of this machine are reduced to names.
 
     Args:
-        seconds: how long the work took.
+        seconds: how long the work took; None: nobody knows, as where some of it was done before an interruption.
     """
     return {
         "command": command(),

@@ -60,7 +60,9 @@ def test_trainings_share_a_tower_and_are_not_repeated(config: AblateConfig, monk
     assert result["trainings"][0]["training"]["recordings"]["data"] == ["data"]
     assert str(config.out.parent) not in (config.out / "ablation.json").read_text(), "no place of this machine"
     seen.clear()
-    assert run(config, show=False)["trainings"] == result["trainings"] and seen == []
+    again = run(config, show=False)
+    assert again["trainings"] == result["trainings"] and seen == []
+    assert result["provenance"]["seconds"] > 0 and again["provenance"]["seconds"] is None
 
 
 def test_recipes_take_the_tower_of_a_checkpoint(config: AblateConfig, monkeypatch: pytest.MonkeyPatch):

@@ -114,7 +114,7 @@ def test_an_interrupted_run_goes_on(mine: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(calibrate, "measure_pair", lambda job: later.append(made_up(job)))
     result = run(config, show=False)
     assert sorted(done + later) == ["action-000", "action-002", "camera-000", "camera-002"] and len(later) == 2
-    assert [row["index"] for row in result["bodies"]] == [0, 1, 2, 3] * 2
+    assert [row["index"] for row in result["bodies"]] == [0, 1, 2, 3] * 2 and result["provenance"]["seconds"] is None
     monkeypatch.setattr(calibrate, "measure_pair", None)
     assert run(config, show=False) == result, "finished work is not repeated"
     with pytest.raises(ValueError, match=r"c\.json holds these measurements already, but their contexts were not kept"):

@@ -62,7 +62,7 @@ def curve(checkpoint: Path) -> Cell:
 def test_a_curve_and_its_speed(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     done = Measured(monkeypatch)
     result = run_plan(Plan("p", tuple(with_oracle(curve))), tmp_path, workers=1, show=False)
-    assert len(done) == 6 and result["failed"] == 0
+    assert len(done) == 6 and result["failed"] == 0 and result["provenance"]["seconds"] is not None
     assert json.loads((tmp_path / "matrix.json").read_text()) == result
     assert Plan.open(tmp_path / "plan.json").cells[0] == curve
     summary = result["cells"][0]["summary"]
@@ -93,6 +93,7 @@ def test_what_is_finished_is_kept_and_shared(curve: Cell, tmp_path: Path, monkey
     assert none == []
     assert [entry["label"] for entry in again["cells"]] == ["a", "b"]
     assert all(entry["summary"] == first["cells"][0]["summary"] for entry in again["cells"])
+    assert first["provenance"]["seconds"] is again["provenance"]["seconds"] is None, "of a part, they would mislead"
     other = Measured(monkeypatch)
     run_plan(Plan("r", (replace(curve, episodes=21),)), tmp_path, workers=1, show=False)
     assert len(other) == 3

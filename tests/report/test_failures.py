@@ -157,7 +157,8 @@ def test_what_is_filmed_is_not_filmed_again(filmed, monkeypatch: pytest.MonkeyPa
     (config.out / "mine.gif").touch()
     (config.out / "films.json").write_text(json.dumps({**result, "films": [other, film]}))
     monkeypatch.setattr(films, "_film", None)
-    assert run(config, show=False)["films"] == [film]
+    again = run(config, show=False)
+    assert again["films"] == [film] and again["provenance"]["seconds"] is None
     assert sorted(path.name for path in config.out.glob("*.gif")) == sorted([film["file"], "mine.gif"])
 
 

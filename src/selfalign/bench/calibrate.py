@@ -264,9 +264,9 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
                 config.check_offered(body)
         with parts_of(config.out, identity, console) as folder:
             jobs = list(_jobs(config, folder, own))
-            run_parts("pairs", measure_pair, jobs, lambda job: job.row_path, workers=config.workers, show=show)
+            kept = run_parts("pairs", measure_pair, jobs, lambda job: job.row_path, workers=config.workers, show=show)
             rows = [row for job in jobs for row in json.loads(job.row_path.read_text())]
-            made = {**provenance(watch.seconds), "workers": config.workers}
+            made = {**provenance(None if kept else watch.seconds), "workers": config.workers}
             result = {**identity, "provenance": made, "bodies": rows}
             if config.contexts is not None:
                 _keep(folder / "contexts", config.contexts)

@@ -151,7 +151,7 @@ def run_plan(
     for note in notes:
         console.print(f"Note: {note}", markup=False)
     try:
-        _measure(states, cache / "bodies", workers, cluster, show)
+        kept = _measure(states, cache / "bodies", workers, cluster, show)
     except KeyboardInterrupt:
         console.print(f"Interrupted. What is finished is in {cache}; the same command goes on from there.")
         raise
@@ -163,7 +163,7 @@ def run_plan(
     result = {
         "format": FORMAT,
         "plan": plan.name,
-        "provenance": {**provenance(watch.seconds), "workers": workers, "cluster": cluster},
+        "provenance": {**provenance(None if kept else watch.seconds), "workers": workers, "cluster": cluster},
         "notes": notes,
         "failed": sum("error" in entry for entry in measured),
         "speed": speeds(measured),
@@ -242,8 +242,8 @@ def _method(cell: Cell) -> dict[str, Any]:
     return {**told, "file": digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files], 64)}
 
 
-def _measure(states: Sequence[CellState], folder: Path, workers: int, cluster: Cluster, show: bool) -> None:
-    """Runs the jobs whose rows are not in the folder."""
+def _measure(states: Sequence[CellState], folder: Path, workers: int, cluster: Cluster, show: bool) -> int:
+    """Runs the jobs whose rows are not in the folder; returns how many cells and bodies an earlier run had measured."""
     # Bodies of cells that differ in their labels alone, or in how many bodies they have, are measured once.
     missing = [state for state in states if state.result is None and not state.error]
     distinct: dict[tuple[str, int], cells.BodyJob] = {}
@@ -269,6 +269,7 @@ def _measure(states: Sequence[CellState], folder: Path, workers: int, cluster: C
         # A cluster's machines need not share a disk: their rows come back, and are kept here.
         groups = cells.grouped(todo, folder if cluster == "none" else None)
         run_on(cluster, cells.measure, groups, workers, on_done=done)
+    return sum(state.result is not None for state in states) + len(jobs) - len(todo)
 
 
 def _finish(state: CellState, cache: Path) -> None:
