@@ -24,7 +24,7 @@ from selfalign.align.offline import judging_grid
 from selfalign.align.verdict import Verdict, judge
 from selfalign.baselines.samples import action_losses
 from selfalign.bench import tables
-from selfalign.bench.attempts import AXES, LATE, SHORT, read_attempts
+from selfalign.bench.attempts import AXES, LATE, SHORT, SHORT_PLAY, read_attempts
 from selfalign.bench.expectation import fit_calibration
 from selfalign.bench.parts import parts_of, run_parts
 from selfalign.bench.resident import policy_of
@@ -58,8 +58,6 @@ from selfalign.sim.robots import RobotSpec
 from selfalign.sim.seeds import VALIDATION_FROM
 
 FORMAT = "selfalign-bench-calibrate-1"
-SHORT_PLAY = 2
-"""Trajectories of too short play."""
 LAG = 5
 """Frames by which the actions of badly recorded play come late."""
 
@@ -281,7 +279,8 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
     if not config.check:
         set_calibration(config.checkpoint, calibration)
     tables.print_calibration(calibration, console)
-    tables.print_attempts([a for row in result["bodies"] for a in read_attempts(row, "", calibration)], console)
+    told = [a for row in result["bodies"] for a in read_attempts(row, "", calibration, result["settings"])]
+    tables.print_attempts(told, console)
     where = "" if config.check else f" and to {config.checkpoint / 'calibration.json'}"
     console.print(f"Written to {config.out}{where}")
     return result

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from selfalign.bench.attempts import Attempt
+from selfalign.bench.attempts import AT, Attempt
 from selfalign.bench.stats import Interval
 from selfalign.bench.tables import label
 from selfalign.calibration import Calibration
 from selfalign.report.quality import Confusion, Reliability, Roc
-from selfalign.report.results import AT, STEPS, CellResult
+from selfalign.report.results import STEPS, CellResult
 from selfalign.sim.bodies import BodySpec
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.acting import Acting
-from selfalign.bench.attempts import RETURNED_PRIOR
+from selfalign.bench.attempts import AT, RETURNED_PRIOR
 from selfalign.bench.cell import ROLES
 from selfalign.bench.plan import SAME_TEST
 from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, acting_told, body_seed
-from selfalign.report.results import AT, ORACLE, SEEN_BEFORE, CellResult
+from selfalign.report.results import ORACLE, SEEN_BEFORE, CellResult
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.regions import SCENARIOS
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from selfalign.bench.attempts import Attempt
+from selfalign.bench.attempts import AT, Attempt
 from selfalign.bench.matrix_table import speed_line
 from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM
 from selfalign.bench.tables import label, percent
@@ -36,7 +36,7 @@ from selfalign.report.quality import (
     reliability,
     roc,
 )
-from selfalign.report.results import AT, ORACLE, CellResult
+from selfalign.report.results import ORACLE, CellResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
