@@ -122,8 +122,14 @@ def test_an_interrupted_run_goes_on(mine: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_was_measured_outlives_a_full_disk(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    config = CalibrateConfig(mine, out=tmp_path / "c.json", **SMALL)
-    monkeypatch.setattr(calibrate, "measure_pair", made_up)
+    config = CalibrateConfig(mine, out=tmp_path / "c.json", contexts=tmp_path / "contexts", **SMALL)
+
+    def measured(job) -> str:
+        key = made_up(job)
+        (job.folder / "contexts" / "a.safetensors").write_bytes(b"a")
+        return key
+
+    monkeypatch.setattr(calibrate, "measure_pair", measured)
 
     def full(path, data):
         raise OSError(28, "No space left on device")
@@ -131,8 +137,11 @@ def test_what_was_measured_outlives_a_full_disk(mine: Path, tmp_path: Path, monk
     with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
         patched.setattr(calibrate, "write_json", full)
         run(config, show=False)
+    assert not config.contexts.exists(), "contexts of no measurements"
     monkeypatch.setattr(calibrate, "measure_pair", None)  # nothing is measured again
-    assert run(config, show=False)["bodies"] and [p.name for p in tmp_path.glob("c.json*")] == ["c.json"]
+    assert run(config, show=False)["bodies"] and [p.name for p in tmp_path.glob("c*.json*")] == ["c.json"]
+    assert [(p.name, p.read_bytes()) for p in config.contexts.iterdir()] == [("a.safetensors", b"a")]
+    assert not (tmp_path / "contexts.partial").exists()
 
 
 def test_checking_changes_nothing(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

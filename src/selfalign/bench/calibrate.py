@@ -11,7 +11,7 @@ whose actions were recorded late. Without failures there is nothing to tell succ
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -262,13 +262,12 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
                 config.check_offered(body)
         with parts_of(config.out, identity, console) as folder:
             jobs = list(_jobs(config, folder, own))
-            kept = run_parts("pairs", measure_pair, jobs, lambda job: job.row_path, workers=config.workers, show=show)
+            done = run_parts("pairs", measure_pair, jobs, lambda job: job.row_path, workers=config.workers, show=show)
             rows = [row for job in jobs for row in json.loads(job.row_path.read_text())]
-            made = {**provenance(None if kept else watch.seconds), "workers": config.workers}
+            made = {**provenance(None if done else watch.seconds), "workers": config.workers}
             result = {**identity, "provenance": made, "bodies": rows}
-            if config.contexts is not None:
-                _keep(folder / "contexts", config.contexts)
-            write_json(config.out, result)  # whatever becomes of the calibration
+            with _keeping(folder / "contexts", config.contexts):
+                write_json(config.out, result)  # whatever becomes of the calibration
     else:
         result = {name: result[name] for name in (*identity, "provenance", "bodies")}
         console.print(f"{config.out} holds these measurements already; remove it to measure again.")
@@ -286,11 +285,19 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
     return result
 
 
-def _keep(made: Path, place: Path) -> None:
-    """Copies a folder, which appears whole or not at all."""
+@contextmanager
+def _keeping(made: Path, place: Path | None) -> Iterator[None]:
+    """A copy of a folder, which appears whole when the block has ended well, or not at all; None: no copy.
+
+    What needs room is copied before the block: contexts are not without their measurements, nor these without them.
+    """
+    if place is None:
+        yield
+        return
     beside = place.with_name(f"{place.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(made, beside)
+    yield
     if place.is_dir():
         place.rmdir()  # an empty one, as was checked
     beside.rename(place)
