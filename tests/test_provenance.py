@@ -110,6 +110,8 @@ def test_a_file_is_kept_if_it_holds_this_measurement(content: str, kept: bool, t
     assert read_kept(path, {"a": 1}) is None
     path.write_text(content)
     assert read_kept(path, {"a": 1}) == ({"a": 1, "b": 2} if kept else None)
+    path.write_bytes(b"\xff\xfe{")
+    assert read_kept(path, {"a": 1}) is None
 
 
 @pytest.mark.parametrize(

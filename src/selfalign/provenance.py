@@ -155,7 +155,7 @@ def read_kept(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or no text at all
         return None
     return found if isinstance(found, dict) and not _differing(found, identity) else None
 

@@ -254,14 +254,16 @@ def test_a_row_that_cannot_be_kept_stops_no_other(curve: Cell, tmp_path: Path, m
         ),
         ({"method": "pad", "settings": {"holdout": 7.0}}, "holdout must be less than 1, got 7.0"),
         ({"method": "nearest", "settings": {"path": "nowhere"}}, "reads nowhere, which is not there"),
+        ({"method": "nearest", "settings": {"path": 5}}, "TypeError: "),
     ],
 )
 def test_a_method_that_cannot_run_is_found_before_anything_is_measured(
     curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, told: str
 ):
     done = Measured(monkeypatch)
-    (entry,) = run_plan(Plan("p", (replace(curve, **changes),)), tmp_path, workers=1, show=False)["cells"]
-    assert told in entry["error"] and done == []
+    plan = Plan("p", (replace(curve, **changes), replace(curve, bodies=1)))
+    entry, other = run_plan(plan, tmp_path, workers=1, show=False)["cells"]
+    assert told in entry["error"] and done == [("curve", "heldout", 0)] and "error" not in other
 
 
 def test_what_was_chosen_for_a_method_is_part_of_a_cell(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -336,6 +338,21 @@ def test_settings_that_were_tuned_for_another_model_are_told(
     assert "Note: prompt on" in capsys.readouterr().out
     entry["fingerprint"] = load(Path(curve.checkpoint)).fingerprint()
     assert run_plan(plan, tmp_path / "p", workers=1, show=False)["notes"] == []
+
+
+@pytest.mark.parametrize("label", ["[v2] recipe", "a[/old]"])
+def test_labels_are_printed_as_they_are(
+    label: str, curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    Measured(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "200")
+    plan = Plan(f"plan {label}", tuple(with_oracle(replace(curve, label=label))))
+    run_plan(plan, tmp_path / label, workers=1)
+    told = capsys.readouterr().out
+    assert f"Plan plan {label}: success" in told and f"{label} oracle" in told, "the table"
+    assert f"{label} selfalign, action, reach: 10 [" in told, "adaptation speed"
+    assert f"measuring: {label} selfalign" in told, "the bar"
+    assert f"Written to {tmp_path / label / 'matrix.json'}" in told.replace("\n", "")
 
 
 def test_plans_share_a_cache(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """The report holds what the results say, whoever wrote them, and stands alone."""
 
+import copy
 import re
 import sys
 from dataclasses import replace
@@ -83,6 +84,23 @@ def test_the_page_stands_alone_and_says_what_was_measured(results, tmp_path: Pat
         ElementTree.fromstring(text)
     assert config.pdf.read_bytes().startswith(b"%PDF")
     assert len(re.findall(rb"/Type /Page\b", config.pdf.read_bytes())) >= 2
+
+
+@pytest.mark.parametrize("name", ["costs $5 or $6", r"a $\frac$ b", "$x_$"])
+def test_names_are_no_formulas(name: str, tmp_path: Path):
+    matrix = matrix_result()
+    for entry in matrix["cells"]:
+        entry["label"] = name
+    other = copy.deepcopy(matrix)
+    for entry in other["cells"]:
+        entry["label"] = f"{name} again"
+    both = {**matrix, "cells": matrix["cells"] + other["cells"]}
+    config = ReportConfig((write(tmp_path / "m.json", both),), out=tmp_path / "r.html", pdf=tmp_path / "r.pdf")
+    run(config, show=False)
+    drawn = re.findall(r"<svg.*?</svg>", config.out.read_text(), re.DOTALL)
+    assert f"action, reach, {name}" in drawn[0] and f"{name}: action, reach" in drawn[1]
+    cells = read_cells(config.results)
+    assert name in figures.svg(figures.recipes({name: {name: cells[0]}}))
 
 
 def test_the_same_results_give_the_same_files(results, tmp_path: Path):

@@ -126,6 +126,14 @@ def test_the_oracle_is_of_the_most_play_in_whatever_order_cells_stand(tmp_path):
         assert cell.success("oracle").value == 1.0
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{"])
+def test_a_file_that_is_no_json_is_named(content: bytes, tmp_path):
+    path = tmp_path / "m.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"m\.json is not JSON: "):
+        read_cells([path])
+
+
 def test_cells_of_one_name_are_measured_alike(tmp_path):
     matrix = matrix_result()
     for region, name, value in (("heldout", "execute", 16), ("source", "episodes", 3)):

@@ -13,6 +13,7 @@ of all) once, and a cell of more bodies begins with those that a cell of fewer h
 
 import hashlib
 import json
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -153,7 +154,8 @@ def run_plan(
     try:
         kept = _measure(states, cache / "bodies", workers, cluster, show)
     except KeyboardInterrupt:
-        console.print(f"Interrupted. What is finished is in {cache}; the same command goes on from there.")
+        told = f"Interrupted. What is finished is in {cache}; the same command goes on from there."
+        console.print(told, markup=False)
         raise
     finally:
         close_arenas()
@@ -172,12 +174,12 @@ def run_plan(
     path = write_json(out / "matrix.json", result)
     if table:
         print_matrix(result, console)
-    console.print(f"Written to {path}")
+    console.print(f"Written to {path}", markup=False)
     return result
 
 
 def _open(cell: Cell, cache: Path, calibrated: bool) -> CellState:
-    """A cell with what is known of it; a checkpoint or a task that it cannot have is its error."""
+    """A cell with what is known of it; why it cannot be measured is its error, and stops no other."""
     state = CellState(cell)
     try:
         policy = policy_of(cell.checkpoint)
@@ -194,8 +196,8 @@ def _open(cell: Cell, cache: Path, calibrated: bool) -> CellState:
             cells.BodyJob(state.rows, cell, index, body, calibrated, own)
             for index, body in enumerate(cells.bodies_of(cell))
         ]
-    except (ValueError, OSError) as error:
-        state.error = f"{type(error).__name__}: {error}"
+    except Exception as error:
+        state.error, state.traceback = f"{type(error).__name__}: {error}", traceback.format_exc()
         return state
     state.result = read_kept(_cell_path(cache, state.digest), state.identity)
     return state

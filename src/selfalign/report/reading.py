@@ -61,7 +61,7 @@ def _json(path: Path) -> Any:
         raise FileNotFoundError(f"no result file {path}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # or no text at all
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
