@@ -183,7 +183,8 @@ class Cell:
             raise ValueError(
                 f"a cell is an object with a checkpoint; unknown: {unknown}; known: {', '.join(sorted(known))}"
             )
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)

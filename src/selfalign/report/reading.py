@@ -235,9 +235,10 @@ def _seen(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     rows: dict[str, dict[str, Any]] = {}
     given: dict[tuple[str, str], int] = {}
-    for entry in entries:
-        condition = {"selfalign": ORACLE, "frozen": SEEN_BEFORE}.get(_method(entry))
-        for body in entry["bodies"] if condition else ():
+    named = {"selfalign": ORACLE, "frozen": SEEN_BEFORE}
+    for entry in (entry for entry in entries if _method(entry) in named):
+        condition = named[_method(entry)]
+        for body in entry["bodies"]:
             name, most = _body(body), max(map(int, body["results"]))
             success, before = body["results"][str(most)]["success"], given.get((name, condition), 0)
             row = rows.setdefault(name, {"name": name, "body": body["body"], "success": {}})
