@@ -130,6 +130,34 @@ def test_what_is_measured(config: AblateConfig):
         replace(config, scenarios=("robot", "robot"))
 
 
+def test_a_scale_says_how_much_is_measured_and_a_split_whose_bodies(config: AblateConfig):
+    for scale, split in (("ablation", "validation"), ("shipped", "test")):
+        own = replace(config, cells=("all",), scale=scale, split=split)
+        told, cells = recipes.SCALES[scale], bench_cells(own, plan_trainings(own))
+        found = {(cell.bodies, cell.episodes, cell.play, split_of(cell.seed)) for cell in cells}
+        assert found == {(told.bodies, told.episodes, told.play, split)}
+        assert {cell.scenario for cell in cells} == {*told.scenarios}
+
+
+def test_what_was_trained_is_measured_and_a_dry_run_does_nothing(
+    config: AblateConfig, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    done = []
+    monkeypatch.setattr(ablation.pretrain, "run", lambda flags: done.append("trained"))
+    assert run(replace(config, measure=True, dry_run=True)) == {} and done == [] and not config.out.exists()
+    assert "global-w: " in capsys.readouterr().out
+
+    def instead(plan, out: Path, **options) -> dict:
+        done.append((plan.cells, out))
+        return {"cells": [], "failed": 0}
+
+    monkeypatch.setattr(ablation, "run_plan", instead)
+    own = replace(config, cells=("all",), measure=True)
+    assert run(own, show=False)["matrix"] == {"cells": [], "failed": 0}
+    measured = tuple(bench_cells(own, plan_trainings(own)))
+    assert done == ["trained", "trained", (measured, own.out / "bench")], "the tower's, the recipe's, the benchmark"
+
+
 def test_a_recipe_with_a_way_of_its_own_has_its_oracle_too(config: AblateConfig):
     cells = bench_cells(config, plan_trainings(replace(config, cells=("latent-prompt",))))
     told = [(c.method, c.region, c.settings) for c in cells if c.scenario == "camera"]

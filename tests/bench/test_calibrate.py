@@ -15,6 +15,7 @@ from selfalign.align.verdict import judge
 from selfalign.bench import calibrate
 from selfalign.bench.attempts import read_attempts
 from selfalign.bench.calibrate import CalibrateConfig, late, run
+from selfalign.bench.rollout import RolloutConfig
 from selfalign.calibration import Calibration
 from selfalign.checkpoint import set_acting, set_calibration
 from selfalign.provenance import write_json
@@ -142,6 +143,16 @@ def test_what_was_measured_outlives_a_full_disk(mine: Path, tmp_path: Path, monk
     assert run(config, show=False)["bodies"] and [p.name for p in tmp_path.glob("c*.json*")] == ["c.json"]
     assert [(p.name, p.read_bytes()) for p in config.contexts.iterdir()] == [("a.safetensors", b"a")]
     assert not (tmp_path / "contexts.partial").exists()
+
+
+def test_bodies_are_asked_the_task_and_the_calibration_says_which(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(calibrate, "measure_pair", made_up)
+    config = CalibrateConfig(mine, out=tmp_path / "c.json", task="push", **SMALL)
+    assert config.rollout(5) == RolloutConfig(("push",), 1, 5, 8, 1)
+    run(config, show=False)
+    assert sa.load(mine).calibration.task == "push"
 
 
 def test_checking_changes_nothing(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

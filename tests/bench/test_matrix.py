@@ -18,6 +18,7 @@ from selfalign.checkpoint import load
 from selfalign.cli import main
 from selfalign.model.weights import read_json
 from selfalign.settings import AlignSettings
+from selfalign.sim.seeds import VALIDATION_FROM
 
 # Play as short as in these tests may leave the gripper alone.
 pytestmark = pytest.mark.filterwarnings("ignore:near-constant dimensions")
@@ -198,6 +199,24 @@ def test_the_bodies_and_tasks_of_a_plan_by_name(checkpoint: Path, tmp_path: Path
     assert len(done) == 24
     with pytest.raises(ValueError, match="the plan 'smoke' has no cell"):
         run(MatrixConfig("smoke", tmp_path, str(checkpoint), tasks=("lift",)), show=False)
+
+
+def test_flags_of_a_plan_by_name_reach_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def instead(plan: Plan, out: Path, **options) -> dict:
+        asked.append((plan, out, options))
+        return {"failed": 0, "cells": []}
+
+    monkeypatch.setattr(matrix, "run_plan", instead)
+    run(MatrixConfig("smoke", tmp_path, "mine"), show=False)
+    told = {"split": "validation", "speed": 1.5, "temperature": 0.0, "cache": tmp_path / "kept", "workers": 3}
+    run(MatrixConfig("smoke", tmp_path, "mine", **told), show=False)
+    (plain, *_), (plan, out, options) = asked
+    assert {(cell.seed, cell.speed, cell.temperature) for cell in plain.cells} == {(0, None, None)}
+    assert {(cell.seed, cell.speed, cell.temperature) for cell in plan.cells} == {(VALIDATION_FROM, 1.5, 0.0)}
+    assert {cell.checkpoint for cell in plan.cells} == {"mine"} and out == tmp_path
+    assert (options["cache"], options["workers"], options["cluster"]) == (tmp_path / "kept", 3, "none")
 
 
 def test_a_plan_acts_as_it_is_told_where_its_cells_do_not_say():

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from bench.attempting import adapt_result, matrix_result, outcome, write
 from selfalign.bench.matrix import run_plan
 from selfalign.bench.plan import Cell, Plan
 from selfalign.bench.subject import body_seed
+from selfalign.checkpoint import load
 from selfalign.report import films
 from selfalign.report.document import ReportConfig
 from selfalign.report.document import run as run_report
@@ -174,6 +176,33 @@ def test_the_report_shows_them(measured: Path, filmed, tmp_path: Path):
     assert section.tables[0].rows[0][2] == "2 of 2 (100 %)"
     page = (tmp_path / "r.html").read_text()
     assert "Where it fails" in page and page.count("data:image/gif") == 1
+
+
+def test_so_many_bodies_are_filmed_of_each_result_and_together_and_films_are_as_small(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    own, saved = load(checkpoint).fingerprint(), []
+    outcomes = [SimpleNamespace(success=False, progress=0.1, instruction="push")]
+    acted = SimpleNamespace(outcomes=outcomes, to_dict=lambda: outcome(0))
+    monkeypatch.setattr(films, "act_again", lambda *_: {"before": acted, "aligned": acted})
+    monkeypatch.setattr(films, "panel", lambda *_: [])
+    monkeypatch.setattr(films, "beside", lambda sides: sides)
+    monkeypatch.setattr(films, "save_film", lambda film, path, max_bytes: saved.append(max_bytes) or path.touch())
+    results = tuple(
+        write(tmp_path / f"{name}.json", adapt_result(name, fingerprint=own)) for name in ("camera", "robot")
+    )
+
+    def filmed(**given: int) -> list[str]:
+        """In which scenarios; three bodies fail in each."""
+        out = tmp_path / "-".join(map(str, given.values()))
+        out.mkdir()
+        config = FilmsConfig(results, checkpoint, out, kilobytes=70, **given)
+        return sorted(film["cell"].partition(",")[0] for film in run(config, show=False)["films"])
+
+    assert filmed(bodies=9, of_each=1) == ["camera", "robot"]
+    assert filmed(bodies=9, of_each=2) == ["camera", "camera", "robot", "robot"]
+    assert len(filmed(bodies=3, of_each=2)) == 3
+    assert saved == [70_000] * 9
 
 
 def test_mistakes_are_explained(checkpoint: Path, filmed, tmp_path: Path):
