@@ -122,9 +122,9 @@ def main(config: Config) -> None:
                 for degrees in config.degrees
                 for index, body in enumerate(bodies)
             ]
-            run_parts("bodies", measure, jobs, lambda job: job.path, workers=config.workers, show=True)
+            kept = run_parts("bodies", measure, jobs, lambda job: job.path, workers=config.workers, show=True)
             rows = [json.loads(job.path.read_text()) for job in jobs]
-            made = {**provenance(watch.seconds), "workers": config.workers}
+            made = {**provenance(None if kept else watch.seconds), "workers": config.workers}
             result = {**identity, "provenance": made, "summary": summary(rows), "bodies": rows}
             write_json(config.out, result)
     for row in result["summary"]:

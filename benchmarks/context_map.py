@@ -23,7 +23,7 @@ from selfalign.bench.resident import policy_of
 from selfalign.bench.subject import body_seed, collect_play
 from selfalign.data.perturb import JointFrame, LinearFrame
 from selfalign.model.context import EmbodimentContext
-from selfalign.provenance import provenance, write_json
+from selfalign.provenance import commit, provenance, write_json
 from selfalign.report import figures
 from selfalign.report.context_map import FORMAT, ContextMap
 from selfalign.sim.bodies import BodySpec, sample_bodies
@@ -160,6 +160,7 @@ def readouts(vectors: Float[np.ndarray, "N F"], told: Mapping[str, Float[np.ndar
 
 def main(config: Config) -> None:
     """Fits, reads out, draws."""
+    commit()  # is read now, not when all is fitted
     bodies = sample_bodies(config.bodies, config.seed, "source", "all")
     fitted = contexts(config, bodies)
     drawn = ContextMap.of(fitted, {body.name: body for body in bodies})

@@ -5,6 +5,7 @@
 Reads the small checkpoints and numbers in tests/data/goldens; float32, one thread, a few seconds.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +81,18 @@ def trained(golden: OpenPIGolden) -> Iterator[tuple[str, Tensor, Tensor]]:
     yield "after one AdamW step", queries, golden.outputs["adamw_step1.expert_q0"]
 
 
+def distance(quantity: str, ours: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference.
+
+    Raises:
+        ValueError: one that is not finite, which the maximum with 0 would hide.
+    """
+    largest = float((ours - expected).abs().max())
+    if not math.isfinite(largest):
+        raise ValueError(f"{quantity}: the difference is {largest}")
+    return largest
+
+
 def main() -> None:
     torch.set_num_threads(1)
     worst: dict[str, dict[str, float]] = {}
@@ -88,7 +101,7 @@ def main() -> None:
         for part in (forward, sampled, trained):
             for quantity, ours, expected in part(golden):
                 column = worst.setdefault(quantity, dict.fromkeys(OPENPI, 0.0))
-                column[name] = max(column[name], float((ours.detach() - expected).abs().max()))
+                column[name] = max(column[name], distance(quantity, ours.detach(), expected))
     print("| largest absolute difference | pi0 | pi0.5 |\n|---|---|---|")
     for quantity, column in worst.items():
         print(f"| {quantity} | " + " | ".join(f"{column[name]:.1e}" for name in OPENPI) + " |")

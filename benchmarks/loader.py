@@ -29,6 +29,8 @@ from selfalign.data.windows import FrameWindows
 from selfalign.provenance import Stopwatch, provenance, write_json
 
 CAMERAS = ("base", "wrist")
+MADE_WITH = ("episodes", "frames", "size", "fps", "seed")
+"""What the data depend on."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Config:
     """LeRobot's decoder: pyav, or torchcodec where its environment has it."""
     seed: int = 0
     data: Path | None = None
-    """Where to make the data set, kept; None: in a temporary folder."""
+    """Where to make the data set, kept; None: in a temporary folder. One that is there must be of the same flags."""
     out: Path | None = None
 
 
@@ -111,6 +113,22 @@ def write_data(root: Path, config: Config) -> None:
             writer.add_episode(Episode(images, **numbers, task="move", fps=config.fps))
 
 
+def made(root: Path, config: Config) -> Path:
+    """The data set, made where it is not there. What it was made with stands beside it.
+
+    Raises:
+        ValueError: what is there was made otherwise, or not to its end.
+    """
+    told, beside = {name: getattr(config, name) for name in MADE_WITH}, root.with_name(f"{root.name}.json")
+    if not root.exists():
+        beside.unlink(missing_ok=True)
+        write_data(root, config)
+        write_json(beside, told)
+    if not beside.is_file() or json.loads(beside.read_text()) != told:
+        raise ValueError(f"{root} was not made with {told}, by what {beside} says; name another --data, or remove it")
+    return root
+
+
 def offsets(config: Config) -> dict[str, list[float]]:
     """What LeRobot calls delta timestamps, seconds."""
     seen = [0.0, config.horizon / config.fps] if config.next_observation else [0.0]
@@ -145,9 +163,7 @@ def measure_lerobot(root: Path, config: Config) -> dict[str, Any]:
 def main(config: Config) -> None:
     watch, rates, versions = Stopwatch(), {}, {}
     with tempfile.TemporaryDirectory() as temporary:
-        root = config.data or Path(temporary) / "data"
-        if not root.exists():
-            write_data(root, config)
+        root = made(config.data or Path(temporary) / "data", config)
         ours = Windows(root, offsets(config))
         cached = Decoded(root, config.horizon, config.next_observation, Path(temporary) / "cache")
         for turn in range(config.rounds):

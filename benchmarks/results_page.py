@@ -21,7 +21,7 @@ from page_tables import MAIN, conditions, markdown
 from result_files import FREE, ROOT, TUNING, Results, beside_aligned, motion_of, shipped_calibration
 
 from selfalign.baselines.choices import setting
-from selfalign.bench.attempts import Attempt
+from selfalign.bench.attempts import AT, Attempt
 from selfalign.bench.matrix_table import speed_line
 from selfalign.bench.subject import BEFORE
 from selfalign.bench.tables import drop, label, percent
@@ -30,7 +30,7 @@ from selfalign.report.failures import BODY_COLUMNS, CELL_COLUMNS, LISTED, OF_EAC
 from selfalign.report.films import caption, read_films
 from selfalign.report.naming import Naming
 from selfalign.report.quality import confusion, reliability
-from selfalign.report.results import AT, CellResult
+from selfalign.report.results import CellResult
 from selfalign.report.sections import VERDICT_COLUMNS, costs, verdict_curves, verdict_rows
 
 if TYPE_CHECKING:

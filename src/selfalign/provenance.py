@@ -1,9 +1,11 @@
 """Where a number comes from: command, code, machine and time, written beside every result."""
 
+import functools
 import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -21,7 +23,7 @@ def provenance(seconds: float | None = None) -> dict[str, Any]:
     """Plain values for JSON; paths of this machine are reduced to names.
 
     Args:
-        seconds: how long the work took.
+        seconds: how long the work took; None: nobody knows, as where some of it was done before an interruption.
     """
     return {
         "command": command(),
@@ -35,15 +37,37 @@ def provenance(seconds: float | None = None) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line of this process, as one would type it; absolute paths are reduced to names."""
+    """The command line of this process, as one would type it, `without_places`."""
     program, arguments = Path(sys.argv[0]).name, sys.argv[1:]
     if program in ("__main__.py", "cli.py"):  # `python -m selfalign`
         program = "selfalign"
-    return shlex.join([program, *(Path(a).name if Path(a).is_absolute() else a for a in arguments)])
+    return shlex.join([program, *without_places(arguments)])
 
 
+_PLACE = re.compile(r"(?:^|(?<=[=:,]))/(?!/)[^,]*")
+"""An absolute path: alone, behind `--flag=` or `lerobot:`, or one of several with commas; no address (`ws://host`)."""
+
+
+def without_places(value: Any) -> Any:
+    """JSON values (and paths, as text) in which absolute paths are reduced to names: where a file lies on this machine
+    is nobody's business. Relative paths stay."""
+    if isinstance(value, Mapping):
+        return {name: without_places(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(inner) for inner in value]
+    if isinstance(value, str | Path):
+        return _PLACE.sub(lambda found: Path(found[0]).name or "/", str(value))
+    return value
+
+
+@functools.cache
 def commit() -> str | None:
-    """The commit of the source tree, with `+changes` where files of the package differ from it; None outside of git."""
+    """The commit of the source tree, with `+changes` where files of the package differ from it or are not in it; None
+    outside of git.
+
+    Read once in a process, and early (`Stopwatch` does): the code that runs is the one that was imported, whatever is
+    committed while it runs.
+    """
     root = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -54,7 +78,7 @@ def commit() -> str | None:
         # An installed package inside somebody else's repository is not that repository's code.
         if not git("ls-files", Path(__file__).name):
             return None
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(root))
+        changed = git("status", "--porcelain", "--untracked-files=all", "--", str(root))
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -89,9 +113,10 @@ def _version(package: str) -> str | None:
 
 
 class Stopwatch:
-    """Seconds since it was made, or since the last `lap`."""
+    """Seconds since it was made, or since the last `lap`. A run that makes one as it begins knows its `commit`, too."""
 
     def __init__(self) -> None:
+        commit()
         self._began = self._lap = time.perf_counter()
 
     @property
@@ -130,7 +155,7 @@ def read_kept(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or no text at all
         return None
     return found if isinstance(found, dict) and not _differing(found, identity) else None
 

@@ -56,7 +56,7 @@ class Bar:
 def progress_bar(title: str, total: int, show: bool) -> Iterator[Bar]:
     """A bar that is shown, or not, while the context lasts."""
     columns = (
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),  # names are anybody's: `[v2]` is no style
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -57,8 +57,12 @@ def test_trainings_share_a_tower_and_are_not_repeated(config: AblateConfig, monk
     assert [t["label"] for t in result["trainings"]] == ["all", "global-w", "new-narrow"]
     assert result["trainings"][0]["digest"] == result["trainings"][2]["digest"]
     assert json.loads((config.out / "ablation.json").read_text()) == result
+    assert result["trainings"][0]["training"]["recordings"]["data"] == ["data"]
+    assert str(config.out.parent) not in (config.out / "ablation.json").read_text(), "no place of this machine"
     seen.clear()
-    assert run(config, show=False)["trainings"] == result["trainings"] and seen == []
+    again = run(config, show=False)
+    assert again["trainings"] == result["trainings"] and seen == []
+    assert result["provenance"]["seconds"] > 0 and again["provenance"]["seconds"] is None
 
 
 def test_recipes_take_the_tower_of_a_checkpoint(config: AblateConfig, monkeypatch: pytest.MonkeyPatch):
@@ -124,6 +128,34 @@ def test_what_is_measured(config: AblateConfig):
     assert {cell.scenario for cell in others} == {"robot", "all"}
     with pytest.raises(ValueError, match="each once"):
         replace(config, scenarios=("robot", "robot"))
+
+
+def test_a_scale_says_how_much_is_measured_and_a_split_whose_bodies(config: AblateConfig):
+    for scale, split in (("ablation", "validation"), ("shipped", "test")):
+        own = replace(config, cells=("all",), scale=scale, split=split)
+        told, cells = recipes.SCALES[scale], bench_cells(own, plan_trainings(own))
+        found = {(cell.bodies, cell.episodes, cell.play, split_of(cell.seed)) for cell in cells}
+        assert found == {(told.bodies, told.episodes, told.play, split)}
+        assert {cell.scenario for cell in cells} == {*told.scenarios}
+
+
+def test_what_was_trained_is_measured_and_a_dry_run_does_nothing(
+    config: AblateConfig, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    done = []
+    monkeypatch.setattr(ablation.pretrain, "run", lambda flags: done.append("trained"))
+    assert run(replace(config, measure=True, dry_run=True)) == {} and done == [] and not config.out.exists()
+    assert "global-w: " in capsys.readouterr().out
+
+    def instead(plan, out: Path, **options) -> dict:
+        done.append((plan.cells, out))
+        return {"cells": [], "failed": 0}
+
+    monkeypatch.setattr(ablation, "run_plan", instead)
+    own = replace(config, cells=("all",), measure=True)
+    assert run(own, show=False)["matrix"] == {"cells": [], "failed": 0}
+    measured = tuple(bench_cells(own, plan_trainings(own)))
+    assert done == ["trained", "trained", (measured, own.out / "bench")], "the tower's, the recipe's, the benchmark"
 
 
 def test_a_recipe_with_a_way_of_its_own_has_its_oracle_too(config: AblateConfig):

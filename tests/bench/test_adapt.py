@@ -56,8 +56,9 @@ def test_rows_hold_every_condition_of_every_body(measured):
         assert list(row["success"]) == ["oracle"]
     bodies = [BodySpec.from_dict(row["body"]) for row in result["bodies"]]
     assert bodies[0] != bodies[1]
-    assert result["settings"]["seed"] == 4
+    assert result["settings"]["seed"] == 4 and result["checkpoint"]["path"] == config.checkpoint.name
     assert {"command", "commit", "machine", "finished"} <= result["provenance"].keys()
+    assert result["provenance"]["seconds"] > 0
 
 
 def test_finished_work_is_cleared_away_and_not_repeated(measured, monkeypatch: pytest.MonkeyPatch):
@@ -106,6 +107,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(measured, tmp_path: Path,
     assert len(later) == 2
     assert not set(later) & set(done)
     assert without_times(again) == without_times(result)
+    assert again["provenance"]["seconds"] is None, "of its last sitting, they would mislead"
 
 
 @pytest.mark.slow

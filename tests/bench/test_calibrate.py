@@ -15,6 +15,7 @@ from selfalign.align.verdict import judge
 from selfalign.bench import calibrate
 from selfalign.bench.attempts import read_attempts
 from selfalign.bench.calibrate import CalibrateConfig, late, run
+from selfalign.bench.rollout import RolloutConfig
 from selfalign.calibration import Calibration
 from selfalign.checkpoint import set_acting, set_calibration
 from selfalign.provenance import write_json
@@ -114,7 +115,7 @@ def test_an_interrupted_run_goes_on(mine: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(calibrate, "measure_pair", lambda job: later.append(made_up(job)))
     result = run(config, show=False)
     assert sorted(done + later) == ["action-000", "action-002", "camera-000", "camera-002"] and len(later) == 2
-    assert [row["index"] for row in result["bodies"]] == [0, 1, 2, 3] * 2
+    assert [row["index"] for row in result["bodies"]] == [0, 1, 2, 3] * 2 and result["provenance"]["seconds"] is None
     monkeypatch.setattr(calibrate, "measure_pair", None)
     assert run(config, show=False) == result, "finished work is not repeated"
     with pytest.raises(ValueError, match=r"c\.json holds these measurements already, but their contexts were not kept"):
@@ -122,8 +123,14 @@ def test_an_interrupted_run_goes_on(mine: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_was_measured_outlives_a_full_disk(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    config = CalibrateConfig(mine, out=tmp_path / "c.json", **SMALL)
-    monkeypatch.setattr(calibrate, "measure_pair", made_up)
+    config = CalibrateConfig(mine, out=tmp_path / "c.json", contexts=tmp_path / "contexts", **SMALL)
+
+    def measured(job) -> str:
+        key = made_up(job)
+        (job.folder / "contexts" / "a.safetensors").write_bytes(b"a")
+        return key
+
+    monkeypatch.setattr(calibrate, "measure_pair", measured)
 
     def full(path, data):
         raise OSError(28, "No space left on device")
@@ -131,8 +138,21 @@ def test_what_was_measured_outlives_a_full_disk(mine: Path, tmp_path: Path, monk
     with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
         patched.setattr(calibrate, "write_json", full)
         run(config, show=False)
+    assert not config.contexts.exists(), "contexts of no measurements"
     monkeypatch.setattr(calibrate, "measure_pair", None)  # nothing is measured again
-    assert run(config, show=False)["bodies"] and [p.name for p in tmp_path.glob("c.json*")] == ["c.json"]
+    assert run(config, show=False)["bodies"] and [p.name for p in tmp_path.glob("c*.json*")] == ["c.json"]
+    assert [(p.name, p.read_bytes()) for p in config.contexts.iterdir()] == [("a.safetensors", b"a")]
+    assert not (tmp_path / "contexts.partial").exists()
+
+
+def test_bodies_are_asked_the_task_and_the_calibration_says_which(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(calibrate, "measure_pair", made_up)
+    config = CalibrateConfig(mine, out=tmp_path / "c.json", task="push", **SMALL)
+    assert config.rollout(5) == RolloutConfig(("push",), 1, 5, 8, 1)
+    run(config, show=False)
+    assert sa.load(mine).calibration.task == "push"
 
 
 def test_checking_changes_nothing(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,11 +11,13 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from selfalign.acting import Acting
 from selfalign.bench import adapt, methods, workshop
 from selfalign.bench import cell as cells
 from selfalign.bench.cell import BodyJob, Group, bodies_of, measure, measure_body
 from selfalign.bench.matrix import run_plan
 from selfalign.bench.plan import Cell, Motion, Plan
+from selfalign.bench.rollout import RolloutConfig
 from selfalign.bench.workshop import Workshop
 from selfalign.checkpoint import load
 from selfalign.model.losses import LossWeights
@@ -46,6 +48,23 @@ def adapted(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
         workers=1,
     )  # fmt: skip
     return adapt.run(config, show=False)["bodies"][0]
+
+
+def test_a_body_is_asked_what_its_cell_says(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def instead(actor, body, context, config, *, arena) -> SimpleNamespace:
+        asked.append((actor.acting, config))
+        return SimpleNamespace(to_dict=dict)
+
+    monkeypatch.setattr(cells, "rollout", instead)
+    cell = replace(REAL, checkpoint=str(checkpoint), method="frozen", task="push", episodes=3, execute=5, num_steps=2)
+    job = BodyJob("x", cell, 0, bodies_of(cell)[0])
+    measure_body(job, Workshop(load(checkpoint), job.body, job.seed))
+    assert asked == [(Acting(), RolloutConfig(("push",), 3, job.seed, 5, 2))]
+    quick = replace(job, cell=replace(cell, task="lift", speed=2.0, temperature=0.5))
+    measure_body(quick, Workshop(load(checkpoint), job.body, job.seed))
+    assert asked[1] == (Acting(2.0, 0.5), RolloutConfig(("lift",), 3, job.seed, 5, 2))
 
 
 @pytest.mark.parametrize("method, condition", [("selfalign", "aligned"), ("frozen", "before")])

@@ -17,6 +17,7 @@ from selfalign.bench.stats import wilson
 from selfalign.bench.subject import identity_of
 from selfalign.bench.workshop import Workshop
 from selfalign.checkpoint import load, save_checkpoint
+from selfalign.sim.seeds import VALIDATION_FROM
 from selfalign.sim.tasks import KINDS
 
 pytestmark = pytest.mark.filterwarnings("ignore:near-constant dimensions")
@@ -71,10 +72,11 @@ def test_it_is_written_into_the_checkpoint(checkpoint: Path, tmp_path: Path, mon
         return result_of(plan)
 
     monkeypatch.setattr(choose_acting, "run_plan", instead)
-    assert run(ActingConfig(own, tmp_path / "out", bodies=3)) == Acting(*BEST)
+    assert run(ActingConfig(own, tmp_path / "out", bodies=3, seed=VALIDATION_FROM + 2)) == Acting(*BEST)
     found = load(own)
     assert found.acting == Acting(*BEST) and found.calibration is None
-    assert {(cell.bodies, cell.checkpoint) for cell in plans[0].cells} == {(3, str(own))}
+    told = {(cell.bodies, cell.checkpoint, cell.seed) for cell in plans[0].cells}
+    assert told == {(3, str(own), VALIDATION_FROM + 2)}
     assert "acts at speed 1.4, temperature 0.7 now" in " ".join(capsys.readouterr().out.split())
 
 

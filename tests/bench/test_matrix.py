@@ -18,6 +18,7 @@ from selfalign.checkpoint import load
 from selfalign.cli import main
 from selfalign.model.weights import read_json
 from selfalign.settings import AlignSettings
+from selfalign.sim.seeds import VALIDATION_FROM
 
 # Play as short as in these tests may leave the gripper alone.
 pytestmark = pytest.mark.filterwarnings("ignore:near-constant dimensions")
@@ -62,7 +63,7 @@ def curve(checkpoint: Path) -> Cell:
 def test_a_curve_and_its_speed(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     done = Measured(monkeypatch)
     result = run_plan(Plan("p", tuple(with_oracle(curve))), tmp_path, workers=1, show=False)
-    assert len(done) == 6 and result["failed"] == 0
+    assert len(done) == 6 and result["failed"] == 0 and result["provenance"]["seconds"] is not None
     assert json.loads((tmp_path / "matrix.json").read_text()) == result
     assert Plan.open(tmp_path / "plan.json").cells[0] == curve
     summary = result["cells"][0]["summary"]
@@ -70,6 +71,7 @@ def test_a_curve_and_its_speed(curve: Cell, tmp_path: Path, monkeypatch: pytest.
     assert summary["3"]["success"]["pooled"]["successes"] == 36 and summary["3"]["peak_megabytes"] == 102.0
     (speed,) = result["speed"]
     assert speed["trajectories"]["value"] == 10 and speed["robot_seconds"] == 25.0 and speed["oracle"] == 1.0
+    assert result["cells"][0]["checkpoint"] == Path(curve.checkpoint).name, "not where it lies on this machine"
     assert result["cells"][0]["split"] == "test" and {"command", "commit"} <= result["cells"][0]["provenance"].keys()
 
 
@@ -92,6 +94,7 @@ def test_what_is_finished_is_kept_and_shared(curve: Cell, tmp_path: Path, monkey
     assert none == []
     assert [entry["label"] for entry in again["cells"]] == ["a", "b"]
     assert all(entry["summary"] == first["cells"][0]["summary"] for entry in again["cells"])
+    assert first["provenance"]["seconds"] is again["provenance"]["seconds"] is None, "of a part, they would mislead"
     other = Measured(monkeypatch)
     run_plan(Plan("r", (replace(curve, episodes=21),)), tmp_path, workers=1, show=False)
     assert len(other) == 3
@@ -188,12 +191,32 @@ def test_a_cell_that_fails_stops_no_other(curve: Cell, tmp_path: Path, monkeypat
 
 def test_the_bodies_and_tasks_of_a_plan_by_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(REACHED, 20, 0.9)
-    Measured(monkeypatch)
-    run(MatrixConfig("headline", tmp_path, str(checkpoint), seed=77, tasks=("push",), bodies=1), show=False)
+    done = Measured(monkeypatch)  # other processes would not have it
+    config = MatrixConfig("headline", tmp_path, str(checkpoint), seed=77, tasks=("push",), bodies=1, workers=1)
+    run(config, show=False)
     told = [entry["settings"] for entry in read_json(tmp_path / "matrix.json")["cells"]]
     assert len(told) == 24 and {(of["seed"], of["task"]) for of in told} == {(77, "push")}
+    assert len(done) == 24
     with pytest.raises(ValueError, match="the plan 'smoke' has no cell"):
         run(MatrixConfig("smoke", tmp_path, str(checkpoint), tasks=("lift",)), show=False)
+
+
+def test_flags_of_a_plan_by_name_reach_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def instead(plan: Plan, out: Path, **options) -> dict:
+        asked.append((plan, out, options))
+        return {"failed": 0, "cells": []}
+
+    monkeypatch.setattr(matrix, "run_plan", instead)
+    run(MatrixConfig("smoke", tmp_path, "mine"), show=False)
+    told = {"split": "validation", "speed": 1.5, "temperature": 0.0, "cache": tmp_path / "kept", "workers": 3}
+    run(MatrixConfig("smoke", tmp_path, "mine", **told), show=False)
+    (plain, *_), (plan, out, options) = asked
+    assert {(cell.seed, cell.speed, cell.temperature) for cell in plain.cells} == {(0, None, None)}
+    assert {(cell.seed, cell.speed, cell.temperature) for cell in plan.cells} == {(VALIDATION_FROM, 1.5, 0.0)}
+    assert {cell.checkpoint for cell in plan.cells} == {"mine"} and out == tmp_path
+    assert (options["cache"], options["workers"], options["cluster"]) == (tmp_path / "kept", 3, "none")
 
 
 def test_a_plan_acts_as_it_is_told_where_its_cells_do_not_say():
@@ -250,14 +273,16 @@ def test_a_row_that_cannot_be_kept_stops_no_other(curve: Cell, tmp_path: Path, m
         ),
         ({"method": "pad", "settings": {"holdout": 7.0}}, "holdout must be less than 1, got 7.0"),
         ({"method": "nearest", "settings": {"path": "nowhere"}}, "reads nowhere, which is not there"),
+        ({"method": "nearest", "settings": {"path": 5}}, "TypeError: "),
     ],
 )
 def test_a_method_that_cannot_run_is_found_before_anything_is_measured(
     curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, told: str
 ):
     done = Measured(monkeypatch)
-    (entry,) = run_plan(Plan("p", (replace(curve, **changes),)), tmp_path, workers=1, show=False)["cells"]
-    assert told in entry["error"] and done == []
+    plan = Plan("p", (replace(curve, **changes), replace(curve, bodies=1)))
+    entry, other = run_plan(plan, tmp_path, workers=1, show=False)["cells"]
+    assert told in entry["error"] and done == [("curve", "heldout", 0)] and "error" not in other
 
 
 def test_what_was_chosen_for_a_method_is_part_of_a_cell(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -332,6 +357,21 @@ def test_settings_that_were_tuned_for_another_model_are_told(
     assert "Note: prompt on" in capsys.readouterr().out
     entry["fingerprint"] = load(Path(curve.checkpoint)).fingerprint()
     assert run_plan(plan, tmp_path / "p", workers=1, show=False)["notes"] == []
+
+
+@pytest.mark.parametrize("label", ["[v2] recipe", "a[/old]"])
+def test_labels_are_printed_as_they_are(
+    label: str, curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    Measured(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "200")
+    plan = Plan(f"plan {label}", tuple(with_oracle(replace(curve, label=label))))
+    run_plan(plan, tmp_path / label, workers=1)
+    told = capsys.readouterr().out
+    assert f"Plan plan {label}: success" in told and f"{label} oracle" in told, "the table"
+    assert f"{label} selfalign, action, reach: 10 [" in told, "adaptation speed"
+    assert f"measuring: {label} selfalign" in told, "the bar"
+    assert f"Written to {tmp_path / label / 'matrix.json'}" in told.replace("\n", "")
 
 
 def test_plans_share_a_cache(curve: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

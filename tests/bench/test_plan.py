@@ -57,12 +57,21 @@ def test_amounts():
         ({"play": ()}, "neither play nor demonstrations"),
         ({"play": (1, 2), "demonstrations": (3,)}, "one of them may vary"),
         ({"shown": "reach"}, "shown='reach' without demonstrations"),
+        ({"seed": 1.5}, r"a cell: refused: seed=1\.5 \(a whole number\)"),
+        ({"bodies": 2.0}, r"bodies=2\.0 \(a whole number\)"),
+        ({"episodes": True}, r"episodes=True \(a whole number\)"),
+        ({"play": (2.5,)}, r"play=\(2\.5,\) \(whole numbers\)"),
+        ({"demonstrations": 3}, r"demonstrations=3 \(whole numbers\)"),
+        ({"speed": "fast"}, r"speed='fast' \(a number\)"),
+        ({"checkpoint": 5, "label": {"a": 1}}, r"checkpoint=5 \(text\), label=\{'a': 1\} \(text\)"),
+        ({"method": ("selfalign",)}, r"method=\('selfalign',\) \(text\)"),
+        ({"scenario": ("camera",)}, r"scenario=\('camera',\) \(camera, action"),
         ({"shown": "fly", "demonstrations": (3,)}, r"shown='fly' \(None, reach, push, lift\)"),
     ],
 )
 def test_impossible_cells(changes, told):
     with pytest.raises(ValueError, match=told):
-        Cell("x", **changes)
+        Cell(**{"checkpoint": "x", **changes})
 
 
 def test_damaged_plans(tmp_path: Path):
@@ -73,7 +82,7 @@ def test_damaged_plans(tmp_path: Path):
         "has no cell": [],
         "with a checkpoint": [{"play": [1]}],
         r"\['no'\]": [{"checkpoint": "x", "no": 1}],
-        "wrong type": [{"checkpoint": "x", "seed": "1"}],
+        r"seed='1' \(a whole number\)": [{"checkpoint": "x", "seed": "1"}],
     }
     texts = {told: json.dumps({"format": "selfalign-plan-1", "name": "p", "cells": of}) for told, of in cells.items()}
     texts |= {"is not a plan": "{", "its format is 'x'": json.dumps({"format": "x"})}

@@ -1,5 +1,6 @@
 """The report holds what the results say, whoever wrote them, and stands alone."""
 
+import copy
 import re
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from PIL import Image
 
 from bench.attempting import adapt_result, matrix_result, write
 from calibrations import make_calibration
+from selfalign.checkpoint import load, save_checkpoint
 from selfalign.model.context import EmbodimentContext
 from selfalign.report import figures
 from selfalign.report.context_map import ContextMap, principal_components
@@ -83,6 +85,23 @@ def test_the_page_stands_alone_and_says_what_was_measured(results, tmp_path: Pat
         ElementTree.fromstring(text)
     assert config.pdf.read_bytes().startswith(b"%PDF")
     assert len(re.findall(rb"/Type /Page\b", config.pdf.read_bytes())) >= 2
+
+
+@pytest.mark.parametrize("name", ["costs $5 or $6", r"a $\frac$ b", "$x_$"])
+def test_names_are_no_formulas(name: str, tmp_path: Path):
+    matrix = matrix_result()
+    for entry in matrix["cells"]:
+        entry["label"] = name
+    other = copy.deepcopy(matrix)
+    for entry in other["cells"]:
+        entry["label"] = f"{name} again"
+    both = {**matrix, "cells": matrix["cells"] + other["cells"]}
+    config = ReportConfig((write(tmp_path / "m.json", both),), out=tmp_path / "r.html", pdf=tmp_path / "r.pdf")
+    run(config, show=False)
+    drawn = re.findall(r"<svg.*?</svg>", config.out.read_text(), re.DOTALL)
+    assert f"action, reach, {name}" in drawn[0] and f"{name}: action, reach" in drawn[1]
+    cells = read_cells(config.results)
+    assert name in figures.svg(figures.recipes({name: {name: cells[0]}}))
 
 
 def test_the_same_results_give_the_same_files(results, tmp_path: Path):
@@ -207,6 +226,27 @@ def test_a_calibration_judges_anew(results):
         a.verdict.expected is not None for a in quick.attempts(make_calibration("0123", source={"acting": acting}))
     )
     assert sum(a.verdict.accepted for a in judged) < sum(a.verdict.accepted for a in pushing.attempts())
+
+
+def test_the_calibration_of_a_checkpoint_judges_where_it_is_named(checkpoint: Path, tmp_path: Path):
+    policy = load(checkpoint)
+    strict = make_calibration(policy.fingerprint(), seen=(1.15, 1.2))
+    own = save_checkpoint(replace(policy, calibration=strict), tmp_path / "own")
+    result = write(tmp_path / "adapt.json", adapt_result(fingerprint=policy.fingerprint()))
+
+    def told(**given) -> dict[str, list[str]]:
+        content = run(ReportConfig((result,), out=tmp_path / "r.html", **given), show=False)
+        return {section.title: list(section.tables[0].rows[-1]) for section in content if section.tables} | {
+            section.title: [] for section in content if not section.tables
+        }
+
+    plain, judged = told(), told(calibration=own)
+    assert judged.keys() - plain.keys() == {"What a play loss is worth"}
+    # Three bodies at 10 steps, at 30 and as aligned, and three random updates, which gained nothing.
+    assert plain["Verdicts"] == ["all", "9", "0", "0", "3"]
+    assert judged["Verdicts"] != plain["Verdicts"] and judged["Verdicts"][2] == "0"
+    with pytest.raises(ValueError, match="has no calibration"):
+        told(calibration=checkpoint)
 
 
 def test_the_calibrations_curve_has_the_attempts_that_it_expects_something_of(results, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from bench.attempting import adapt_result, matrix_result, outcome, write
 from selfalign.bench.matrix import run_plan
 from selfalign.bench.plan import Cell, Plan
 from selfalign.bench.subject import body_seed
+from selfalign.checkpoint import load
 from selfalign.report import films
 from selfalign.report.document import ReportConfig
 from selfalign.report.document import run as run_report
@@ -18,6 +20,7 @@ from selfalign.report.failures import body_rows, cell_rows, failing_bodies, typi
 from selfalign.report.films import FilmsConfig, read_films, run, to_film
 from selfalign.report.naming import Naming
 from selfalign.report.reading import read_cells
+from selfalign.report.sections import success
 
 # Play as short as in these tests may leave the gripper alone.
 pytestmark = pytest.mark.filterwarnings("ignore:near-constant dimensions")
@@ -38,6 +41,25 @@ def test_the_worst_come_first_and_bodies_that_miss_nothing_are_not_named(tmp_pat
         [names[1], "camera", "reach", "1 of 10", "3 of 10", "accept"],
         [names[2], "camera", "reach", "1 of 10", "6 of 10", "reject"],
     ]
+
+
+def test_a_body_without_a_verdict_was_not_rejected(tmp_path: Path):
+    matrix = matrix_result()  # two bodies, aligned
+    for body in matrix["cells"][1]["bodies"]:
+        body["results"]["20"]["success"] = outcome(3)
+    first, second = (body["results"]["20"] for body in matrix["cells"][1]["bodies"])
+    del first["verdict"]
+    (some,) = read_cells([write(tmp_path / "some.json", matrix)])
+    assert [row[-1] for row in cell_rows([some], Naming.of([some]))] == ["1 of 1 judged"]
+    assert sorted(row[-1] for row in body_rows(worst([some]), Naming.of([some]))) == ["-", "accept"]
+    table = next(success([some])).tables[0]
+    assert table.rows[0][table.columns.index("accepted")] == "1 of 1 judged"
+    del second["verdict"]
+    (none,) = read_cells([write(tmp_path / "none.json", matrix)])
+    assert [row[-1] for row in cell_rows([none], Naming.of([none]))] == ["-"]
+    assert {row[-1] for row in body_rows(worst([none]), Naming.of([none]))} == {"-"}
+    table = next(success([none])).tables[0]
+    assert "accepted" not in table.columns and all(len(row) == len(table.columns) for row in table.rows)
 
 
 def test_the_worst_of_each_cell_and_of_all(tmp_path: Path):
@@ -137,7 +159,8 @@ def test_what_is_filmed_is_not_filmed_again(filmed, monkeypatch: pytest.MonkeyPa
     (config.out / "mine.gif").touch()
     (config.out / "films.json").write_text(json.dumps({**result, "films": [other, film]}))
     monkeypatch.setattr(films, "_film", None)
-    assert run(config, show=False)["films"] == [film]
+    again = run(config, show=False)
+    assert again["films"] == [film] and again["provenance"]["seconds"] is None
     assert sorted(path.name for path in config.out.glob("*.gif")) == sorted([film["file"], "mine.gif"])
 
 
@@ -153,6 +176,33 @@ def test_the_report_shows_them(measured: Path, filmed, tmp_path: Path):
     assert section.tables[0].rows[0][2] == "2 of 2 (100 %)"
     page = (tmp_path / "r.html").read_text()
     assert "Where it fails" in page and page.count("data:image/gif") == 1
+
+
+def test_so_many_bodies_are_filmed_of_each_result_and_together_and_films_are_as_small(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    own, saved = load(checkpoint).fingerprint(), []
+    outcomes = [SimpleNamespace(success=False, progress=0.1, instruction="push")]
+    acted = SimpleNamespace(outcomes=outcomes, to_dict=lambda: outcome(0))
+    monkeypatch.setattr(films, "act_again", lambda *_: {"before": acted, "aligned": acted})
+    monkeypatch.setattr(films, "panel", lambda *_: [])
+    monkeypatch.setattr(films, "beside", lambda sides: sides)
+    monkeypatch.setattr(films, "save_film", lambda film, path, max_bytes: saved.append(max_bytes) or path.touch())
+    results = tuple(
+        write(tmp_path / f"{name}.json", adapt_result(name, fingerprint=own)) for name in ("camera", "robot")
+    )
+
+    def filmed(**given: int) -> list[str]:
+        """In which scenarios; three bodies fail in each."""
+        out = tmp_path / "-".join(map(str, given.values()))
+        out.mkdir()
+        config = FilmsConfig(results, checkpoint, out, kilobytes=70, **given)
+        return sorted(film["cell"].partition(",")[0] for film in run(config, show=False)["films"])
+
+    assert filmed(bodies=9, of_each=1) == ["camera", "robot"]
+    assert filmed(bodies=9, of_each=2) == ["camera", "camera", "robot", "robot"]
+    assert len(filmed(bodies=3, of_each=2)) == 3
+    assert saved == [70_000] * 9
 
 
 def test_mistakes_are_explained(checkpoint: Path, filmed, tmp_path: Path):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from scipy.integrate import trapezoid
 
-from bench.attempting import adapt_result, adapt_row, attempt, drawn_attempts, write
+from bench.attempting import adapt_result, adapt_row, attempt, drawn_attempts, matrix_result, outcome, write
 from calibrations import make_calibration
 from selfalign.align.verdict import judge
-from selfalign.bench.attempts import RETURNED_PRIOR, read_attempts
+from selfalign.bench.attempts import AT, RETURNED_PRIOR, read_attempts
 from selfalign.bench.expectation import fit_calibration
+from selfalign.calibration import Ample
 from selfalign.report.quality import (
     area,
     by_kind,
@@ -133,6 +134,60 @@ def test_where_a_fit_was_rejected_the_body_acted_under_the_prior():
     told = {**named, "verdicts": {"aligned": rejected, "after_10": accepted}}
     assert {a.kind for a in read_attempts(told, "")} == {"aligned", "after_10"}, "as bench calibrate acts"
     assert {a.kind for a in read_attempts({**told, RETURNED_PRIOR: ["aligned"]}, "")} == {"after_10"}
+
+
+def test_what_was_seen_while_fitting_is_not_forgotten_where_a_calibration_judges_anew():
+    calibration, broke = make_calibration(), "the loss was not finite at step 7; lower the learning rate"
+    verdicts = {"aligned": judge(3.0, 1.0, 4.0), "after_1": judge(3.0, 1.0, 4.0, problem=broke)}
+    verdicts |= {"late": judge(3.0, 1.0, 4.0, calibration=make_calibration(seen=(0.1, 0.2)))}
+    row = {"name": "a", "success": {key: {"successes": 5, "episodes": 10} for key in ["before", *verdicts]}}
+    row["verdicts"] = {kind: verdict.to_dict() for kind, verdict in verdicts.items()}
+    found = {a.kind: a.verdict for a in read_attempts(row, "", calibration)}
+    assert found["aligned"].accepted and found["after_1"].reason == broke
+    assert found["late"].accepted, "the objection was another calibration's"
+
+
+def test_a_calibration_that_judges_anew_doubts_what_had_much_play():
+    calibration = make_calibration(ample=Ample(1000, 1.0))
+    kinds = ("aligned", "late", "short", "selfalign@3", "selfalign@30")
+    row = {"name": "a", "success": {key: {"successes": 5, "episodes": 10} for key in ["before", *kinds]}}
+    row["verdicts"] = dict.fromkeys(kinds, judge(3.0, 1.2, 4.0).to_dict())
+    for play in (20, [3, 20]):
+        told = read_attempts(row, "", calibration, {"play": play, "play_length": 50})
+        assert [a.kind for a in told if a.verdict.doubt] == ["aligned", "late", "selfalign@30"]
+    assert not any(
+        a.verdict.doubt
+        for a in read_attempts(row, "", calibration, {"play": 19, "play_length": 50})
+        if AT not in a.kind
+    )
+
+
+def test_an_attempt_is_known_by_its_play_and_by_how_it_was_tried(tmp_path: Path):
+    def cells(name: str, amounts: dict[str, int], **settings):
+        """Aligning with so much play, as it is called, and its success."""
+        matrix = matrix_result()
+        told = {
+            "play": [int(amount) for amount in amounts],
+            "play_length": 50,
+            "execute": 4,
+            "num_steps": 10,
+            **settings,
+        }
+        entry = next(entry for entry in matrix["cells"] if entry["settings"]["method"] == "selfalign")
+        for body in entry["bodies"]:
+            result = body["results"]["20"]
+            body["results"] = {amount: {**result, "success": outcome(level)} for amount, level in amounts.items()}
+        frozen = matrix["cells"][0]
+        for one in (frozen, entry):
+            one["settings"] |= told
+        return read_cells([write(tmp_path / f"{name}.json", {**matrix, "cells": [frozen, entry]})])
+
+    little, much, curve = cells("little", {"20": 7}), cells("much", {"100": 9}), cells("curve", {"20": 7, "100": 9})
+    for order in ([*little, *much], [*much, *little], [*curve, *little, *much], [*little, *curve]):
+        assert sorted(a.successes for a in judged(order)) == [7, 7, 9, 9], "two bodies, each with little and with much"
+    for name, value in (("execute", 8), ("num_steps", 1), ("play_length", 30), ("settings", {"steps": 9})):
+        other = cells(name, {"20": 5}, **{name: value})
+        assert sorted(a.successes for a in judged([*little, *other])) == [5, 5, 7, 7]
 
 
 def test_a_calibration_is_not_judged_by_its_own_bodies_and_an_attempt_counts_once(tmp_path: Path):

@@ -93,6 +93,47 @@ def test_what_was_measured_with_other_settings_is_not_merged(tmp_path):
         read_cells([write(tmp_path / "other.json", matrix)])
 
 
+def test_a_second_measurement_agrees_but_for_its_seconds(tmp_path):
+    matrix = matrix_result()
+    for entry in [entry for entry in matrix["cells"] if "error" not in entry]:
+        again = copy.deepcopy(entry)
+        for seconds, cell in ((3.0, entry), (4.0, again)):
+            for body in cell["bodies"]:
+                for result in body["results"].values():
+                    result["success"] = {**result["success"], "mean_progress": 0.1, "seconds": seconds}
+        matrix["cells"].append(again)
+    (cell,) = read_cells([write(tmp_path / "twice.json", matrix)])
+    assert cell.success("aligned").value == 0.9 and cell.success("oracle").value == 0.8
+    for method in ("lora", "selfalign"):  # the last selfalign is the oracle
+        changed = copy.deepcopy(matrix)
+        last = [entry for entry in changed["cells"] if entry["settings"]["method"] == method][-1]
+        last["bodies"][1]["results"]["20"]["success"]["mean_progress"] = 0.2
+        with pytest.raises(ValueError, match="found different things"):
+            read_cells([write(tmp_path / f"{method}.json", changed)])
+
+
+def test_the_oracle_is_of_the_most_play_in_whatever_order_cells_stand(tmp_path):
+    matrix = matrix_result()
+    oracle = next(entry for entry in matrix["cells"] if entry["settings"]["region"] == "source")
+    much, little = copy.deepcopy(oracle), copy.deepcopy(oracle)
+    for body in much["bodies"]:  # 9 is more than 20 as a word
+        body["results"] = {"100": {**body["results"]["20"], "success": outcome(10)}}
+    for body in little["bodies"]:
+        body["results"] = {"9": {**body["results"]["20"], "success": outcome(2)}}
+    for number, more in enumerate(([much, little], [little, much])):
+        told = {**matrix, "cells": [*matrix["cells"], *more]}
+        (cell,) = read_cells([write(tmp_path / f"{number}.json", told)])
+        assert cell.success("oracle").value == 1.0
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{"])
+def test_a_file_that_is_no_json_is_named(content: bytes, tmp_path):
+    path = tmp_path / "m.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"m\.json is not JSON: "):
+        read_cells([path])
+
+
 def test_cells_of_one_name_are_measured_alike(tmp_path):
     matrix = matrix_result()
     for region, name, value in (("heldout", "execute", 16), ("source", "episodes", 3)):

@@ -32,7 +32,7 @@ from selfalign.configs import below, changed, refuse
 from selfalign.data.snapshots import Snapshots
 from selfalign.data.sources import RECORDED, SourceData
 from selfalign.model.weights import load_model
-from selfalign.provenance import Stopwatch, digest, provenance, write_json
+from selfalign.provenance import Stopwatch, digest, provenance, without_places, write_json
 from selfalign.sim.regions import Scenario
 from selfalign.sim.seeds import Split, seeds_of
 from selfalign.train import checkpoint
@@ -143,6 +143,7 @@ def run(config: AblateConfig, *, show: bool = True) -> dict[str, Any]:
             state = "trained" if job.done.is_file() else "to train"
             console.print(f"{job.label}: {job.recipe.about} ({state}, {job.config.out})", markup=False)
         return {}
+    begun = config.out.is_dir() and any(config.out.iterdir())  # what is there is not made again
     failed = _train_all(config, trainings, show)
     for job in trainings:
         if job.digest in failed:
@@ -151,7 +152,7 @@ def run(config: AblateConfig, *, show: bool = True) -> dict[str, Any]:
         "format": FORMAT,
         "scale": json.loads(json.dumps({"name": config.scale, **dataclasses.asdict(config.measured)})),
         "trainings": [_told(job, failed) for job in trainings],
-        "provenance": provenance(watch.seconds),
+        "provenance": provenance(None if begun else watch.seconds),
     }
     cells = bench_cells(config, [t for t in trainings if t.digest not in failed])
     if config.measure and cells:
@@ -259,14 +260,15 @@ def train(job: Training) -> dict[str, str]:
         pretrain.run(job.config)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    seconds = None if resumed else round(watch.seconds, 1)  # of a part of it, they would mislead
     flags = {name: value for name, value in dataclasses.asdict(job.config).items() if name not in ("out", "shared")}
     told = {
         "name": job.name,
         "about": job.recipe.about,
-        "training": json.loads(json.dumps(flags, default=str)),
-        "seconds": None if resumed else round(watch.seconds, 1),  # of a part of it, they would mislead
+        "training": without_places(json.loads(json.dumps(flags, default=str))),
+        "seconds": seconds,
         "peak_megabytes": memory.megabytes,
-        "provenance": provenance(watch.seconds),
+        "provenance": provenance(seconds),
     }
     write_json(job.done, told)
     return {}

@@ -26,7 +26,7 @@ from selfalign.data.episodes import Episode
 from selfalign.data.normalize import NormStats
 from selfalign.data.play import Play
 from selfalign.policy import Policy
-from selfalign.provenance import provenance, read_own, write_json
+from selfalign.provenance import commit, provenance, read_own, write_json
 from selfalign.sim.bodies import sample_bodies
 from selfalign.sim.record import record_demonstrations, record_play
 from selfalign.sim.regions import Scenario
@@ -227,6 +227,7 @@ def run(config: TuneConfig, *, show: bool = True) -> dict[str, Any]:
         FileNotFoundError: no checkpoint.
         ValueError: a file of another measurement, or no finite trial to choose.
     """
+    commit()  # is read now, not when all is tried
     policy = load(config.checkpoint)
     told = {name: getattr(config, name) for name in ("play", "play_length", "demonstrations", "judged")}
     result = tune(

@@ -40,7 +40,7 @@ from selfalign.bench.subject import (
 from selfalign.bench.trials import BodyTrials
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
-from selfalign.provenance import Stopwatch, provenance, read_own, write_json
+from selfalign.provenance import Stopwatch, provenance, read_own, without_places, write_json
 from selfalign.sim.bodies import BodySpec, sample_bodies
 from selfalign.sim.record import record_demonstrations
 from selfalign.sim.regions import Scenario
@@ -218,14 +218,14 @@ def run(config: AdaptConfig, *, show: bool = True) -> dict[str, Any]:
             config.check_offered(body)
     with parts_of(config.out, identity, console) as folder:
         jobs = _jobs(config, folder, identity_of(policy))
-        run_parts("fitting", fit_body, jobs, lambda job: job.fit_path, workers=config.workers, show=show)
-        run_parts("acting", evaluate_body, jobs, lambda job: job.row_path, workers=config.workers, show=show)
+        kept = run_parts("fitting", fit_body, jobs, lambda job: job.fit_path, workers=config.workers, show=show)
+        kept += run_parts("acting", evaluate_body, jobs, lambda job: job.row_path, workers=config.workers, show=show)
         rows = [json.loads(job.row_path.read_text()) for job in jobs]
         parameters = sum(p.numel() for p in policy.model.parameters())
         result = {
             **identity,
-            "checkpoint": {"path": str(config.checkpoint), "parameters": parameters},
-            "provenance": {**provenance(watch.seconds), "workers": config.workers},
+            "checkpoint": {"path": without_places(config.checkpoint), "parameters": parameters},
+            "provenance": {**provenance(None if kept else watch.seconds), "workers": config.workers},
             "summary": summarise(rows, config.conditions),
             "bodies": rows,
         }

@@ -15,6 +15,11 @@ SHORT, LATE, AXES = "short", "late", "axes"
 """Contexts fitted to two trajectories only, to play whose actions were recorded late, and to play as a real robot's is
 recorded (`sim.playing.play_by_axes`)."""
 
+SHORT_PLAY = 2
+"""Trajectories of `short` play."""
+AT = "@"
+"""Between a method and the amount of play or of demonstrations that it was given, in the name of a condition."""
+
 RETURNED_PRIOR = "returned_prior"
 """In a row of a matrix: the conditions of which the prior came back."""
 
@@ -52,7 +57,22 @@ class Attempt:
         return self.success - self.before
 
 
-def read_attempts(row: Mapping[str, Any], cell: str, calibration: Calibration | None = None) -> Iterator[Attempt]:
+def amount_of(kind: str, settings: Mapping[str, Any]) -> int:
+    """Trajectories of play that a context was fitted to, by its kind and what was measured; 0 where they do not say."""
+    if AT in kind:
+        return int(kind.rpartition(AT)[2])
+    if kind == SHORT:
+        return SHORT_PLAY
+    play = settings.get("play", 0)
+    return play if isinstance(play, int) else max(play, default=0)
+
+
+def read_attempts(
+    row: Mapping[str, Any],
+    cell: str,
+    calibration: Calibration | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Iterator[Attempt]:
     """The attempts of a body's row, those whose play loss is known; the prior is one where the row holds its verdict.
 
     Where `align` has rejected a fit, the body acted under the prior, not under what was fitted: that is no attempt.
@@ -61,7 +81,9 @@ def read_attempts(row: Mapping[str, Any], cell: str, calibration: Calibration | 
         row: of `bench calibrate`, `bench adapt` or `bench matrix`.
         cell: what it belongs to.
         calibration: judge anew by this one; None: as the row says.
+        settings: of what was measured, which say how much play there was: little play is not doubted.
     """
+    settings = {} if settings is None else settings
     success = row["success"]
     if BEFORE not in success:
         return
@@ -69,7 +91,8 @@ def read_attempts(row: Mapping[str, Any], cell: str, calibration: Calibration | 
         if kind not in success or kind in row.get(RETURNED_PRIOR, ()):
             continue
         if calibration is not None:
-            verdict = judge(verdict.before, verdict.after, verdict.null, note=verdict.note, calibration=calibration)
+            frames = amount_of(kind, settings) * settings.get("play_length", 0)
+            verdict = _anew(verdict, calibration, frames)
         yield Attempt(
             cell,
             row["name"],
@@ -80,6 +103,14 @@ def read_attempts(row: Mapping[str, Any], cell: str, calibration: Calibration | 
             success[BEFORE]["successes"] / success[BEFORE]["episodes"],
             (row.get("action_loss") or {}).get(kind),
         )
+
+
+def _anew(verdict: Verdict, calibration: Calibration, play_frames: int) -> Verdict:
+    """A verdict by the same losses and another calibration."""
+    losses = verdict.before, verdict.after, verdict.null
+    # What was seen while fitting, no losses tell. Where a calibration has judged, the reason may be its objection.
+    problem = verdict.reason if verdict.expected is None and judge(*losses).accepted else ""
+    return judge(*losses, problem=problem, note=verdict.note, calibration=calibration, play_frames=play_frames)
 
 
 def _verdicts(row: Mapping[str, Any]) -> Iterator[tuple[str, Verdict]]:

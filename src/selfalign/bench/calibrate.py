@@ -11,7 +11,7 @@ whose actions were recorded late. Without failures there is nothing to tell succ
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ from selfalign.align.offline import judging_grid
 from selfalign.align.verdict import Verdict, judge
 from selfalign.baselines.samples import action_losses
 from selfalign.bench import tables
-from selfalign.bench.attempts import AXES, LATE, SHORT, read_attempts
+from selfalign.bench.attempts import AXES, LATE, SHORT, SHORT_PLAY, read_attempts
 from selfalign.bench.expectation import fit_calibration
 from selfalign.bench.parts import parts_of, run_parts
 from selfalign.bench.resident import policy_of
@@ -58,8 +58,6 @@ from selfalign.sim.robots import RobotSpec
 from selfalign.sim.seeds import VALIDATION_FROM
 
 FORMAT = "selfalign-bench-calibrate-1"
-SHORT_PLAY = 2
-"""Trajectories of too short play."""
 LAG = 5
 """Frames by which the actions of badly recorded play come late."""
 
@@ -264,13 +262,12 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
                 config.check_offered(body)
         with parts_of(config.out, identity, console) as folder:
             jobs = list(_jobs(config, folder, own))
-            run_parts("pairs", measure_pair, jobs, lambda job: job.row_path, workers=config.workers, show=show)
+            done = run_parts("pairs", measure_pair, jobs, lambda job: job.row_path, workers=config.workers, show=show)
             rows = [row for job in jobs for row in json.loads(job.row_path.read_text())]
-            made = {**provenance(watch.seconds), "workers": config.workers}
+            made = {**provenance(None if done else watch.seconds), "workers": config.workers}
             result = {**identity, "provenance": made, "bodies": rows}
-            if config.contexts is not None:
-                _keep(folder / "contexts", config.contexts)
-            write_json(config.out, result)  # whatever becomes of the calibration
+            with _keeping(folder / "contexts", config.contexts):
+                write_json(config.out, result)  # whatever becomes of the calibration
     else:
         result = {name: result[name] for name in (*identity, "provenance", "bodies")}
         console.print(f"{config.out} holds these measurements already; remove it to measure again.")
@@ -281,17 +278,26 @@ def run(config: CalibrateConfig, *, show: bool = True) -> dict[str, Any]:
     if not config.check:
         set_calibration(config.checkpoint, calibration)
     tables.print_calibration(calibration, console)
-    tables.print_attempts([a for row in result["bodies"] for a in read_attempts(row, "", calibration)], console)
+    told = [a for row in result["bodies"] for a in read_attempts(row, "", calibration, result["settings"])]
+    tables.print_attempts(told, console)
     where = "" if config.check else f" and to {config.checkpoint / 'calibration.json'}"
     console.print(f"Written to {config.out}{where}")
     return result
 
 
-def _keep(made: Path, place: Path) -> None:
-    """Copies a folder, which appears whole or not at all."""
+@contextmanager
+def _keeping(made: Path, place: Path | None) -> Iterator[None]:
+    """A copy of a folder, which appears whole when the block has ended well, or not at all; None: no copy.
+
+    What needs room is copied before the block: contexts are not without their measurements, nor these without them.
+    """
+    if place is None:
+        yield
+        return
     beside = place.with_name(f"{place.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(made, beside)
+    yield
     if place.is_dir():
         place.rmdir()  # an empty one, as was checked
     beside.rename(place)

@@ -83,6 +83,7 @@ def row_path(folder: Path, job: BodyJob) -> Path:
 
 def measure(group: Group) -> list[dict[str, Any]]:
     """What a worker does: the rows of a group's jobs; for one that fails, `error` and where it was raised."""
+    commit()  # is read now, not when the first body is finished
     workshop, rows = None, []
     for job in group.jobs:
         try:

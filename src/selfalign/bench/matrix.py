@@ -13,6 +13,7 @@ of all) once, and a cell of more bodies begins with those that a cell of fewer h
 
 import hashlib
 import json
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from selfalign.bench.stats import amount_to_reach
 from selfalign.bench.subject import identity_of
 from selfalign.cluster import Cluster, run_on
 from selfalign.configs import below, refuse
-from selfalign.provenance import Stopwatch, digest, provenance, read_kept, write_json
+from selfalign.provenance import Stopwatch, digest, provenance, read_kept, without_places, write_json
 from selfalign.sim.prepare import prepare
 from selfalign.sim.seeds import Split, seeds_of, split_of
 from selfalign.sim.tasks import KINDS, Kind
@@ -151,9 +152,10 @@ def run_plan(
     for note in notes:
         console.print(f"Note: {note}", markup=False)
     try:
-        _measure(states, cache / "bodies", workers, cluster, show)
+        kept = _measure(states, cache / "bodies", workers, cluster, show)
     except KeyboardInterrupt:
-        console.print(f"Interrupted. What is finished is in {cache}; the same command goes on from there.")
+        told = f"Interrupted. What is finished is in {cache}; the same command goes on from there."
+        console.print(told, markup=False)
         raise
     finally:
         close_arenas()
@@ -163,7 +165,7 @@ def run_plan(
     result = {
         "format": FORMAT,
         "plan": plan.name,
-        "provenance": {**provenance(watch.seconds), "workers": workers, "cluster": cluster},
+        "provenance": {**provenance(None if kept else watch.seconds), "workers": workers, "cluster": cluster},
         "notes": notes,
         "failed": sum("error" in entry for entry in measured),
         "speed": speeds(measured),
@@ -172,12 +174,12 @@ def run_plan(
     path = write_json(out / "matrix.json", result)
     if table:
         print_matrix(result, console)
-    console.print(f"Written to {path}")
+    console.print(f"Written to {path}", markup=False)
     return result
 
 
 def _open(cell: Cell, cache: Path, calibrated: bool) -> CellState:
-    """A cell with what is known of it; a checkpoint or a task that it cannot have is its error."""
+    """A cell with what is known of it; why it cannot be measured is its error, and stops no other."""
     state = CellState(cell)
     try:
         policy = policy_of(cell.checkpoint)
@@ -194,8 +196,8 @@ def _open(cell: Cell, cache: Path, calibrated: bool) -> CellState:
             cells.BodyJob(state.rows, cell, index, body, calibrated, own)
             for index, body in enumerate(cells.bodies_of(cell))
         ]
-    except (ValueError, OSError) as error:
-        state.error = f"{type(error).__name__}: {error}"
+    except Exception as error:
+        state.error, state.traceback = f"{type(error).__name__}: {error}", traceback.format_exc()
         return state
     state.result = read_kept(_cell_path(cache, state.digest), state.identity)
     return state
@@ -242,8 +244,8 @@ def _method(cell: Cell) -> dict[str, Any]:
     return {**told, "file": digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files], 64)}
 
 
-def _measure(states: Sequence[CellState], folder: Path, workers: int, cluster: Cluster, show: bool) -> None:
-    """Runs the jobs whose rows are not in the folder."""
+def _measure(states: Sequence[CellState], folder: Path, workers: int, cluster: Cluster, show: bool) -> int:
+    """Runs the jobs whose rows are not in the folder; returns how many cells and bodies an earlier run had measured."""
     # Bodies of cells that differ in their labels alone, or in how many bodies they have, are measured once.
     missing = [state for state in states if state.result is None and not state.error]
     distinct: dict[tuple[str, int], cells.BodyJob] = {}
@@ -269,6 +271,7 @@ def _measure(states: Sequence[CellState], folder: Path, workers: int, cluster: C
         # A cluster's machines need not share a disk: their rows come back, and are kept here.
         groups = cells.grouped(todo, folder if cluster == "none" else None)
         run_on(cluster, cells.measure, groups, workers, on_done=done)
+    return sum(state.result is not None for state in states) + len(jobs) - len(todo)
 
 
 def _finish(state: CellState, cache: Path) -> None:
@@ -289,7 +292,12 @@ def _finish(state: CellState, cache: Path) -> None:
 def _entry(state: CellState) -> dict[str, Any]:
     """A cell in `matrix.json`: what it is, and its result or its error."""
     cell = state.cell
-    head = {"label": cell.name, "checkpoint": cell.checkpoint, "split": split_of(cell.seed), "digest": state.digest}
+    head = {
+        "label": cell.name,
+        "checkpoint": without_places(cell.checkpoint),
+        "split": split_of(cell.seed),
+        "digest": state.digest,
+    }
     if state.result is None:
         return {**head, "settings": cell.measured(), "error": state.error, "traceback": state.traceback}
     return {**head, **state.result}

@@ -6,6 +6,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from selfalign.bench.tables import percent
 
@@ -14,16 +15,17 @@ COLUMNS = ("cell", "unseen", "given", "success (95 %)", "fit s", "peak MB", "kep
 
 def print_matrix(result: Mapping[str, Any], console: Console) -> None:
     """Success and costs of every cell, adaptation speed, and what failed."""
+    # As text: names and labels are anybody's, and `[v2]` would be taken for markup.
     title = f"Plan {result['plan']}: success over bodies, with the 95 % interval of a bootstrap over bodies"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in COLUMNS:
         table.add_column(column, justify="right" if column in COLUMNS[-4:] else "left", no_wrap=column in COLUMNS[-5:])
     for entry in result["cells"]:
         for row in _rows(entry):
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
     console.print(table)
     for speed in result["speed"]:
-        console.print(speed_line(speed))
+        console.print(speed_line(speed), markup=False)
     for entry in result["cells"]:
         if "error" in entry:
             settings = entry["settings"]

@@ -60,8 +60,8 @@ def run_parts(
     *,
     workers: int,
     show: bool,
-) -> None:
-    """Does the work whose product is not there yet.
+) -> int:
+    """Does the work whose product is not there yet, and returns how many parts an earlier run had done.
 
     Raises:
         RuntimeError: a worker died. What the work raises is raised here.
@@ -73,3 +73,4 @@ def run_parts(
     with progress_bar(title, len(parts), show) as bar:
         bar.at(len(parts) - len(todo))
         run_jobs(work, todo, workers, on_done=lambda part, _: bar.finished(part.key))
+    return len(parts) - len(todo)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, Self, get_args
 
 from selfalign.acting import Acting
@@ -84,6 +85,7 @@ class Cell:
     """What the cell is called in tables; nothing depends on it."""
 
     def __post_init__(self) -> None:
+        refuse("a cell", self._of_wrong_types())
         wrong = [
             f"{name}={getattr(self, name)!r} ({', '.join(map(str, known))})"
             for name, known in (
@@ -106,6 +108,33 @@ class Cell:
             wrong.append("neither play nor demonstrations")
         refuse("a cell", wrong)
         self.acting(Acting())
+
+    def _of_wrong_types(self) -> list[str]:
+        """What is refused of values as a file may have them: `2.0` and `true` are no counts. (Settings are asked about
+        where the method is known.)"""
+        counts: tuple[str, ...] = ("seed", "bodies", "episodes", "play_length", "execute", "num_steps")
+        amounts: tuple[str, ...] = ("play", "demonstrations")
+        numbers: tuple[str, ...] = ("speed", "temperature")
+        texts: tuple[str, ...] = ("checkpoint", "method", "features", "weights", "label")
+
+        def is_number(value: Any, kind: type | UnionType = int) -> bool:
+            return isinstance(value, kind) and not isinstance(value, bool)
+
+        def are_numbers(values: Any) -> bool:
+            return isinstance(values, tuple | list) and all(map(is_number, values))
+
+        kinds: list[tuple[tuple[str, ...], str, Callable[[Any], bool]]] = [
+            (texts, "text", lambda value: isinstance(value, str)),
+            (counts, "a whole number", is_number),
+            (amounts, "whole numbers", are_numbers),
+            (numbers, "a number", lambda value: value is None or is_number(value, int | float)),
+        ]
+        return [
+            f"{name}={value!r} ({told})"
+            for names, told, fits in kinds
+            for name in names
+            if not fits(value := getattr(self, name))
+        ]
 
     @property
     def amounts(self) -> tuple[int, ...]:
@@ -154,11 +183,8 @@ class Cell:
             raise ValueError(
                 f"a cell is an object with a checkpoint; unknown: {unknown}; known: {', '.join(sorted(known))}"
             )
-        try:
-            values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"a cell has a value of a wrong type: {error}") from error
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)

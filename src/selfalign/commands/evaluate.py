@@ -14,7 +14,7 @@ from selfalign.bench.tables import percent
 from selfalign.checkpoint import load
 from selfalign.model.context import EmbodimentContext
 from selfalign.policy import Policy
-from selfalign.provenance import Stopwatch, provenance, write_json
+from selfalign.provenance import Stopwatch, provenance, without_places, write_json
 from selfalign.report.video import Film, panel, save_film
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.tasks import Kind
@@ -90,7 +90,7 @@ def run(config: EvalConfig, *, show: bool = True) -> dict[str, Any]:
         "seed": config.seed,
         "name": body.name,
         "body": body.to_dict(),
-        "context": "prior" if config.prior else str(config.context),
+        "context": "prior" if config.prior else without_places(config.context),
         "fingerprint": policy.fingerprint(),
         "acting": policy.acting.to_dict(),
         "success": result.to_dict(),

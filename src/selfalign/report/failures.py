@@ -36,15 +36,22 @@ class Failing:
         return 1 - self.row["success"][ALIGNED]["value"]
 
     @property
-    def accepted(self) -> bool:
-        """What the verdict said."""
+    def accepted(self) -> bool | None:
+        """What the verdict said; None where there was none."""
         return accepted_body(self.row)
 
 
-def accepted_body(row: Mapping[str, Any]) -> bool:
-    """What the verdict on a body's own alignment said."""
-    verdict = row.get("verdict") or row.get("verdicts", {}).get(ALIGNED) or {}
-    return bool(verdict.get("accepted"))
+def accepted_body(row: Mapping[str, Any]) -> bool | None:
+    """What the verdict on a body's own alignment said; None where nobody judged: not every way to a body is judged."""
+    verdict = row.get("verdict") or row.get("verdicts", {}).get(ALIGNED)
+    return bool(verdict["accepted"]) if verdict else None
+
+
+def accepted_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many bodies were accepted: `3 of 12`; `3 of 10 judged` where others have no verdict, `-` where none has."""
+    judged = [accepted for row in rows if (accepted := accepted_body(row)) is not None]
+    told = f"{sum(judged)} of {len(judged)}" if judged else "-"
+    return f"{told} judged" if 0 < len(judged) < len(rows) else told
 
 
 def failing_bodies(cell: CellResult) -> list[Failing]:
@@ -84,7 +91,8 @@ def cell_rows(cells: Sequence[CellResult], naming: Naming) -> list[list[str]]:
         bad = [f for f in failing[id(cell)] if f.missed >= 0.5]
         oracle = _missed(cell.sources, "oracle") if "oracle" in cell.seen else "-"
         told = f"{len(bad)} of {len(cell.rows)}"
-        rows.append([*naming.row(cell), _missed(cell.rows, ALIGNED), oracle, told, str(sum(f.accepted for f in bad))])
+        accepted = accepted_of([f.row for f in bad]).removesuffix(f" of {len(bad)}")
+        rows.append([*naming.row(cell), _missed(cell.rows, ALIGNED), oracle, told, accepted])
     return rows
 
 
@@ -96,7 +104,7 @@ def body_rows(failing: Sequence[Failing], naming: Naming) -> list[list[str]]:
             *naming.row(f.cell),
             _count(f.row, BEFORE),
             _count(f.row, ALIGNED),
-            "accept" if f.accepted else "reject",
+            {True: "accept", False: "reject", None: "-"}[f.accepted],
         ]
         for f in failing
     ]

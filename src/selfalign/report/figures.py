@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from selfalign.bench.attempts import Attempt
+from selfalign.bench.attempts import AT, Attempt
 from selfalign.bench.stats import Interval
 from selfalign.bench.tables import label
 from selfalign.calibration import Calibration
 from selfalign.report.quality import Confusion, Reliability, Roc
-from selfalign.report.results import AT, STEPS, CellResult
+from selfalign.report.results import STEPS, CellResult
 from selfalign.sim.bodies import BodySpec
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> "tuple[F
     return figure, axes
 
 
+def plain(text: str) -> str:
+    """As it is: what stands between two `$` would be taken for a formula."""
+    return text.replace("$", r"\$")
+
+
 def svg(figure: "Figure") -> str:
     """The figure as an SVG element; the same figure gives the same text."""
     import matplotlib
@@ -70,7 +75,7 @@ def overview(cells: Sequence[CellResult], names: Sequence[str]) -> "Figure":
         if found:
             offset = 0.65 / max(5, len(contexts)) * (index - (len(contexts) - 1) / 2)
             _whiskers(axis, [v for _, v in found], [i + offset for i, _ in found], colour, label(name))
-    axis.set_yticks(range(len(cells)), names)
+    axis.set_yticks(range(len(cells)), list(map(plain, names)))
     axis.set_ylim(len(cells) - 0.5, -0.5)
     axis.set_xlim(-2, 102)
     axis.set_xlabel("success, %")
@@ -98,8 +103,8 @@ def recipes(panels: Mapping[str, Mapping[str, CellResult]]) -> "Figure":
             if condition == "aligned" and names[0] in found:
                 axis.axvline(100 * values[0].value, color="black", linestyle="--", linewidth=0.8)
         axis.set(xlim=(-2, 102), ylim=(len(names) - 0.5, -0.5), xlabel="success, %")
-        axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
-        axis.set_title(title, fontsize=10)
+        axis.set_yticks(range(len(names)), list(map(plain, names)) if axis is axes[0] else [""] * len(names))
+        axis.set_title(plain(title), fontsize=10)
         axis.grid(axis="x", alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
@@ -130,7 +135,7 @@ def over_amounts(cells: Sequence[CellResult]) -> "Figure":
         axis.minorticks_off()
         axis.set_ylim(-2, 102)
         axis.set_xlabel("trajectories of play, or demonstrations", fontsize=8)
-        axis.set_title(cell.name.replace(" (", "\n("), fontsize=9)
+        axis.set_title(plain(cell.name).replace(" (", "\n("), fontsize=9)
         axis.grid(alpha=0.3)
     for axis in axes[len(cells) :]:
         axis.set_axis_off()
@@ -160,7 +165,7 @@ def over_steps(cells: Sequence[CellResult]) -> "Figure":
     figure, axes = new_figure(1, len(panels), 5 * len(panels), 4.2)
     for axis, (what, scale, curves) in zip(axes, panels, strict=True):
         for cell, curve, colour in zip(cells, curves, COLOURS, strict=False):
-            _band(axis, curve, scale, colour, cell.name)
+            _band(axis, curve, scale, colour, plain(cell.name))
         axis.set_xscale("symlog", linthresh=10, linscale=0.5)
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)

@@ -89,13 +89,14 @@ def run(config: FilmsConfig, *, show: bool = True) -> dict[str, Any]:
     keys = [_key(config, policy, one) for one in failing]
     there = read_films(config.out)
     films = {film["key"]: film for film in there if film["key"] in keys}
+    kept = len(films)
     try:
         for number, (key, one) in enumerate(zip(keys, failing, strict=True), 1):
             console.print(f"{number}/{len(failing)} {one.cell.name}: {one.name}", markup=False)
             if key not in films:
                 films[key] = {"key": key, **_film(config, policy, one)}
             told = [films[key] for key in keys if key in films]
-            result = {"format": FORMAT, "films": told, "provenance": provenance(watch.seconds)}
+            result = {"format": FORMAT, "films": told, "provenance": provenance(None if kept else watch.seconds)}
             write_json(config.out / INDEX, result)
     finally:
         close_arenas()

@@ -75,7 +75,8 @@ class _Paper:
         for line in lines:
             page = self._room(height + together)
             x, y = MARGIN / PAGE[0], 1 - (MARGIN + self._used) / PAGE[1]
-            page.text(x, y, line, fontsize=size, family=family, weight="bold" if bold else "normal", va="top")
+            weight = "bold" if bold else "normal"
+            page.text(x, y, line, fontsize=size, family=family, weight=weight, va="top", parse_math=False)
             self._used += height
 
     def picture(self, pixels: np.ndarray, width: float) -> None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selfalign.bench.attempts import Attempt
+from selfalign.bench.attempts import AT, Attempt, amount_of
 from selfalign.bench.stats import Interval, bootstrap_mean, expanded
 from selfalign.bench.subject import BEFORE, RANDOM
 from selfalign.calibration import Calibration
+from selfalign.report.reading import NAMES
 from selfalign.report.results import CellResult
 
 Score = Callable[[Attempt], float]
@@ -28,10 +29,22 @@ def judged(cells: Sequence[CellResult], calibration: Calibration | None = None) 
     for cell in cells:
         if calibration is not None and _fitted_to(calibration, cell):
             continue
-        told = [cell.settings.get("motion", "free"), *(cell.settings.get(name) for name in ("task", "seed", "acting"))]
         for attempt in cell.attempts(calibration):
-            found.setdefault((cell.fingerprint, str(told), attempt.body, attempt.kind), attempt)
+            found.setdefault(_which(cell, attempt), attempt)
     return list(found.values())
+
+
+SAME_ATTEMPT = ("task", "seed", "acting", "play_length", "execute", "num_steps")
+
+
+def _which(cell: CellResult, attempt: Attempt) -> Hashable:
+    """What is the same of an attempt in whatever file it is, and of no two: how the context came about, from how much
+    play, and how the body was tried."""
+    settings, (method, _, amount) = cell.settings, attempt.kind.partition(AT)
+    kind = NAMES.get(method, method) if amount else attempt.kind
+    told = [amount_of(attempt.kind, settings), settings.get("motion", "free"), settings.get("settings") or {}]
+    told += [settings.get(name) for name in SAME_ATTEMPT]
+    return cell.fingerprint, attempt.body, kind, str(told)
 
 
 def _fitted_to(calibration: Calibration, cell: CellResult) -> bool:

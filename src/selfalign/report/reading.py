@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from selfalign.acting import Acting
-from selfalign.bench.attempts import RETURNED_PRIOR
+from selfalign.bench.attempts import AT, RETURNED_PRIOR
 from selfalign.bench.cell import ROLES
 from selfalign.bench.plan import SAME_TEST
 from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM, acting_told, body_seed
-from selfalign.report.results import AT, ORACLE, SEEN_BEFORE, CellResult
+from selfalign.report.results import ORACLE, SEEN_BEFORE, CellResult
 from selfalign.sim.bodies import BodySpec
 from selfalign.sim.regions import SCENARIOS
 
@@ -61,7 +61,7 @@ def _json(path: Path) -> Any:
         raise FileNotFoundError(f"no result file {path}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # or no text at all
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
@@ -200,11 +200,7 @@ def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             amounts = sorted(body["results"], key=int)
             named = {f"{method}{AT}{amount}": body["results"][amount] for amount in amounts if len(amounts) > 1}
             for told_as, result in {condition: body["results"][amounts[-1]], **named}.items():
-                if row["success"].get(told_as, result["success"]) != result["success"]:
-                    raise ValueError(
-                        f"two cells of {entry['label']} measured {told_as} of {name} and found different things: their "
-                        "settings differ; give them labels, or files, of their own"
-                    )
+                _check_agree(entry, told_as, name, row["success"].get(told_as), result["success"])
                 row["success"][told_as] = result["success"]
                 row["costs"][told_as] = {cost: result[cost] for cost in COSTS}
                 # The largest amount is the condition itself: one attempt, not two.
@@ -216,15 +212,38 @@ def _merged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 COSTS = ("robot_seconds", "fit_seconds", "peak_megabytes", "bytes_stored")
+MEASURED = ("successes", "episodes", "mean_progress")
+"""Of success: what a second measurement repeats. Seconds it does not."""
+
+
+def _check_agree(
+    entry: Mapping[str, Any], told_as: str, body: str, one: Mapping[str, Any] | None, other: Mapping[str, Any]
+) -> None:
+    """Raises `ValueError` where two cells of one name found different things under one condition of a body."""
+    if one is not None and any(one.get(name) != other.get(name) for name in MEASURED):
+        raise ValueError(
+            f"two cells of {entry['label']} measured {told_as} of {body} and found different things: their settings "
+            "differ; give them labels, or files, of their own"
+        )
 
 
 def _seen(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each source body, with the most play that it was given."""
+    """A row for each source body, with the most play that it was given.
+
+    Raises:
+        ValueError: two cells found different things of a body that was given as much.
+    """
     rows: dict[str, dict[str, Any]] = {}
-    for entry in entries:
-        condition = {"selfalign": ORACLE, "frozen": SEEN_BEFORE}.get(_method(entry))
-        for body in entry["bodies"] if condition else ():
-            name = _body(body)
+    given: dict[tuple[str, str], int] = {}
+    named = {"selfalign": ORACLE, "frozen": SEEN_BEFORE}
+    for entry in (entry for entry in entries if _method(entry) in named):
+        condition = named[_method(entry)]
+        for body in entry["bodies"]:
+            name, most = _body(body), max(map(int, body["results"]))
+            success, before = body["results"][str(most)]["success"], given.get((name, condition), 0)
             row = rows.setdefault(name, {"name": name, "body": body["body"], "success": {}})
-            row["success"][condition] = body["results"][max(body["results"], key=int)]["success"]
+            if most == before:
+                _check_agree(entry, condition, name, row["success"][condition], success)
+            if most > before:
+                row["success"][condition], given[name, condition] = success, most
     return list(rows.values())

@@ -5,15 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfalign.bench.attempts import Attempt, read_attempts
+from selfalign.bench.attempts import AT, Attempt, read_attempts
 from selfalign.bench.stats import Interval, bootstrap_mean, bootstrap_ratio, mean_success
 from selfalign.calibration import Calibration
 
 ORACLE, SEEN_BEFORE = "oracle", "seen_before"
 """Of bodies of the kinds that the checkpoint was trained on: aligned, and under the prior."""
 STEPS = "after_"
-AT = "@"
-"""Between a method and the amount of play or of demonstrations that it was given, in the name of a condition."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +100,7 @@ class CellResult:
         to expect is left out where it is of another task than theirs, or does not say of which, and where bodies acted
         with another speed or temperature than those of the calibration."""
         fitting = calibration if calibration is not None and calibration.fingerprint == self.fingerprint else None
-        found = [attempt for row in self.rows for attempt in read_attempts(row, self.name, fitting)]
+        found = [attempt for row in self.rows for attempt in read_attempts(row, self.name, fitting, self.settings)]
         alike = fitting is None or fitting.source.get("acting") == self.settings.get("acting")
         return [attempt if alike and self._expects(attempt) else _without_expectation(attempt) for attempt in found]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from selfalign.bench.attempts import Attempt
+from selfalign.bench.attempts import AT, Attempt
 from selfalign.bench.matrix_table import speed_line
 from selfalign.bench.subject import ALIGNED, BEFORE, RANDOM
 from selfalign.bench.tables import label, percent
@@ -19,6 +19,7 @@ from selfalign.report.failures import (
     OF_EACH,
     TEXT,
     accepted_body,
+    accepted_of,
     body_rows,
     cell_rows,
     worst,
@@ -35,7 +36,7 @@ from selfalign.report.quality import (
     reliability,
     roc,
 )
-from selfalign.report.results import AT, ORACLE, CellResult
+from selfalign.report.results import ORACLE, CellResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,14 +155,15 @@ def success(cells: Sequence[CellResult]) -> Iterator[Section]:
 
 def _success_table(cells: Sequence[CellResult], naming: Naming) -> Table:
     main = [name for name in figures.shown(cells) if name != ORACLE]
-    compared, judged = any(ORACLE in cell.seen for cell in cells), any(ALIGNED in cell.conditions for cell in cells)
+    compared = any(ORACLE in cell.seen for cell in cells)
+    judged = any(accepted_body(row) is not None for cell in cells for row in cell.rows)
     rows = []
     for cell in cells:
         values = [str(len(cell.rows)), *(_percent(cell, name) for name in main)]
         if compared:
             values += [_percent(cell, ORACLE), _of_oracle(cell)]
         if judged:
-            values.append(f"{sum(accepted_body(row) for row in cell.rows)} of {len(cell.rows)}")
+            values.append(accepted_of(cell.rows))
         rows.append([*naming.row(cell), *values])
     against = [ORACLE, "aligned / oracle"] if compared else []
     columns = (*naming.columns, "bodies", *map(_short, main), *against, *(["accepted"] if judged else []))

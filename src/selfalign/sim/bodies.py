@@ -394,6 +394,7 @@ def before_change(body: BodySpec, scenario: Scenario, seed: int) -> BodySpec:
         body: with as many joints as the robots of the source region that the scenario draws, if its numbers are joints.
         seed: of the draw.
     """
+    # The stream of [seed, 2, 0], of the body's first play: unlike things are drawn of it, and results depend on it.
     other = _sample_body(np.random.default_rng([seed, 2]), "source", scenario, (body.action_space.kind,))
     return replace(body, **{name: getattr(other, name) for name in CHANGED[scenario]})
 
