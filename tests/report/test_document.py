@@ -61,7 +61,7 @@ def test_the_page_stands_alone_and_says_what_was_measured(results, tmp_path: Pat
     content = run(config, show=False)
     titles = [section.title for section in content]
     assert titles == [
-        "Success on unseen bodies",
+        "Success on unseen bodies: bench adapt",
         "Success on unseen bodies: matrix",
         "Over alignment steps",
         "Over play",
@@ -329,6 +329,8 @@ def test_numbers_stay_in_one_line_while_heads_can_give_way():
     table = Table(("a rather long head of words", "b"), [["97 % [94, 99]", "0.89 [0.70, 1.12]"]])
     lines = text_table(table, 32)
     assert lines[-1].split("  ") == ["97 % [94, 99]", "0.89 [0.70, 1.12]"] and len(lines) > 3
+    narrower = text_table(table, 24)  # numbers give way next; words stay whole
+    assert max(map(len, narrower)) <= 24 and {"rather", "[0.70,"} <= set(" ".join(narrower).split())
 
 
 def test_text_tables_fit_their_lines():

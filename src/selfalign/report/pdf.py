@@ -109,16 +109,16 @@ class _Paper:
 
 
 def text_table(table: Table, letters: int) -> list[str]:
-    """Columns of letters; the widest are wrapped where a line is too short: heads and long text first, within words
-    if nothing else helps."""
+    """Columns of letters; the widest are wrapped where a line is too short: heads and long text first, then numbers
+    with their intervals, and within words if nothing else helps."""
     rows = [table.columns, *table.rows]
     columns = range(len(table.columns))
     widths = [max(len(row[i]) for row in rows) for i in columns]
     words = [max((len(part) for row in rows for part in row[i].split()), default=1) for i in columns]
-    words = [max([words[i], *(len(row[i]) for row in table.rows if len(row[i]) <= WHOLE)]) for i in columns]
-    while sum(widths) + 2 * (len(widths) - 1) > letters:
-        wide = [i for i in columns if widths[i] > words[i]] or list(columns)
-        widths[max(wide, key=widths.__getitem__)] -= 1
+    whole = [max([words[i], *(len(row[i]) for row in table.rows if len(row[i]) <= WHOLE)]) for i in columns]
+    for least in (whole, words, [1] * len(words)):
+        while sum(widths) + 2 * (len(widths) - 1) > letters and any(widths[i] > least[i] for i in columns):
+            widths[max((i for i in columns if widths[i] > least[i]), key=widths.__getitem__)] -= 1
     lines = []
     for number, row in enumerate(rows):
         cells = [textwrap.wrap(value, width) or [""] for value, width in zip(row, widths, strict=True)]

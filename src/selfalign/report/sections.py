@@ -139,18 +139,24 @@ SUCCESS_SAID = (
 
 
 def success(cells: Sequence[CellResult]) -> Iterator[Section]:
-    """How well held-out bodies act: a section for each matrix, and one for what was measured cell by cell."""
+    """How well held-out bodies act: a section for each matrix, and one for all files of another benchmark."""
     files: dict[str, list[CellResult]] = {}
     for cell in cells:
-        files.setdefault(cell.path.stem if cell.label else "", []).append(cell)
+        files.setdefault(cell.path.stem if cell.label else _benchmark(cell), []).append(cell)
     for number, (file, group) in enumerate(files.items()):
         naming = Naming.of(group)
         parts = [group[i : i + 12] for i in range(0, len(group), 12)]
         drawn = [figures.overview(part, [", ".join(naming.row(cell)) for cell in part]) for part in parts]
         tables = [_success_table(group, naming), *_difference_tables(group, naming)]
-        title = f"{SUCCESS}: {file}" if file and len(files) > 1 else SUCCESS
+        title = f"{SUCCESS}: {file}" if len(files) > 1 else SUCCESS
         said = [*([] if number else [SUCCESS_SAID]), *([f"All: {naming.shared}."] if naming.shared else [])]
         yield Section(title, " ".join(said), drawn, tables)
+
+
+def _benchmark(cell: CellResult) -> str:
+    """`bench adapt`, say."""
+    words = str(cell.provenance.get("command", "")).split()[1:]
+    return " ".join(words[:2] if words[:1] == ["bench"] else words[:1]) or cell.path.stem
 
 
 def _success_table(cells: Sequence[CellResult], naming: Naming) -> Table:
