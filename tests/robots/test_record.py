@@ -132,8 +132,12 @@ def test_nothing_finished_means_no_data_set(play, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_keeps_what_is_finished(play, tmp_path, number):
     robot = FakeRobot(on_step=lambda step: step == 60 and os.kill(os.getpid(), number))
-    with pytest.raises(KeyboardInterrupt):
-        play(robot)
+    before = signal.signal(number, signal.default_int_handler)  # the tests themselves may run under `nohup`
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            play(robot)
+    finally:
+        signal.signal(number, before)
     assert robot.calls[-2:] == ["stop", "close"] and len(robot.actions) == 60
     assert len(episodes(tmp_path / "play")) == robot.calls.count("stop") - 1 >= 1
 
