@@ -9,6 +9,7 @@ from result_files import motion_of
 
 from selfalign.ablation.recipes import SCALES
 from selfalign.bench.subject import ALIGNED, BEFORE
+from selfalign.report.failures import accepted_body
 from selfalign.report.results import CellResult
 from selfalign.sim.bodies import BodySpec
 
@@ -61,17 +62,12 @@ def never(cells: Sequence[CellResult], beyond: Mapping[str, Any] | None) -> Iter
         [f"{cell.settings['scenario']}, {cell.settings['task']}, {motion_of(cell)} play", row["name"], cell.path.name]
         for cell in cells
         for row in cell.rows
-        if ALIGNED in row["success"] and not row["success"][ALIGNED]["successes"] and _accepted(row)
+        if ALIGNED in row["success"] and not row["success"][ALIGNED]["successes"] and accepted_body(row)
     ]
     for row in () if beyond is None else beyond["bodies"]:
-        if _accepted(row) and not row["success"]["successes"]:
+        if accepted_body(row) and not row["success"]["successes"]:
             name = BodySpec.from_dict(row["body"]).name
             rows.append([f"camera {row['degrees']:.0f}° outside of the others, reach", name, "beyond.json"])
     if rows:
         yield "Bodies of the shipped checkpoint whose fit was accepted, and which then succeed in no episode:"
         yield markdown(("unseen", "body", "file"), rows)
-
-
-def _accepted(row: Mapping[str, Any]) -> bool:
-    verdict = row.get("verdict") or row.get("verdicts", {}).get(ALIGNED) or {}
-    return bool(verdict.get("accepted"))

@@ -18,9 +18,13 @@ done
 selfalign bench matrix --plan benchmarks/plans/training_seeds.json --out outputs/training_seeds --cache outputs/cells
 cp outputs/training_seeds/matrix.json benchmarks/results/matrix_training_seeds.json
 # The headline cells at that scale, beside the shipped recipe with seed 1: 90 minutes for two trainings side by side.
-selfalign bench ablate --out outputs/seeds --scale shipped --split test --cells headline --seeds 1 --tower checkpoints/tiny \
-    --trainings 2 --threads 1
-cp outputs/seeds/ablation.json benchmarks/results/ablation_shipped.json
+for cells in "all no-rehearsal-512 attached" "baseline global-w"; do
+    # shellcheck disable=SC2086  # several cells
+    selfalign bench ablate --out outputs/seeds --scale shipped --split test --cells $cells --seeds 1 --scenarios camera action \
+        --tower checkpoints/tiny --trainings 2 --threads 1
+    name=$([ "${cells%% *}" = all ] && echo shipped || echo headline)
+    cp outputs/seeds/ablation.json "benchmarks/results/ablation_$name.json"
+done
 for name in attached no-rehearsal-512; do
     recipe=$(grep -l "\"name\": \"$name\"" outputs/seeds/trainings/*/recipe.json)
     ln -sfn "trainings/$(basename "$(dirname "$recipe")")" "outputs/seeds/$name-1"

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from selfalign.baselines.descent import Bookmark, Descent, descend
+from selfalign.baselines.descent import Descent, descend
+from selfalign.train.bookmark import Bookmark
 
 
 def parameter(*values: float) -> nn.Parameter:
@@ -92,10 +93,11 @@ def test_an_interrupted_descent_goes_on_as_if_it_had_never_stopped(tmp_path, jud
 
     whole = parameter(3.0, -2.0)
     history = run(whole)
-    for stop_at in (11, 6):  # of those that are left: steps 11 and 8 + 6
+    for stop_at in (11, 6):  # of the steps that are left: steps 11 and, from 8 on, 14
         with pytest.raises(KeyboardInterrupt):
             run(parameter(3.0, -2.0), stop_at, mark)
-    assert torch.load(mark.path)["state"]["step"] == 12
+    state = mark.read()
+    assert state is not None and state["step"] == 12, "the last that was measured before step 14"
     late = parameter(-9.0, 9.0)  # where it begins means nothing any more
     assert run(late, None, mark) == history
     assert torch.equal(late, whole)

@@ -20,3 +20,8 @@ def test_a_gpu_too_many_is_told(monkeypatch):
     assert existing_device("cuda") == torch.device("cuda") and existing_device("cuda:1").index == 1
     with pytest.raises(ValueError, match='no device "cuda:2": torch finds 2, counted from 0'):
         existing_device("cuda:2")
+
+
+def test_what_is_no_device_is_told():
+    with pytest.raises(ValueError, match='no device is called "gpu": say "cpu", "cuda"'):
+        existing_device("gpu")

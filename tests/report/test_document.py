@@ -325,6 +325,17 @@ def test_what_aligning_is_ahead_is_told_for_other_ways_and_other_checkpoints(res
     assert [row[-1] for row in checkpoints.rows] == ["-80 [-80, -80] (tiny)"]
 
 
+def test_matrices_of_one_name_are_not_mixed(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    cells = read_cells([write(tmp_path / name / "matrix.json", matrix_result()) for name in ("a", "b")])
+    first, second = success(cells)
+    assert [section.title.split(": ")[1] for section in (first, second)] == ["a/matrix", "b/matrix"]
+    assert [len(section.tables[0].rows) for section in (first, second)] == [1, 1]
+    naming = Naming.of(cells)
+    assert [naming.row(cell)[-1] for cell in cells] == ["a/matrix.json", "b/matrix.json"]
+
+
 def test_numbers_stay_in_one_line_while_heads_can_give_way():
     table = Table(("a rather long head of words", "b"), [["97 % [94, 99]", "0.89 [0.70, 1.12]"]])
     lines = text_table(table, 32)

@@ -1,10 +1,8 @@
 """Gradient descent on some parameters of a model, as every method but `selfalign` uses it."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +10,7 @@ from torch import Tensor, nn
 
 from selfalign.align.optim import FastAdam, FastAdamState, grad_norm
 from selfalign.align.progress import phases
-from selfalign.model.files import write_atomically
-
-BOOKMARK_FORMAT = "selfalign-bookmark-1"
+from selfalign.train.bookmark import Bookmark
 
 LossOf = Callable[[torch.Generator], Tensor]
 """The loss of a batch that the generator draws."""
@@ -52,39 +48,6 @@ class DescentHistory:
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Bookmark:
-    """A file from which a descent that was interrupted goes on, as if it had never stopped."""
-
-    path: Path
-    about: Mapping[str, Any]
-    """What it is a descent of, as JSON values; that of another one is refused."""
-
-    def write(self, state: Mapping[str, Any]) -> None:
-        """Writes where the descent is, atomically."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        payload = {"format": BOOKMARK_FORMAT, "about": json.dumps(self.about, sort_keys=True), "state": dict(state)}
-        write_atomically(self.path, lambda partial: torch.save(payload, partial))
-
-    def read(self) -> dict[str, Any] | None:
-        """Where it was; None: it has not begun.
-
-        Raises:
-            ValueError: a damaged file, or one of another descent.
-        """
-        if not self.path.is_file():
-            return None
-        remedy = f"remove {self.path} to begin anew"
-        try:
-            payload = torch.load(self.path, map_location="cpu", weights_only=True)
-            found, then, state = payload["format"], payload["about"], payload["state"]
-        except Exception as error:  # torch raises many kinds for a damaged archive
-            raise ValueError(f"{self.path} is damaged or no unfinished fit ({error}); {remedy}") from error
-        if (found, then) != (BOOKMARK_FORMAT, json.dumps(self.about, sort_keys=True)):
-            raise ValueError(f"{self.path} is of another fit ({then}); give its settings and data again, or {remedy}")
-        return state
 
 
 def descend(

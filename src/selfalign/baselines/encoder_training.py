@@ -19,7 +19,7 @@ from torch import Tensor
 
 from selfalign.align.heldout import hold_out
 from selfalign.align.pretrain import trained_features
-from selfalign.baselines.descent import Bookmark, Descent, descend
+from selfalign.baselines.descent import Descent, descend
 from selfalign.baselines.encoder import PlayEncoder, TrainedEncoder, encoder_inputs, moved_prior
 from selfalign.baselines.method import check_positive
 from selfalign.baselines.samples import FlowSamples
@@ -31,6 +31,7 @@ from selfalign.model.losses import ACTION
 from selfalign.policy import Policy
 from selfalign.provenance import digest
 from selfalign.sim.virtual import source_perturbation
+from selfalign.train.bookmark import Bookmark
 
 FEATURES = Path("outputs/encoder.features")
 """Holds a folder of what the vision tower sees for each collection of data sets."""

@@ -7,9 +7,12 @@ def existing_device(name: str | torch.device) -> torch.device:
     """A device that this machine has: asked for before the work, it is told in a line and not after hours.
 
     Raises:
-        ValueError: CUDA is asked for and there is none, or not so many devices.
+        ValueError: no device is called so, or CUDA is asked for and there is none, or not so many devices.
     """
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f'no device is called "{name}": say "cpu", "cuda", or "cuda:1" for the second GPU') from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(

@@ -1,7 +1,9 @@
 """What cells are called beside one another: what tells them apart goes into columns, what all share into words."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 from selfalign.acting import Acting
@@ -18,6 +20,8 @@ class Naming:
     columns: tuple[str, ...]
     shared: str
     """What all of them have in common, beside that."""
+    files: Mapping[Path, str] = field(default_factory=dict, compare=False)
+    """What each file is called (`file_names`)."""
 
     @classmethod
     def of(cls, cells: Sequence[CellResult]) -> Self:
@@ -30,12 +34,20 @@ class Naming:
             columns.append("file")
         alike = [name for name in traits_of(told) if name not in (*columns, *differing, "file") and told[0][name]]
         shared = [f"{name} {told[0][name]}" for name in alike]
-        return cls(tuple(columns), ", ".join(shared))
+        return cls(tuple(columns), ", ".join(shared), file_names(cells))
 
     def row(self, cell: CellResult) -> list[str]:
         """A cell's name, by column."""
-        told = traits(cell)
+        told = {**traits(cell), "file": self.files[cell.path]}
         return [told[name] for name in self.columns]
+
+
+def file_names(cells: Sequence[CellResult]) -> dict[Path, str]:
+    """What the files of some cells are called: with their folders where several have one name, as every `matrix.json`
+    has."""
+    paths = {cell.path for cell in cells}
+    count = Counter(path.name for path in paths)
+    return {path: path.name if count[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths}
 
 
 def traits(cell: CellResult) -> dict[str, str]:

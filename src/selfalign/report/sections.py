@@ -24,7 +24,7 @@ from selfalign.report.failures import (
     cell_rows,
     worst,
 )
-from selfalign.report.naming import Naming, traits
+from selfalign.report.naming import Naming, file_names, traits
 from selfalign.report.quality import (
     Roc,
     by_kind,
@@ -140,9 +140,10 @@ SUCCESS_SAID = (
 
 def success(cells: Sequence[CellResult]) -> Iterator[Section]:
     """How well held-out bodies act: a section for each matrix, and one for all files of another benchmark."""
-    files: dict[str, list[CellResult]] = {}
+    files, called = {}, file_names(cells)
     for cell in cells:
-        files.setdefault(cell.path.stem if cell.label else _benchmark(cell), []).append(cell)
+        name = called[cell.path].removesuffix(".json") if cell.label else _benchmark(cell)
+        files.setdefault(name, []).append(cell)
     for number, (file, group) in enumerate(files.items()):
         naming = Naming.of(group)
         parts = [group[i : i + 12] for i in range(0, len(group), 12)]

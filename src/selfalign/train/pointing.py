@@ -4,8 +4,10 @@ The tower is trained first and then frozen: policies that learn to see and to ac
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +18,9 @@ from torch import Tensor
 from selfalign.configs import below, refuse
 from selfalign.data.snapshots import Snapshots
 from selfalign.data.transforms import pixels_to_model
-from selfalign.model.files import write_atomically
 from selfalign.model.vision import KeypointTower
 from selfalign.model.weights import load_tensors, unique_tensors
+from selfalign.train.bookmark import Bookmark
 from selfalign.workers import track
 
 SAVE_EVERY = 500
@@ -121,8 +123,8 @@ def colour_jitter(images: Float[Tensor, "B 3 S S"], *, generator: torch.Generato
 class _Training:
     """The training of a tower at some step: what it needs to go on as if it had never stopped."""
 
-    def __init__(self, tower: KeypointTower, config: PointingConfig, pictures: str):
-        self.tower, self.config, self.pictures, self.step = tower, config, pictures, 0
+    def __init__(self, tower: KeypointTower, config: PointingConfig):
+        self.tower, self.config, self.step = tower, config, 0
         self.rng, self.generator = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
         self.optimizer = torch.optim.AdamW(tower.parameters(), lr=config.learning_rate, weight_decay=1e-3, fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -144,10 +146,8 @@ class _Training:
         self.step += 1
         return {name: value.detach() for name, value in losses.items()}
 
-    def save(self, path: Path) -> None:
-        state = {
-            "config": asdict(self.config),
-            "pictures": self.pictures,
+    def state_dict(self) -> dict[str, Any]:
+        return {
             "step": self.step,
             "tower": unique_tensors(self.tower),
             "optimizer": self.optimizer.state_dict(),
@@ -155,19 +155,10 @@ class _Training:
             "rng": json.dumps(self.rng.bit_generator.state),
             "generator": self.generator.get_state(),
         }
-        write_atomically(path, lambda temporary: torch.save(state, temporary))
 
-    def restore(self, path: Path) -> None:
-        """Goes on from a file, if it is of the same training."""
-        try:
-            state = torch.load(path, weights_only=True)
-            if state["config"] != asdict(self.config):
-                raise ValueError(f"it was made with {state['config']}")
-            if state["pictures"] != self.pictures:
-                raise ValueError("it was made on other pictures")
-            load_tensors(self.tower, state["tower"], str(path))
-        except Exception as error:  # torch raises many kinds for a damaged archive
-            raise ValueError(f"{path} is no training of this tower ({error}); delete it to begin again") from error
+    def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
+        """Goes on from what a file held."""
+        load_tensors(self.tower, state["tower"], str(path))
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.rng.bit_generator.state = json.loads(state["rng"])
@@ -194,9 +185,11 @@ def train_tower(
     """
     if tower.config.depth_width:
         _measure_depth(tower, points)
-    training = _Training(tower, config, Snapshots(images, points).fingerprint)
-    if saved is not None and saved.is_file():
-        training.restore(saved)
+    training, mark = _Training(tower, config), None
+    if saved is not None:
+        mark = Bookmark(saved, {"pictures": Snapshots(images, points).fingerprint, **asdict(config)})
+        if (state := mark.read()) is not None:
+            training.load_state_dict(state, saved)
     tower.train()
     recent: list[float] = []
     for step in track(range(training.step, config.steps), description="pointing"):
@@ -207,8 +200,8 @@ def train_tower(
             names = [name for name in ("presence", "depth", "doubt") if name in losses]
             rest = ", ".join(f"{name} {float(losses[name]):.3f}" for name in names)
             print(f"pointing step {step + 1}: mean error {pixels:.2f} px, {rest}", flush=True)
-        if saved is not None and training.step % SAVE_EVERY == 0:
-            training.save(saved)
+        if mark is not None and training.step % SAVE_EVERY == 0:
+            mark.write(training.state_dict())
     tower.eval()
     return {"pixels": float(np.mean(recent[-100:]) * tower.config.image_size / 2)} if recent else {}
 
