@@ -28,6 +28,10 @@ SEEDS = "training-seeds"
 """The plan that measures the shipped recipe, trained again (`plans/training_seeds.json`)."""
 RECIPES = "recipes-push"
 """The plan that measures recipes of the shipped checkpoint's scale in pushing (`plans/recipes_push.json`)."""
+PRACTICE = "more-pushing"
+"""The plan that measures the shipped checkpoint beside one that was shown more pushing (`plans/more_pushing.json`)."""
+APART = ("acting", RECIPES, PRACTICE)
+"""Plans of validation bodies, by which something was chosen or compared."""
 FREE = "free"
 """The motion of play where nothing else is said."""
 CHECKPOINT = ROOT / "checkpoints/tiny"
@@ -51,7 +55,7 @@ class Results:
     @classmethod
     def open(cls, folder: Path) -> Self:
         data = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-        apart = [path for path, told in data.items() if is_acting(told) or repeats(told) or is_matrix(told, RECIPES)]
+        apart = [path for path, told in data.items() if repeats(told) or any(is_matrix(told, plan) for plan in APART)]
         shipped, ablated = read_both([path for path in data if is_bench(data[path]) and path not in apart])
         return cls(data, shipped, ablated, read_cells([path for path in data if format_of(data[path]) == CHECKS]))
 
@@ -82,7 +86,15 @@ class Results:
     @property
     def pushed(self) -> list[CellResult]:
         """Recipes that differ, in pushing."""
-        return read_cells([path for path, data in self.data.items() if is_matrix(data, RECIPES)])
+        return self._of_plan(RECIPES)
+
+    @property
+    def practised(self) -> list[CellResult]:
+        """The shipped checkpoint, and one that was shown more pushing."""
+        return self._of_plan(PRACTICE)
+
+    def _of_plan(self, plan: str) -> list[CellResult]:
+        return read_cells([path for path, data in self.data.items() if is_matrix(data, plan)])
 
     @property
     def acting(self) -> list[Any]:

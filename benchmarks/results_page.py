@@ -16,7 +16,7 @@ from page_adaptation import adaptation, as_shipped
 from page_changes import beyond, changes, unseen
 from page_doubts import doubts
 from page_motions import motions
-from page_recipes import schemes, seeds
+from page_recipes import practice, schemes, seeds
 from page_tables import MAIN, conditions, markdown
 from result_files import FREE, ROOT, TUNING, Results, beside_aligned, motion_of, shipped_calibration
 
@@ -86,6 +86,7 @@ def page(results: Path, figure: str, films: Path) -> str:
                 *over_play(shipped, (assets / AMOUNTS).as_posix()),
                 *motions(shipped),
                 *seeds(plain(shipped), found.repeated),
+                *practice(found.practised),
                 *schemes(found.ablated),
                 *ablations(found.recipes, assets, found.pushed),
                 *verdicts(found.attempts, (assets / VERDICTS).as_posix()),

@@ -31,3 +31,9 @@ for name in attached no-rehearsal-512; do
 done
 selfalign bench matrix --plan benchmarks/plans/recipes_push.json --out outputs/recipes_push --cache outputs/cells
 cp outputs/recipes_push/matrix.json benchmarks/results/matrix_recipes_push.json
+# The shipped checkpoint, shown more of pushing and lifting: 21 minutes of one quiet core.
+selfalign pretrain --preset tiny --start checkpoints/tiny --data data/sources --out outputs/push --steps 3000 --seed 1 \
+    --learning-rate 1e-3 --warmup-steps 200 --widen-steps 0 --context-decay-steps 30 --play-per-slot 6 --demonstrations-per-slot 10 \
+    --reach-weight 1 --lambda-grounding 20 --lambda-action 4 --compile --threads 1
+selfalign bench matrix --plan benchmarks/plans/more_pushing.json --out outputs/more_pushing --cache outputs/cells
+cp outputs/more_pushing/matrix.json benchmarks/results/matrix_more_pushing.json

@@ -263,6 +263,24 @@ def test_recipes_in_another_task_stand_below_those_of_their_scale(tmp_path: Path
     assert plan.name == result_files.RECIPES and {cell.task for cell in plan.cells} == {"push"}
 
 
+def test_more_practice_stands_beside_the_shipped_checkpoint(tmp_path: Path):
+    results, aligned = script("results_page"), matrix_result()["cells"][1]
+    labels = {"3,000 more steps": 8, "10,000 steps": 5}
+    cells = [{**aligned, "label": label, "bodies": _with_successes(aligned, of)} for label, of in labels.items()]
+    write(tmp_path / "matrix_more.json", {**matrix_result(), "plan": result_files.PRACTICE, "cells": cells})
+    found = result_files.Results.open(tmp_path)
+    assert not found.shipped and not found.ablated, (
+        "of validation bodies"
+    )
+    *_, table = results.practice(found.practised)
+    head, _, row = (line.split(" | ") for line in table.splitlines())
+    assert head[3:5] == ["10,000 steps", "3,000 more steps"]
+    assert [cell.split(" ")[0] for cell in row[3:]] == ["50", "80", "+30"]
+    assert not list(results.practice([]))
+    plan = Plan.open(ROOT / "benchmarks/plans/more_pushing.json")
+    assert plan.name == result_files.PRACTICE and {cell.label for cell in plan.cells} == labels.keys()
+
+
 def test_trainings_with_other_seeds_stand_beside_the_shipped_one(tmp_path: Path):
     results, shipped = script("results_page"), matrix_result()
     for entry in shipped["cells"]:
