@@ -269,9 +269,7 @@ def test_more_practice_stands_beside_the_shipped_checkpoint(tmp_path: Path):
     cells = [{**aligned, "label": label, "bodies": _with_successes(aligned, of)} for label, of in labels.items()]
     write(tmp_path / "matrix_more.json", {**matrix_result(), "plan": result_files.PRACTICE, "cells": cells})
     found = result_files.Results.open(tmp_path)
-    assert not found.shipped and not found.ablated, (
-        "of validation bodies"
-    )
+    assert not found.shipped and not found.ablated, "of validation bodies"
     *_, table = results.practice(found.practised)
     head, _, row = (line.split(" | ") for line in table.splitlines())
     assert head[3:5] == ["10,000 steps", "3,000 more steps"]
