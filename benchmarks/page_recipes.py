@@ -66,8 +66,8 @@ def practice(cells: Sequence[CellResult]) -> Iterator[str]:
     yield "## Does more practice help?"
     yield (
         "The shipped checkpoint after its 10,000 steps, in which 93 % of the frames of demonstrations that it was "
-        "shown are of reaching, and after 3,000 more on the same recordings, in which 57 % are (22 % of pushing, 21 % "
-        "of lifting). Validation bodies, aligned after 20 trajectories; the difference is on the same bodies and in the "
+        "shown are of reaching, and after 3,000 more on the same recordings, in which 57 % are (22 % pushing, 21 % "
+        "lifting). Validation bodies, aligned after 20 trajectories; the difference is on the same bodies and in the "
         "same scenes, in percentage points."
     )
     later = {(cell.settings["task"], cell.settings["scenario"]): cell for cell in cells if MORE_STEPS in cell.name}
